@@ -1,0 +1,12 @@
+"""Optimizers for sharded models: whole-matrix rules on FSDP2, DDP or plain parameters.
+
+    from optim import Muon
+    optimizer = Muon([p for p in model.blocks.parameters() if p.ndim == 2], lr=0.02)
+
+Nothing here knows of Hydra or of the trainer.
+"""
+
+from optim.matrix import MatrixOptimizer
+from optim.muon import Muon
+
+__all__ = ["MatrixOptimizer", "Muon"]

@@ -1,0 +1,357 @@
+"""Who owns which matrix, and how shards become whole matrices and shards again.
+
+This is the only file of ``optim`` that communicates.  FSDP2 leaves every parameter in chunks of rows
+(``Shard(0)``, ``torch.chunk`` sizes) over a shard group of W ranks.  A whole-matrix rule runs once per
+matrix, on its *owner*, in three phases per bucket:
+
+    1. gather    every rank packs its rows of the bucket's matrices, ordered by owner, into ``shards``;
+                 one ``all_to_all_single`` fills each owner's ``wholes`` (ordered by source rank);
+    2. compute   the owner joins the rows, runs the rule, and writes the result back into ``wholes``;
+    3. scatter   the mirrored ``all_to_all_single`` (splits swapped) returns the rows to ``shards``.
+
+While bucket b is computed, bucket b+1 is being gathered and bucket b-1 scattered.  A rank sends, per step,
+
+    sum over matrices it does not own of its own rows        (gather)
+  + sum over matrices it owns of everybody else's rows       (scatter)
+
+elements: 2 S (W-1) / W^2 of the S matrix elements when shards and owners are balanced, against
+S (W-1) / W for gathering every matrix everywhere, which also repeats all of the work on every rank.
+
+Replicated parameters (DDP) need no gather: owners share the work and broadcast their results.  A process
+alone does neither.  The classes at the end are these three cases.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Item:
+    """One matrix as the plan sees it: whole shape ``(rows, ...)``, the rule's FLOPs, and the stack it may join."""
+
+    shape: tuple[int, ...]
+    flops: float
+    stack: tuple
+
+    @property
+    def row_numel(self) -> int:
+        """Elements of one row of dimension 0."""
+        numel = 1
+        for size in self.shape[1:]:
+            numel *= size
+        return numel
+
+
+@lru_cache(maxsize=65536)
+def shard_rows(rows: int, world_size: int, rank: int) -> int:
+    """Rows of dimension 0 that ``rank`` holds under FSDP2's ``Shard(0)`` (``torch.chunk`` sizes, possibly 0)."""
+    chunk = -(-rows // world_size)
+    return max(0, min(chunk, rows - chunk * rank))
+
+
+def assign_owners(flops: Sequence[float], world_size: int) -> list[int]:
+    """Owner rank of every item: largest first onto the least loaded rank, then swaps that relieve the heaviest.
+
+    Deterministic, so that every rank computes the same answer.  Graham's bound for largest-first is 4/3 of the
+    ideal makespan; the swaps bring it within a few percent when ranks hold four or more matrices.
+    """
+    heap = [(0.0, rank) for rank in range(world_size)]
+    owners = [0] * len(flops)
+    for item in sorted(range(len(flops)), key=lambda i: (-flops[i], i)):
+        load, rank = heapq.heappop(heap)
+        owners[item] = rank
+        heapq.heappush(heap, (load + flops[item], rank))
+    loads = [0.0] * world_size
+    for item, rank in enumerate(owners):
+        loads[rank] += flops[item]
+    while _relieve_heaviest(flops, owners, loads):
+        pass
+    return owners
+
+
+def _relieve_heaviest(flops: Sequence[float], owners: list[int], loads: list[float]) -> bool:
+    """Swap one item of the heaviest rank for a lighter one elsewhere if that lowers the larger of both loads."""
+    heavy = max(range(len(loads)), key=lambda r: (loads[r], -r))
+    best = None
+    seen = set()
+    for a, b in ((a, b) for a in range(len(flops)) if owners[a] == heavy for b in range(len(flops))):
+        light, difference = owners[b], flops[a] - flops[b]
+        if light == heavy or difference <= 0 or (difference, light) in seen:
+            continue
+        seen.add((difference, light))
+        worst = max(loads[heavy] - difference, loads[light] + difference)
+        if worst < loads[heavy] * (1 - 1e-9) and (best is None or worst < best[0]):
+            best = (worst, a, b, difference)
+    if best is None:
+        return False
+    _, a, b, difference = best
+    loads[heavy] -= difference
+    loads[owners[b]] += difference
+    owners[a], owners[b] = owners[b], owners[a]
+    return True
+
+
+class Plan:
+    """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
+
+    ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket (a larger
+    single matrix travels alone).
+    """
+
+    def __init__(self, items: Sequence[Item], world_size: int, bucket_elements: int):
+        self.items, self.world_size, self.bucket_elements = list(items), world_size, bucket_elements
+        self.owners = assign_owners([item.flops for item in items], world_size)
+
+    def digest(self) -> int:
+        """A 62-bit hash of everything on which ranks must agree."""
+        text = repr((self.items, self.world_size, self.bucket_elements, self.owners))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
+
+    def buckets(self, active: Sequence[int]) -> list[list[list[int]]]:
+        """``buckets[b][rank]``: the active items that ``rank`` owns in bucket ``b``, equal stacks side by side."""
+        queues = [
+            sorted(
+                (i for i in active if self.owners[i] == rank),
+                key=lambda i: (-self.items[i].flops, repr(self.items[i].stack), i),
+            )
+            for rank in range(self.world_size)
+        ]
+        buckets = []
+        while any(queues):
+            buckets.append([self._take(queue) for queue in queues])
+        return buckets
+
+    def _take(self, queue: list[int]) -> list[int]:
+        taken, elements = [], 0
+        while queue:
+            size = self.items[queue[0]].shape[0] * self.items[queue[0]].row_numel
+            if taken and elements + size > self.bucket_elements:
+                break
+            elements += size
+            taken.append(queue.pop(0))
+        return taken
+
+    def shard_numel(self, item: int, rank: int) -> int:
+        """Elements of ``item`` that ``rank`` holds."""
+        return shard_rows(self.items[item].shape[0], self.world_size, rank) * self.items[item].row_numel
+
+    def elements_sent(self, rank: int, active: Sequence[int]) -> int:
+        """Elements that ``rank`` sends to others in one step over sharded parameters (the formula above)."""
+        sent = 0
+        for i in active:
+            mine = self.shard_numel(i, rank)
+            whole = self.items[i].shape[0] * self.items[i].row_numel
+            sent += whole - mine if self.owners[i] == rank else mine
+        return sent
+
+
+class Transfer:
+    """One bucket on its way: ``wholes()``, then ``send_back(results)``, then ``updates()``, each called once.
+
+    This base is the process alone: nothing travels.
+    """
+
+    def __init__(self, plan: Plan, bucket: list[list[int]], rank: int, group, dtype: torch.dtype):
+        self.plan, self.bucket, self.rank, self.group, self.dtype = plan, bucket, rank, group, dtype
+        self.owned = bucket[rank]
+        self.order = [i for items in bucket for i in items]
+
+    def start(self, inputs: dict[int, Tensor]) -> "Transfer":
+        """Begin with this rank's part of every item of the bucket (its rows, or the whole if replicated)."""
+        self.inputs = inputs
+        return self
+
+    def wholes(self) -> dict[int, Tensor]:
+        """The whole matrices that this rank owns, in the wire dtype."""
+        return {i: self.inputs[i].to(self.dtype) for i in self.owned}
+
+    def send_back(self, results: dict[int, Tensor]) -> None:
+        """Hand over the preconditioned whole matrices; they begin their way back."""
+        self.results = results
+
+    def updates(self) -> dict[int, Tensor]:
+        """This rank's part of every result of the bucket, shaped like the inputs."""
+        return self.results
+
+
+class ReplicatedTransfer(Transfer):
+    """Replicated parameters: every rank has every input, owners broadcast their results."""
+
+    def start(self, inputs):
+        self.inputs = {i: inputs[i] for i in self.owned}
+        self.device = next(iter(inputs.values())).device
+        return self
+
+    def send_back(self, results):
+        regions = []
+        for rank, items in enumerate(self.bucket):
+            numel = sum(self.plan.items[i].shape[0] * self.plan.items[i].row_numel for i in items)
+            region = torch.empty(numel, dtype=self.dtype, device=self.device)
+            if rank == self.rank and items:
+                _copy_flat(region, [results[i] for i in items])
+            regions.append(region)
+        self.inputs, self.regions = None, regions
+        self.works = [
+            dist.broadcast(region, group=self.group, group_src=rank, async_op=True)
+            for rank, region in enumerate(regions)
+            if region.numel()
+        ]
+
+    def updates(self):
+        for work in self.works:
+            work.wait()
+        result = {}
+        for items, region in zip(self.bucket, self.regions, strict=True):
+            shapes = [self.plan.items[i].shape for i in items]
+            result.update(zip(items, _views(region, shapes), strict=True))
+        return result
+
+
+class ShardedTransfer(Transfer):
+    """Rows over a shard group: two packed ``all_to_all_single``, the second mirroring the first."""
+
+    def start(self, inputs):
+        plan, world = self.plan, range(self.plan.world_size)
+        self.to_owner = [sum(plan.shard_numel(i, self.rank) for i in items) for items in self.bucket]
+        self.from_rank = [sum(plan.shard_numel(i, rank) for i in self.owned) for rank in world]
+        self.shapes = [inputs[i].shape for i in self.order]
+        device = inputs[self.order[0]].device
+        self.shards = torch.empty(sum(self.to_owner), dtype=self.dtype, device=device)
+        self.whole = torch.empty(sum(self.from_rank), dtype=self.dtype, device=device)
+        _copy_flat(self.shards, [inputs[i] for i in self.order])
+        self.work = dist.all_to_all_single(
+            self.whole, self.shards, self.from_rank, self.to_owner, group=self.group, async_op=True
+        )
+        return self
+
+    def _pieces(self) -> list[list[Tensor]]:
+        """``pieces[j][rank]``: the rows of the j-th owned matrix that came from, and return to, ``rank``."""
+        sizes = [self.plan.shard_numel(i, rank) for rank in range(self.plan.world_size) for i in self.owned]
+        flat = self.whole.split(sizes)
+        return [list(flat[j :: len(self.owned)]) for j in range(len(self.owned))]
+
+    def wholes(self):
+        self.work.wait()
+        self.shards = None
+        pieces = self._pieces()
+        return {
+            i: torch.cat(rows).view(self.plan.items[i].shape) for i, rows in zip(self.owned, pieces, strict=True)
+        }
+
+    def send_back(self, results):
+        targets, sources = [], []
+        for i, rows in zip(self.owned, self._pieces(), strict=True):
+            targets += rows
+            sources += results[i].reshape(-1).split([row.numel() for row in rows])
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        self.shards = torch.empty(sum(self.to_owner), dtype=self.dtype, device=self.whole.device)
+        self.work = dist.all_to_all_single(
+            self.shards, self.whole, self.to_owner, self.from_rank, group=self.group, async_op=True
+        )
+
+    def updates(self):
+        self.work.wait()
+        return dict(zip(self.order, _views(self.shards, self.shapes), strict=True))
+
+
+def _copy_flat(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    views = flat.split([t.numel() for t in tensors])
+    torch._foreach_copy_(list(views), [t.reshape(-1) for t in tensors])
+
+
+def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    pieces = flat.split([torch.Size(shape).numel() for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+class Exchange:
+    """The pipeline over the buckets of one set of parameters that are laid out alike.
+
+    Args:
+        items: one per parameter, the same list on every rank.
+        layout: ``"alone"``, ``"replicated"`` or ``"sharded"``.
+        group: process group of the W ranks (``None`` when alone).
+        dtype: in which matrices travel and are preconditioned.
+        bucket_bytes: the step's transient memory is at most twice this beyond its largest stack.
+
+    Raises:
+        RuntimeError: if the ranks of the group do not hold the same plan.
+    """
+
+    TRANSFERS = {"alone": Transfer, "replicated": ReplicatedTransfer, "sharded": ShardedTransfer}
+
+    def __init__(self, items: Sequence[Item], layout: str, group, dtype: torch.dtype, bucket_bytes: int):
+        self.layout, self.group, self.dtype = layout, group, dtype
+        self.rank = dist.get_rank(group) if group is not None else 0
+        world_size = dist.get_world_size(group) if group is not None else 1
+        # Three buckets are alive at once (scattered, computed, gathered), five buffers in all: two fifths each.
+        self.plan = Plan(items, world_size, max(1, 2 * bucket_bytes // 5 // dtype.itemsize))
+        self.transfer = self.TRANSFERS[layout]
+        self._buckets: dict[tuple[int, ...], list] = {}
+        self.host_group = _host_group(group)
+        if not self.agree(self.plan.digest()):
+            raise RuntimeError(
+                "the ranks of a shard group were given different matrices (number, shapes, order or settings); "
+                "build the optimizer from the same parameters, in the same order, on every rank"
+            )
+
+    def agree(self, value: int) -> bool:
+        """Whether all ranks hold the same 62-bit value.  One 16-byte all_reduce between hosts; no device sync."""
+        if self.host_group is None:
+            return True
+        extremes = torch.tensor([value, -value])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.host_group)
+        return bool(extremes[0] == -extremes[1])
+
+    def warm_up(self, device: torch.device) -> None:
+        """Open NCCL's peer connections now: a first all_to_all inside a step can deadlock across nodes."""
+        if self.layout == "sharded" and device.type == "cuda":
+            peers = torch.zeros(self.plan.world_size, device=device)
+            dist.all_to_all_single(torch.empty_like(peers), peers, group=self.group)
+
+    def run(
+        self,
+        active: Sequence[int],
+        prepare: Callable[[list[int]], dict[int, Tensor]],
+        precondition: Callable[[dict[int, Tensor]], dict[int, Tensor]],
+        apply: Callable[[dict[int, Tensor]], None],
+    ) -> None:
+        """One step: ``prepare`` on shards, ``precondition`` on whole matrices at their owner, ``apply`` on shards."""
+        key = tuple(active)
+        if key not in self._buckets:
+            self._buckets[key] = self.plan.buckets(active)
+        buckets = self._buckets[key]
+        gathering = [self._start(bucket, prepare) for bucket in buckets[:1]]
+        scattering: list[Transfer] = []
+        for following in [*buckets[1:], None]:
+            if not gathering:
+                break
+            current = gathering.pop()
+            if following is not None:
+                gathering.append(self._start(following, prepare))
+            current.send_back(precondition(current.wholes()))
+            for done in scattering:
+                apply(done.updates())
+            scattering = [current]
+        for done in scattering:
+            apply(done.updates())
+
+    def _start(self, bucket, prepare) -> Transfer:
+        transfer = self.transfer(self.plan, bucket, self.rank, self.group, self.dtype)
+        return transfer.start(prepare(transfer.order))
+
+
+def _host_group(group):
+    """A gloo group of the same ranks, so that hosts can compare notes without touching the device."""
+    if group is None or dist.get_backend(group) == "gloo":
+        return group
+    ranks = dist.get_process_group_ranks(group)
+    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)

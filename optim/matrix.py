@@ -1,0 +1,310 @@
+"""MatrixOptimizer: one step of any rule that needs whole matrices, under any sharding.
+
+A step has three parts, and a rule fills in what happens in each; it never learns how parameters are sharded:
+
+    prepare        on shards   momentum and other elementwise state; returns what must become whole
+    precondition   on wholes   once per matrix, at its owner, on stacks [k, m, n] of equal shapes
+    apply          on shards   weight decay and the update of the weights
+
+``exchange.py`` moves matrices between the parts.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from optim.exchange import Exchange, Item
+
+Group = dict[str, Any]
+
+
+@dataclass
+class Entry:
+    """A parameter, its group and its name in error messages."""
+
+    param: Tensor
+    group: Group
+    name: str
+
+
+@dataclass
+class Unit:
+    """Parameters that are laid out alike, and the exchange that serves them."""
+
+    entries: list[Entry]
+    exchange: Exchange
+
+    def active(self) -> list[int]:
+        return [i for i, entry in enumerate(self.entries) if entry.param.grad is not None]
+
+
+class MatrixOptimizer(torch.optim.Optimizer):
+    """Base of the rules that precondition whole matrices.
+
+    Args:
+        params: matrices (>= 2-D; leading dimensions are a stack, e.g. experts ``[E, m, n]``), plain tensors or
+            DTensors that FSDP2 sharded on dimension 0.  Named parameters give better error messages.
+        defaults: the rule's settings.  Every group also has ``split`` (the matrix is that many blocks of equal
+            size along the fan-out dimension, each preconditioned alone: 3 for a fused QKV, the number of heads
+            for per-head Muon) and ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``).
+        process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
+        dtype: in which matrices travel and are preconditioned; by default bfloat16 on CUDA where the rule allows
+            it, otherwise the widest dtype of the parameters.
+        bucket_bytes: a step's transient memory is at most twice this beyond its largest stack.
+
+    Raises:
+        ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is sharded differently.
+        RuntimeError: in ``step``, before any matrix travels, if a gradient is missing on some ranks only.
+    """
+
+    transposable = True  # whether the rule of Xᵀ is the transposed rule of X, so that (m, n) and (n, m) stack
+    half_precision = False  # whether bfloat16 is the better wire and compute dtype on CUDA
+
+    def __init__(
+        self,
+        params: Iterable,
+        defaults: Group,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        dtype: torch.dtype | None = None,
+        bucket_bytes: int = 64 * 2**20,
+    ):
+        self._units: list[Unit] = []
+        super().__init__(params, {"split": 1, "conv1d": False, "step": 0, **defaults})
+        self._units = self._build_units(process_group, dtype, bucket_bytes)
+        for unit in self._units:
+            for index, entry in enumerate(unit.entries):
+                self._create_state(unit, index, entry)
+
+    # What a rule fills in ------------------------------------------------------------------------------------
+
+    def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        """Elementwise state, shaped and sharded like ``param``."""
+        return {}
+
+    def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes ``[k, ...]`` of the state kept at the owner of k matrices m x n, ``shape = (k, m, n)``."""
+        return {}
+
+    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+        """On shards: update elementwise state; return what must become whole.  Must not change ``grads``."""
+        return grads
+
+    def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """On whole matrices ``stack`` [k, m, n] with its owner state [k, ...] (update it in place) -> [k, m, n]."""
+        raise NotImplementedError
+
+    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+        """FLOPs of ``precondition`` for one m x n matrix: what balances the owners."""
+        raise NotImplementedError
+
+    def scale(self, group: Group, shape: tuple[int, int]) -> float:
+        """Factor on the step of a (fan_out, fan_in) matrix."""
+        return 1.0
+
+    def apply(self, group: Group, params: list[Tensor], updates: list[Tensor], scales: list[float]) -> None:
+        """On shards: W <- (1 - lr * weight_decay) W - lr * scale * update, decay masked if ``cautious``."""
+        decay = group["lr"] * group.get("weight_decay", 0.0)
+        if decay and group.get("cautious", False):
+            for param, update in zip(params, updates, strict=True):
+                param.sub_(param * (update * param >= 0), alpha=decay)
+        elif decay:
+            torch._foreach_mul_(params, 1 - decay)
+        torch._foreach_mul_(updates, [-group["lr"] * scale for scale in scales])
+        torch._foreach_add_(params, updates)
+
+    # The step ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient.  No host synchronisation with the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        active = [unit.active() for unit in self._units]
+        for unit, indices in zip(self._units, active, strict=True):
+            self._check_agreement(unit, indices)
+        for group in self.param_groups:
+            group["step"] += 1
+        for unit, indices in zip(self._units, active, strict=True):
+            unit.exchange.run(
+                indices,
+                lambda items, unit=unit: self._prepare(unit, items),
+                lambda wholes, unit=unit: self._precondition(unit, wholes),
+                lambda updates, unit=unit: self._apply(unit, updates),
+            )
+        return loss
+
+    def _prepare(self, unit: Unit, items: list[int]) -> dict[int, Tensor]:
+        inputs = {}
+        for group, indices in _by_group(unit, items):
+            states = [
+                {k: _local(v) for k, v in self.state[unit.entries[i].param].items() if k in self._shard_keys}
+                for i in indices
+            ]
+            grads = [_local(unit.entries[i].param.grad) for i in indices]
+            inputs.update(zip(indices, self.prepare(group, grads, states), strict=True))
+        return inputs
+
+    def _precondition(self, unit: Unit, wholes: dict[int, Tensor]) -> dict[int, Tensor]:
+        stacks = defaultdict(list)
+        for index in wholes:
+            stacks[unit.exchange.plan.items[index].stack].append(index)
+        results = {}
+        for members in stacks.values():
+            group = unit.entries[members[0]].group
+            blocks = [self._to_stack(group, wholes.pop(i)) for i in members]
+            shapes = [unit.exchange.plan.items[i].shape for i in members]
+            sizes = [len(block) for block in blocks]
+            states = [self._owner_state_of(unit.entries[i].param) for i in members]
+            stack, state = torch.cat(blocks), _cat_states(states)
+            del blocks
+            pieces = self.precondition(group, stack, state).split(sizes)
+            _split_state(state, states, sizes)
+            for i, shape, piece in zip(members, shapes, pieces, strict=True):
+                results[i] = self._from_stack(group, piece, shape)
+        return results
+
+    def _apply(self, unit: Unit, updates: dict[int, Tensor]) -> None:
+        for group, indices in _by_group(unit, updates):
+            entries = [unit.entries[i] for i in indices]
+            params = [_local(entry.param) for entry in entries]
+            casts = [updates[i].to(p.dtype) for i, p in zip(indices, params, strict=True)]
+            scales = [self.scale(group, _block_shape(group, entry.param.shape)[1:]) for entry in entries]
+            self.apply(group, params, casts, scales)
+
+    def _check_agreement(self, unit: Unit, active: list[int]) -> None:
+        if unit.exchange.agree(hash(tuple(active)) >> 2):
+            return
+        missing = [entry.name for entry in unit.entries if entry.param.grad is None]
+        everywhere: list[Any] = [None] * unit.exchange.plan.world_size
+        dist.all_gather_object(everywhere, missing, group=unit.exchange.host_group)
+        shown = "; ".join(f"rank {rank}: {', '.join(names[:3])}" for rank, names in enumerate(everywhere) if names)
+        raise RuntimeError(
+            f"gradients are missing on some ranks of the group only ({shown}); every rank must use the same "
+            "parameters in a step, or none"
+        )
+
+    # Stacks: canonical orientation and blocks ----------------------------------------------------------------
+
+    def _stack_shape(self, group: Group, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        k, m, n = _block_shape(group, shape)
+        return (k, n, m) if self.transposable and m > n else (k, m, n)
+
+    def _to_stack(self, group: Group, whole: Tensor) -> Tensor:
+        """Whole parameter [..., m, n] -> its blocks [k, m', n'] in the stack's orientation."""
+        matrix = whole.mT if group["conv1d"] else whole
+        blocks = matrix.unflatten(-2, (group["split"], -1)).flatten(0, -3)
+        return blocks.mT if self.transposable and blocks.shape[-2] > blocks.shape[-1] else blocks
+
+    def _from_stack(self, group: Group, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The inverse of ``_to_stack``."""
+        _, m, n = _block_shape(group, shape)
+        blocks = blocks.mT if self.transposable and m > n else blocks
+        if group["conv1d"]:
+            return blocks.reshape(*shape[:-2], m * group["split"], n).mT
+        return blocks.reshape(shape)
+
+    # Construction --------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Only during construction: owners are chosen once, over all matrices."""
+        if self._units:
+            raise RuntimeError("give all parameter groups at construction: the owners of matrices are chosen once")
+        super().add_param_group(param_group)
+
+    def _build_units(self, process_group, dtype, bucket_bytes) -> list[Unit]:
+        layouts = defaultdict(list)
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"parameter {i} of group {number}" for i in range(len(group["params"]))]
+            for param, name in zip(group["params"], names, strict=True):
+                entry = Entry(param, group, name)
+                layouts[_layout(entry, process_group)].append((number, entry))
+        units = []
+        for (layout, ranks), members in layouts.items():
+            entries = [entry for _, entry in members]
+            items = [self._item(number, entry) for number, entry in members]
+            wire = dtype or self._wire_dtype(entries)
+            units.append(Unit(entries, Exchange(items, layout, ranks, wire, bucket_bytes)))
+            units[-1].exchange.warm_up(entries[0].param.device)
+        return units
+
+    def _item(self, number: int, entry: Entry) -> Item:
+        k, m, n = self._stack_shape(entry.group, entry.param.shape)
+        return Item(tuple(entry.param.shape), k * self.flops(entry.group, (m, n)), (number, m, n))
+
+    def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
+        if self.half_precision and entries[0].param.device.type == "cuda":
+            return torch.bfloat16
+        return max((entry.param.dtype for entry in entries), key=lambda d: d.itemsize)
+
+    def _create_state(self, unit: Unit, index: int, entry: Entry) -> None:
+        """All state exists from the start, so that every rank and every checkpoint knows the same names."""
+        state = self.shard_state(entry.group, entry.param)
+        self._shard_keys = set(state)
+        self.state[entry.param].update(state)
+        plan = unit.exchange.plan
+        if unit.exchange.layout == "alone" or plan.owners[index] == unit.exchange.rank:
+            shapes = self.owner_state(entry.group, self._stack_shape(entry.group, entry.param.shape))
+            dtype = max(torch.float32, unit.exchange.dtype, key=lambda d: d.itemsize)
+            for key, shape in shapes.items():
+                self.state[entry.param][key] = torch.zeros(shape, dtype=dtype, device=entry.param.device)
+
+    def _owner_state_of(self, param: Tensor) -> dict[str, Tensor]:
+        return {k: v for k, v in self.state[param].items() if k not in self._shard_keys}
+
+
+def _layout(entry: Entry, process_group) -> tuple[str, dist.ProcessGroup | None]:
+    param, name = entry.param, entry.name
+    if param.ndim < 2:
+        raise ValueError(f"{name} has shape {tuple(param.shape)}: a matrix optimizer takes matrices (2-D or more)")
+    fan_out = param.shape[-1 if entry.group["conv1d"] else -2]
+    if fan_out % entry.group["split"]:
+        raise ValueError(f"{name}: split={entry.group['split']} does not divide its fan-out of {fan_out}")
+    if not isinstance(param, DTensor):
+        shared = process_group is not None and dist.get_world_size(process_group) > 1
+        return ("replicated", process_group) if shared else ("alone", None)
+    dims = [dim for dim, placement in enumerate(param.placements) if not placement.is_replicate()]
+    if len(dims) > 1 or (dims and param.placements[dims[0]] != Shard(0)):
+        raise ValueError(f"{name} is placed as {param.placements}: only rows (Shard(0)) over one mesh dimension work")
+    if not dims or param.device_mesh.size(dims[0]) == 1:
+        return ("alone", None)
+    return ("sharded", param.device_mesh.get_group(dims[0]))
+
+
+def _block_shape(group: Group, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(number of blocks, fan_out, fan_in) of a parameter."""
+    fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
+    return torch.Size(shape[:-2]).numel() * group["split"], fan_out // group["split"], fan_in
+
+
+def _by_group(unit: Unit, items: Iterable[int]) -> list[tuple[Group, list[int]]]:
+    groups: dict[int, tuple[Group, list[int]]] = {}
+    for i in items:
+        group = unit.entries[i].group
+        groups.setdefault(id(group), (group, []))[1].append(i)
+    return list(groups.values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _cat_states(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(states) == 1:
+        return states[0]
+    return {key: torch.cat([state[key] for state in states]) for key in states[0]}
+
+
+def _split_state(stacked: dict[str, Tensor], states: list[dict[str, Tensor]], sizes: list[int]) -> None:
+    if len(states) == 1:
+        return
+    for key, tensor in stacked.items():
+        torch._foreach_copy_([state[key] for state in states], list(tensor.split(sizes)))

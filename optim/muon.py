@@ -1,0 +1,77 @@
+"""Muon: momentum, orthogonalized (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from optim.matrix import Group, MatrixOptimizer
+from optim.polar import polar, polar_flops
+
+SCALES = {
+    # Jordan's choice: a tall matrix takes a longer step.
+    "keller": lambda rows, cols: math.sqrt(max(1.0, rows / cols)),
+    # Moonlight (arXiv 2502.16982, section 2.2): the update's RMS matches AdamW's, whose lr and decay carry over.
+    "match_rms": lambda rows, cols: 0.2 * math.sqrt(max(rows, cols)),
+    # The unit ball of the RMS -> RMS operator norm (Bernstein and Newhouse, arXiv 2409.20325).
+    "rms_to_rms": lambda rows, cols: math.sqrt(rows / cols),
+}
+
+
+class Muon(MatrixOptimizer):
+    """M <- mu M + (1-mu) G;  U = (1-mu) G + mu M if nesterov else M;  W <- (1-lr wd) W - lr scale polar(U).
+
+    Args:
+        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        lr: length of a step in spectral norm, before ``scale``.
+        momentum: mu, in [0, 1).
+        nesterov: look ahead by one gradient.
+        weight_decay: decoupled, multiplied by lr.
+        cautious: decay only where update * weight >= 0.
+        scale: ``keller``, ``match_rms`` or ``rms_to_rms``.
+        polar: method of ``optim.polar``.
+        polar_steps: iterations (``None``: the method's default).
+
+    Raises:
+        ValueError: a setting out of range or an unknown ``scale`` or ``polar``.
+    """
+
+    half_precision = True
+
+    def __init__(
+        self,
+        params,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
+        scale: str = "keller",
+        polar: str = "polar_express",
+        polar_steps: int | None = None,
+        **engine,
+    ):
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum={momentum} is not in [0, 1)")
+        if scale not in SCALES:
+            raise ValueError(f"scale={scale} is unknown: choose one of {', '.join(SCALES)}")
+        polar_flops((2, 2), polar, polar_steps)
+        settings = dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, cautious=cautious)
+        super().__init__(params, dict(settings, scale=scale, polar=polar, polar_steps=polar_steps), **engine)
+
+    def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
+
+    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        return torch._foreach_lerp(momenta, grads, 1 - group["momentum"]) if group["nesterov"] else momenta
+
+    def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return polar(stack, group["polar"], group["polar_steps"])
+
+    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+        return polar_flops(shape, group["polar"], group["polar_steps"])
+
+    def scale(self, group: Group, shape: tuple[int, int]) -> float:
+        return SCALES[group["scale"]](*shape)

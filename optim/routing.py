@@ -1,0 +1,157 @@
+"""Which parameter goes to which optimizer, and one container that steps them all.
+
+Every parameter has exactly one role:
+
+    matrix     weights of linear layers inside the network (2-D or more)
+    embedding  tables looked up by index (``nn.Embedding``), also when tied to the head
+    head       the output projection
+    vector     everything 1-D: norms, biases
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optim.matrix import MatrixOptimizer
+
+ROLES = ("matrix", "embedding", "head", "vector")
+
+
+def assign_roles(model: nn.Module, head: str = "lm_head") -> dict[str, str]:
+    """Role of every parameter by name.  ``head`` names the module of the output projection.
+
+    A shared tensor appears once, under the first name that ``named_parameters`` gives it.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    roles = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in tables:
+            roles[name] = "embedding"
+        elif parameter.ndim < 2:
+            roles[name] = "vector"
+        elif head in name.split("."):
+            roles[name] = "head"
+        else:
+            roles[name] = "matrix"
+    return roles
+
+
+def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[str, Any]]:
+    """The class that ``settings["_target_"]`` names, and its keyword arguments.
+
+    Raises:
+        ValueError: one line naming ``where`` and what is wrong: no such class, or no such setting of it.
+    """
+    target = settings.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError(f"{where}._target_={target}: name an optimizer class, such as torch.optim.AdamW")
+    module, _, name = target.rpartition(".")
+    try:
+        optimizer = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}._target_={target}: no such class ({error}); such as torch.optim.AdamW") from None
+    kwargs = {key: value for key, value in settings.items() if key != "_target_"}
+    accepted = _settings_of(optimizer)
+    for key, value in kwargs.items():
+        if key not in accepted:
+            close = difflib.get_close_matches(key, accepted, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted)}"
+            raise ValueError(f"{where}.{key}={value}: {target} has no such setting; {hint}")
+    return optimizer, {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
+
+
+def _settings_of(optimizer: type) -> list[str]:
+    """Keyword arguments of a class; ``**kwargs`` stands for those of its bases."""
+    names: list[str] = []
+    for cls in optimizer.__mro__:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name not in ("self", "params", "defaults", "process_group")]
+
+
+def build(model: nn.Module, config: Mapping[str, Any], process_group=None, head: str = "lm_head") -> "Optimizers":
+    """One optimizer per role from ``config[role] = {"_target_": class path, **settings}``.
+
+    Args:
+        model: plain, DDP-replicated or FSDP2-sharded, with its final parameters.
+        process_group: ranks that hold identical plain parameters (DDP); ``None`` otherwise.
+        head: see :func:`assign_roles`.
+
+    Raises:
+        ValueError: a role that the model needs is missing, or a setting is wrong.
+    """
+    roles = assign_roles(model, head)
+    named: dict[str, list[tuple[str, Tensor]]] = {role: [] for role in ROLES}
+    for name, parameter in model.named_parameters():
+        named[roles[name]].append((name, parameter))
+    members = {}
+    for role, parameters in named.items():
+        if not parameters:
+            continue
+        if not config.get(role):
+            raise ValueError(f"optim.{role} is missing, but the model has {len(parameters)} such parameters")
+        optimizer, kwargs = resolve_target(config[role], f"optim.{role}")
+        if issubclass(optimizer, MatrixOptimizer):
+            kwargs["process_group"] = process_group
+        try:
+            members[role] = optimizer(parameters, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optim.{role}: {error}") from None
+    return Optimizers(members, roles)
+
+
+class Optimizers:
+    """The optimizers of all roles, stepped as one.
+
+    Args:
+        members: role -> optimizer.
+        roles: parameter name -> role.
+
+    Raises:
+        AssertionError: if a parameter would be stepped twice.
+    """
+
+    def __init__(self, members: dict[str, torch.optim.Optimizer], roles: dict[str, str]):
+        self.members, self.roles = members, roles
+        seen = [id(p) for member in members.values() for group in member.param_groups for p in group["params"]]
+        assert len(seen) == len(set(seen)) == len(roles), "every parameter has exactly one role and one optimizer"
+        self.base_lr = {role: [group["lr"] for group in member.param_groups] for role, member in members.items()}
+
+    def step(self) -> None:
+        for member in self.members.values():
+            member.step()
+
+    def zero_grad(self) -> None:
+        for member in self.members.values():
+            member.zero_grad(set_to_none=True)
+
+    def set_lr(self, multiplier: float) -> dict[str, float]:
+        """Set every lr to ``multiplier`` times its configured value; returns role -> lr now in force."""
+        for role, member in self.members.items():
+            for group, lr in zip(member.param_groups, self.base_lr[role], strict=True):
+                group["lr"] = lr * multiplier
+        return {role: member.param_groups[0]["lr"] for role, member in self.members.items()}
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row per role: role, tensors, parameters (elements), optimizer, lr."""
+        rows = []
+        for role, member in self.members.items():
+            tensors = [p for group in member.param_groups for p in group["params"]]
+            kind = type(member)
+            rows.append(
+                {
+                    "role": role,
+                    "tensors": len(tensors),
+                    "parameters": sum(p.numel() for p in tensors),
+                    "optimizer": f"{kind.__module__.removesuffix('.' + kind.__name__.lower())}.{kind.__name__}",
+                    "lr": self.base_lr[role][0],
+                }
+            )
+        return rows
