@@ -26,10 +26,10 @@ Group = dict[str, Any]
 
 @dataclass
 class Entry:
-    """A parameter, its group and its name in error messages."""
+    """A parameter, the number of its group (``load_state_dict`` replaces the groups themselves) and its name."""
 
     param: Tensor
-    group: Group
+    number: int
     name: str
 
 
@@ -144,7 +144,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _prepare(self, unit: Unit, items: list[int]) -> dict[int, Tensor]:
         inputs = {}
-        for group, indices in _by_group(unit, items):
+        for group, indices in self._by_group(unit, items):
             states = [
                 {k: _local(v) for k, v in self.state[unit.entries[i].param].items() if k in self._shard_keys}
                 for i in indices
@@ -159,7 +159,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             stacks[unit.exchange.plan.items[index].stack].append(index)
         results = {}
         for members in stacks.values():
-            group = unit.entries[members[0]].group
+            group = self.param_groups[unit.entries[members[0]].number]
             blocks = [self._to_stack(group, wholes.pop(i)) for i in members]
             shapes = [unit.exchange.plan.items[i].shape for i in members]
             sizes = [len(block) for block in blocks]
@@ -173,7 +173,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return results
 
     def _apply(self, unit: Unit, updates: dict[int, Tensor]) -> None:
-        for group, indices in _by_group(unit, updates):
+        for group, indices in self._by_group(unit, updates):
             entries = [unit.entries[i] for i in indices]
             params = [_local(entry.param) for entry in entries]
             casts = [updates[i].to(p.dtype) for i, p in zip(indices, params, strict=True)]
@@ -191,6 +191,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
             f"gradients are missing on some ranks of the group only ({shown}); every rank must use the same "
             "parameters in a step, or none"
         )
+
+    def _by_group(self, unit: Unit, items: Iterable[int]) -> list[tuple[Group, list[int]]]:
+        numbers = defaultdict(list)
+        for i in items:
+            numbers[unit.entries[i].number].append(i)
+        return [(self.param_groups[number], indices) for number, indices in numbers.items()]
 
     # Stacks: canonical orientation and blocks ----------------------------------------------------------------
 
@@ -225,20 +231,19 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names") or [f"parameter {i} of group {number}" for i in range(len(group["params"]))]
             for param, name in zip(group["params"], names, strict=True):
-                entry = Entry(param, group, name)
-                layouts[_layout(entry, process_group)].append((number, entry))
+                layouts[_layout(group, param, name, process_group)].append(Entry(param, number, name))
         units = []
-        for (layout, ranks), members in layouts.items():
-            entries = [entry for _, entry in members]
-            items = [self._item(number, entry) for number, entry in members]
+        for (layout, ranks), entries in layouts.items():
+            items = [self._item(entry) for entry in entries]
             wire = dtype or self._wire_dtype(entries)
             units.append(Unit(entries, Exchange(items, layout, ranks, wire, bucket_bytes)))
             units[-1].exchange.warm_up(entries[0].param.device)
         return units
 
-    def _item(self, number: int, entry: Entry) -> Item:
-        k, m, n = self._stack_shape(entry.group, entry.param.shape)
-        return Item(tuple(entry.param.shape), k * self.flops(entry.group, (m, n)), (number, m, n))
+    def _item(self, entry: Entry) -> Item:
+        group = self.param_groups[entry.number]
+        k, m, n = self._stack_shape(group, entry.param.shape)
+        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n)), (entry.number, m, n))
 
     def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
         if self.half_precision and entries[0].param.device.type == "cuda":
@@ -247,12 +252,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _create_state(self, unit: Unit, index: int, entry: Entry) -> None:
         """All state exists from the start, so that every rank and every checkpoint knows the same names."""
-        state = self.shard_state(entry.group, entry.param)
+        group = self.param_groups[entry.number]
+        state = self.shard_state(group, entry.param)
         self._shard_keys = set(state)
         self.state[entry.param].update(state)
         plan = unit.exchange.plan
         if unit.exchange.layout == "alone" or plan.owners[index] == unit.exchange.rank:
-            shapes = self.owner_state(entry.group, self._stack_shape(entry.group, entry.param.shape))
+            shapes = self.owner_state(group, self._stack_shape(group, entry.param.shape))
             dtype = max(torch.float32, unit.exchange.dtype, key=lambda d: d.itemsize)
             for key, shape in shapes.items():
                 self.state[entry.param][key] = torch.zeros(shape, dtype=dtype, device=entry.param.device)
@@ -261,13 +267,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return {k: v for k, v in self.state[param].items() if k not in self._shard_keys}
 
 
-def _layout(entry: Entry, process_group) -> tuple[str, dist.ProcessGroup | None]:
-    param, name = entry.param, entry.name
+def _layout(group: Group, param: Tensor, name: str, process_group) -> tuple[str, dist.ProcessGroup | None]:
     if param.ndim < 2:
         raise ValueError(f"{name} has shape {tuple(param.shape)}: a matrix optimizer takes matrices (2-D or more)")
-    fan_out = param.shape[-1 if entry.group["conv1d"] else -2]
-    if fan_out % entry.group["split"]:
-        raise ValueError(f"{name}: split={entry.group['split']} does not divide its fan-out of {fan_out}")
+    fan_out = param.shape[-1 if group["conv1d"] else -2]
+    if fan_out % group["split"]:
+        raise ValueError(f"{name}: split={group['split']} does not divide its fan-out of {fan_out}")
     if not isinstance(param, DTensor):
         shared = process_group is not None and dist.get_world_size(process_group) > 1
         return ("replicated", process_group) if shared else ("alone", None)
@@ -283,14 +288,6 @@ def _block_shape(group: Group, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(number of blocks, fan_out, fan_in) of a parameter."""
     fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
     return torch.Size(shape[:-2]).numel() * group["split"], fan_out // group["split"], fan_in
-
-
-def _by_group(unit: Unit, items: Iterable[int]) -> list[tuple[Group, list[int]]]:
-    groups: dict[int, tuple[Group, list[int]]] = {}
-    for i in items:
-        group = unit.entries[i].group
-        groups.setdefault(id(group), (group, []))[1].append(i)
-    return list(groups.values())
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""The plan and the packing, for any shapes and world size, in one process."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optim import exchange
+from optim.exchange import Exchange, Item, Plan, ShardedTransfer, assign_owners, shard_rows
+from optim.polar import polar_flops
+
+GPT2_LAYER = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+
+shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)
+
+
+def items_of(shapes, flops=None):
+    return [Item(tuple(s), flops or float(s[0] * s[1]), (0, *s)) for s in shapes]
+
+
+@given(rows=st.integers(1, 200), world_size=st.integers(1, 64))
+def test_shard_rows_are_torch_chunks(rows, world_size):
+    chunks = [len(c) for c in torch.arange(rows).chunk(world_size)]
+    assert [shard_rows(rows, world_size, r) for r in range(world_size)] == chunks + [0] * (world_size - len(chunks))
+
+
+@pytest.mark.parametrize("world_size", range(2, 13))
+def test_owners_are_balanced(world_size):
+    """GPT-2 124M with fused QKV: within 5% of ideal wherever there are four matrices a rank (ANCHORS: W=8 is 1.03)."""
+    flops = [polar_flops(shape) for shape in GPT2_LAYER * 12]
+    owners = assign_owners(flops, world_size)
+    loads = [sum(f for f, o in zip(flops, owners, strict=True) if o == r) for r in range(world_size)]
+    assert max(loads) <= 1.05 * sum(flops) / world_size
+    assert sum(loads) == pytest.approx(sum(flops))
+
+
+@given(flops=st.lists(st.floats(1, 100), min_size=1, max_size=20), world_size=st.integers(1, 6))
+def test_owners_are_within_grahams_bound(flops, world_size):
+    owners = assign_owners(flops, world_size)
+    loads = [sum(f for f, o in zip(flops, owners, strict=True) if o == r) for r in range(world_size)]
+    ideal = max(sum(flops) / world_size, max(flops))
+    assert max(loads) <= (4 / 3) * 2 * ideal and set(owners) <= set(range(world_size))
+
+
+@given(shapes=shapes, world_size=st.integers(1, 6), cap=st.integers(1, 200))
+def test_buckets_hold_every_active_item_once_and_respect_the_cap(shapes, world_size, cap):
+    plan = Plan(items_of(shapes), world_size, cap)
+    active = list(range(0, len(shapes), 2))
+    buckets = plan.buckets(active)
+    seen = [i for bucket in buckets for owned in bucket for i in owned]
+    assert sorted(seen) == active
+    for bucket in buckets:
+        for rank, owned in enumerate(bucket):
+            assert all(plan.owners[i] == rank for i in owned)
+            assert len(owned) <= 1 or sum(shapes[i][0] * shapes[i][1] for i in owned) <= cap
+
+
+class Mailbox:
+    """Stands in for torch.distributed: ranks of one process post, then everything is delivered at once."""
+
+    def __init__(self):
+        self.posted, self.sent = {}, 0
+
+    def all_to_all_single(self, output, input, output_splits, input_splits, group, async_op):
+        self.posted[group] = (output.split(output_splits), input.split(input_splits))
+        self.sent += input.numel() - input_splits[group]
+        return SimpleNamespace(wait=lambda: None)
+
+    def deliver(self):
+        for receiver, (slots, _) in self.posted.items():
+            for sender, slot in enumerate(slots):
+                slot.copy_(self.posted[sender][1][receiver])
+        self.posted = {}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shapes=shapes,
+    world_size=st.integers(1, 6),
+    cap=st.integers(1, 150),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_exchange_is_whole_and_its_inverse(shapes, world_size, cap, dtype):
+    """Shards -> wholes -> (twice the matrix) -> shards, over any uneven shapes; bytes by the formula."""
+    mail, real = Mailbox(), exchange.dist
+    exchange.dist = mail
+    try:
+        plan = Plan(items_of(shapes), world_size, cap)
+        wholes = [torch.randn(s).to(dtype) for s in shapes]
+        chunks = [list(w.chunk(world_size)) + [w[:0]] * (world_size - len(w.chunk(world_size))) for w in wholes]
+        for bucket in plan.buckets(range(len(shapes))):
+            ranks = [ShardedTransfer(plan, bucket, r, r, dtype) for r in range(world_size)]
+            for r, transfer in enumerate(ranks):
+                transfer.start({i: chunks[i][r] for i in transfer.order})
+            mail.deliver()
+            for transfer in ranks:
+                got = transfer.wholes()
+                assert all(torch.equal(got[i], wholes[i]) for i in transfer.owned)
+                transfer.send_back({i: 2 * w for i, w in got.items()})
+            mail.deliver()
+            for r, transfer in enumerate(ranks):
+                for i, update in transfer.updates().items():
+                    assert torch.equal(update, 2 * chunks[i][r])
+        assert mail.sent == sum(plan.elements_sent(r, range(len(shapes))) for r in range(world_size))
+    finally:
+        exchange.dist = real
+
+
+@pytest.mark.parametrize("world_size", [2, 8, 32, 64])
+def test_bytes_of_gpt2_124m(world_size):
+    """2 b S (W-1)/W^2 on average; ANCHORS section 5 has 37.2, 10.3 and 5.2 MB for W = 8, 32, 64 in bf16."""
+    plan = Plan(items_of(GPT2_LAYER * 12), world_size, 10**9)
+    elements = sum(m * n for m, n in GPT2_LAYER * 12)
+    sent = [plan.elements_sent(r, range(48)) for r in range(world_size)]
+    assert sum(sent) / world_size == pytest.approx(2 * elements * (world_size - 1) / world_size**2, rel=1e-9)
+
+
+def test_a_process_alone_moves_nothing():
+    alone = Exchange(items_of([(2, 3), (4, 1)]), "alone", None, torch.float32, 10**6)
+    inputs = {0: torch.ones(2, 3), 1: torch.ones(4, 1)}
+    got = {}
+    alone.run([0, 1], lambda items: {i: inputs[i] for i in items}, lambda w: {i: 3 * x for i, x in w.items()}, got.update)
+    assert torch.equal(got[0], torch.full((2, 3), 3.0)) and torch.equal(got[1], torch.full((4, 1), 3.0))
+    alone.run([], dict.fromkeys, dict, got.update)
