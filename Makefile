@@ -1,0 +1,37 @@
+# make train   install, then the main job on the embedded text          make lint    ruff
+# make test    install, then every test                                 make bench   benchmarks
+# make soak    the long campaigns                                       make clean   remove caches
+PYTHON := $(shell command -v python3.11 || command -v python3)
+PY     := .venv/bin/python
+STAMP  := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+PIP    := $(PY) -m pip install --disable-pip-version-check --no-warn-script-location --quiet --progress-bar off
+
+.PHONY: train test soak lint bench clean install
+train: install
+	$(PY) train.py experiment=smoke
+
+test: install
+	$(PY) -m pytest -m "not slow" -q
+	$(PY) -m pytest -m "slow" -q
+
+soak: install
+	NANOMUON_SOAK=1 $(PY) -m pytest -m "slow" -q --timeout 7200
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+install: $(STAMP)
+
+# torch comes first and alone, so that no other package draws in a build for other hardware.
+$(STAMP): pyproject.toml
+	@test -x $(PY) || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@echo "installing torch"
+	@$(PIP) $$($(PY) -c 'import tomllib; print(next(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch==")))')
+	@echo "installing nanomuon and what it needs"
+	@$(PIP) -e '.[sample,dev]'
+	@rm -f .venv/.installed-* && touch $(STAMP)
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

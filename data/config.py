@@ -1,0 +1,52 @@
+"""The `data` section of the configuration: every key, its type, unit and default."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from data.shards import DataError
+
+
+@dataclass
+class DataConfig:
+    name: str = "sample"  # names the default folder and the shard files
+    source: str = "sample"  # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
+    pretokenized: Optional[str] = None  # OWNER/DATASET on the hub that holds ready-made shards
+    revision: Optional[str] = None  # branch, tag or commit of a hub source; null: the newest
+    dir: Optional[str] = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
+    tokenizer: Optional[str] = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
+    order: str = "shuffled"  # shuffled: a seeded permutation of windows each epoch | sequential: the speedrun's order
+    document_mask: bool = False  # attention stays inside a document
+    download: bool = False  # fetch ready-made shards from `pretokenized` when the folder has none
+    tokens: Optional[int] = None  # training tokens to prepare or fetch; null: all
+    shard_tokens: int = 100_000_000  # tokens in a shard
+    val_tokens: Optional[int] = None  # validation tokens; null: one shard, or a tenth of a corpus smaller than that
+    workers: Optional[int] = None  # threads that tokenize; null: one for each available core
+
+    def check(self) -> None:
+        """Raises DataError (a ValueError) with one line that names the key, the value and the mend."""
+        for key, least in [("tokens", 1), ("val_tokens", 1), ("shard_tokens", 1), ("workers", 1)]:
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise DataError(f"data.{key}={value}: must be at least {least}")
+        if self.shard_tokens >= 2**31:
+            raise DataError(f"data.shard_tokens={self.shard_tokens}: a shard's header counts at most {2**31 - 1} tokens")
+        if self.order not in ("shuffled", "sequential"):
+            raise DataError(f"data.order={self.order}: choose shuffled or sequential")
+        if not self.name or "/" in self.name:
+            raise DataError(f"data.name={self.name!r}: must be a plain word, it names files")
+        if self.source == "shards" and self.dir is None:
+            raise DataError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")
+        if self.download and self.pretokenized is None:
+            raise DataError("data.download=true: data.pretokenized names no hub repository to fetch shards from")
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards are or will be."""
+        if self.dir is not None:
+            return Path(self.dir).expanduser()
+        root = Path(os.environ.get("NANOMUON_DATA") or "~/.cache/nanomuon").expanduser()
+        return root / f"{self.name}-{self.tokenizer or 'gpt2'}"

@@ -1,0 +1,181 @@
+"""Batches: a pure function of (shards, seed, step, world size, rank).
+
+A window is `seq_len` inputs and the same tokens one place on as targets, so neighbouring windows share a token.
+The global batch of step t is `batch_sequences` windows; rank r takes the r-th contiguous slice of it. How it is
+cut into ranks and micro-batches never changes which tokens step t sees. The loader's whole state is the step.
+
+order=sequential, that of the speedrun's simple loader: a shard of n tokens gives (n − 1) // B batches of
+    B = batch_sequences · seq_len contiguous tokens (+1); its tail is dropped; after the last shard, the first again.
+order=shuffled: the (n − 1) // seq_len windows of every shard, all N together in an order drawn anew each epoch
+    from (seed, epoch). Step t takes places t·batch … t·batch + batch − 1 of the endless sequence of epochs, so a
+    batch may straddle two epochs and each window comes exactly once in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.permutation import permute
+from data.shards import DataError, open_shard
+
+Batch = tuple[Tensor, Tensor]
+IGNORED = -100  # the target that cross-entropy leaves out
+
+
+class Loader:
+    """Training batches from shards; see the module's docstring for the order.
+
+    Raises DataError if a shard is unreadable, if the shards hold less than one batch, or if `batch_sequences`
+    is not a multiple of world_size · micro_batch; while training, if a token is not below `vocab_size`.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path | str],
+        *,
+        seq_len: int,
+        batch_sequences: int,
+        order: str = "sequential",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int | None = None,
+        device: torch.device | str = "cpu",
+        vocab_size: int | None = None,
+    ) -> None:
+        if order not in ("sequential", "shuffled"):
+            raise DataError(f"data.order={order}: choose sequential or shuffled")
+        self.seq_len, self.batch_sequences, self.order, self.seed = seq_len, batch_sequences, order, seed
+        self.rank, self.device, self.vocab_size = rank, torch.device(device), vocab_size
+        self.local_sequences = batch_sequences // world_size
+        self.micro_batch = micro_batch or self.local_sequences
+        if batch_sequences % (world_size * self.micro_batch):
+            raise DataError(
+                f"a batch of {batch_sequences} sequences does not divide into {world_size} ranks "
+                f"x micro-batches of {self.micro_batch}"
+            )
+        self.files = [Path(file) for file in files]
+        self.shards = [open_shard(file) for file in self.files]
+        unit = seq_len if order == "shuffled" else seq_len * batch_sequences
+        # Places before each shard: windows if shuffled, whole batches if sequential.
+        self._ends = np.cumsum([(len(shard) - 1) // unit for shard in self.shards], dtype=np.int64)
+        self.windows_per_epoch = int(self._ends[-1]) * unit // seq_len if self.shards else 0
+        if self.windows_per_epoch < (1 if order == "sequential" else batch_sequences):
+            held = sum(map(len, self.shards))
+            raise DataError(
+                f"{len(self.files)} training shards with {held} tokens hold less than one batch of "
+                f"{batch_sequences} x {seq_len} tokens: take a smaller train.batch_tokens or prepare more data"
+            )
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._next: tuple[int, Future] | None = None
+
+    def batch(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of global step `step` (from 0): (inputs, targets), int64 [micro_batch, seq_len].
+
+        Reads the following step in the background meanwhile; steps may be asked for in any order.
+        """
+        prefetched, self._next = self._next, None
+        ready = prefetched[1] if prefetched and prefetched[0] == step else self._worker.submit(self._read, step)
+        pairs = ready.result()
+        self._next = (step + 1, self._worker.submit(self._read, step + 1))
+        return [tuple(part.to(self.device, non_blocking=True) for part in pair) for pair in pairs]
+
+    def windows(self, step: int) -> list[tuple[int, int]]:
+        """The whole global batch of `step` as (shard, offset of its first token) pairs, for every rank alike."""
+        if self.order == "sequential":
+            shard, batch = self._locate(np.array([step % int(self._ends[-1])]))
+            units = batch * self.batch_sequences + np.arange(self.batch_sequences)
+            shards = np.repeat(shard, self.batch_sequences)
+        else:
+            first = step * self.batch_sequences
+            epochs, places = np.divmod(np.arange(first, first + self.batch_sequences), self.windows_per_epoch)
+            for epoch in np.unique(epochs):
+                inside = epochs == epoch
+                places[inside] = permute(places[inside], self.windows_per_epoch, (self.seed, int(epoch)))
+            shards, units = self._locate(places)
+        return list(zip(shards.tolist(), (units * self.seq_len).tolist(), strict=True))
+
+    def close(self) -> None:
+        """Stop the background thread; a later `batch` raises RuntimeError."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shard, place inside it) of places counted over all shards."""
+        shards = np.searchsorted(self._ends, places, side="right")
+        return shards, places - np.concatenate([[0], self._ends])[shards]
+
+    def _read(self, step: int) -> list[Batch]:
+        mine = slice(self.rank * self.local_sequences, (self.rank + 1) * self.local_sequences)
+        buffer = np.empty((self.local_sequences, self.seq_len + 1), dtype=np.int64)
+        for row, (shard, offset) in zip(buffer, self.windows(step)[mine], strict=True):
+            row[:] = self.shards[shard][offset : offset + self.seq_len + 1]
+        if self.vocab_size is not None and int(buffer.max()) >= self.vocab_size:
+            self._refuse(step)
+        pin = self.device.type == "cuda"
+        pairs = []
+        for rows in np.split(buffer, len(buffer) // self.micro_batch):
+            pair = [torch.from_numpy(np.ascontiguousarray(part)) for part in (rows[:, :-1], rows[:, 1:])]
+            pairs.append(tuple(part.pin_memory() if pin else part for part in pair))
+        return pairs
+
+    def _refuse(self, step: int) -> None:
+        for shard, offset in self.windows(step):
+            largest = int(self.shards[shard][offset : offset + self.seq_len + 1].max())
+            if largest >= self.vocab_size:
+                raise DataError(
+                    f"{self.files[shard]}: token {largest} near place {offset} is not in the vocabulary "
+                    f"of {self.vocab_size}: check data.tokenizer and the file"
+                )
+
+
+def document_ids(inputs: Tensor, eos: int) -> Tensor:
+    """Which document of its window each token belongs to, from 0: int64 [batch, seq_len].
+
+    Documents start with `eos`; tokens may attend to each other only where their ids are equal.
+    """
+    return (inputs == eos).cumsum(dim=1)
+
+
+def eval_windows(shards: Sequence[np.ndarray], seq_len: int, tokens: int | None = None) -> list[tuple[int, int, int]]:
+    """Neighbouring windows over the first `tokens` targets: (shard, offset, number of targets that count)."""
+    found, left = [], sum(len(shard) - 1 for shard in shards) if tokens is None else tokens
+    for index, shard in enumerate(shards):
+        for offset in range(0, min(len(shard) - 1, left), seq_len):
+            found.append((index, offset, min(seq_len, len(shard) - 1 - offset, left - offset)))
+        left -= min(len(shard) - 1, left)
+    return found
+
+
+def eval_batches(
+    files: Sequence[Path | str],
+    *,
+    seq_len: int,
+    tokens: int | None,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """The first `tokens` targets of the validation shards, in order, a contiguous part for each rank.
+
+    Yields (inputs, targets), int64 [micro_batch, seq_len]. Every rank yields the same number of batches; places
+    beyond its part have target −100. All ranks together score min(tokens, available) targets (`tokens` None: all
+    of them), each once. Raises DataError if a shard is unreadable.
+    """
+    shards = [open_shard(file) for file in files]
+    windows = eval_windows(shards, seq_len, tokens)
+    per_rank = -(-len(windows) // world_size)
+    mine = windows[rank * per_rank : (rank + 1) * per_rank]
+    for start in range(0, per_rank, micro_batch):
+        inputs = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
+        targets = torch.full((micro_batch, seq_len), IGNORED, dtype=torch.int64)
+        for row, (shard, offset, count) in enumerate(mine[start : start + micro_batch]):
+            window = torch.from_numpy(shards[shard][offset : offset + count + 1].astype(np.int64))
+            inputs[row, :count], targets[row, :count] = window[:-1], window[1:]
+        yield inputs.to(device), targets.to(device)

@@ -1,0 +1,102 @@
+"""Text from a local folder: `.parquet` and `.jsonl[.gz|.zst]` with a column `text` (FineWeb's schema), and `.txt`.
+
+Files are read in the order of their paths; each row is a document, a `.txt` file is one document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.documents import Batch, Item, batches, decode_json, decode_text
+from data.shards import DataError
+
+
+class LocalText:
+    """The documents of a folder (or of one file). Raises DataError if there is none."""
+
+    revision = None
+
+    def __init__(self, source: str) -> None:
+        root = Path(source).expanduser().resolve()
+        found = [root] if root.is_file() else root.rglob("*")
+        self.files = sorted(file for file in found if _reader(file) and file.is_file())
+        if not self.files:
+            missing = "" if root.exists() else ", it does not exist"
+            raise DataError(f"data.source={source} holds no .parquet, .jsonl[.gz|.zst] or .txt file{missing}")
+        self.sizes = [file.stat().st_size for file in self.files]
+        names = [str(file.relative_to(root.parent)) for file in self.files]
+        self.name = root.name
+        self.identity = hashlib.sha256(repr(list(zip(names, self.sizes, strict=True))).encode()).hexdigest()
+
+    def batches(self, cursor: dict | None) -> Iterator[Batch]:
+        """From `cursor`, or the beginning. Raises DataError naming a file that cannot be read."""
+        return batches(self._items(**(cursor or {"file": 0, "row": 0})))
+
+    def _items(self, file: int, row: int) -> Iterator[Item]:
+        total, before = max(1, sum(self.sizes)), sum(self.sizes[:file])
+        for index, path in enumerate(self.files[file:], file):
+            decode, read = _reader(path)
+            try:
+                for raw, position, part in read(path, row if index == file else 0):
+                    cursor = partial(dict, file=index, row=position)
+                    yield Item(decode, raw, cursor, (before + part * self.sizes[index]) / total)
+            except (OSError, ValueError) as error:  # pyarrow's errors are among these
+                raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+            before += self.sizes[index]
+
+
+def _reader(path: Path):
+    """(decode, read) for a file by its name, None for other files.
+
+    `read(path, row)` yields (raw document, rows read by then, part of the file read by then) from `row` on.
+    """
+    if path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        return decode_json, _lines
+    return {".parquet": (decode_text, _rows), ".txt": (decode_text, _whole)}.get(path.suffix)
+
+
+def _whole(path: Path, row: int) -> Iterator[tuple[bytes, int, float]]:
+    if row == 0:
+        yield path.read_bytes(), 1, 1.0
+
+
+def _lines(path: Path, row: int) -> Iterator[tuple[bytes, int, float]]:
+    size = max(1, path.stat().st_size)
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    # pyarrow's streams read members that were appended and refuse a truncated file; zstandard's do neither.
+    with open(path, "rb") as file, io.BufferedReader(pa.input_stream(file, compression), 2**16) as stream:
+        for position, line in enumerate(stream, 1):
+            if position > row and not line.isspace():
+                yield line, position, file.tell() / size
+
+
+def _rows(path: Path, row: int) -> Iterator[tuple[bytes | None, int, float]]:
+    with pq.ParquetFile(path) as file:
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        position = group = 0
+        while group < len(rows) and position + rows[group] <= row:
+            position += rows[group]
+            group += 1
+        for values in _texts(file, list(range(group, len(rows)))):
+            for raw in values:
+                position += 1
+                if position > row:
+                    yield raw, position, position / sum(rows)
+
+
+def _texts(file: pq.ParquetFile, groups: list[int]) -> Iterator[list[bytes | None]]:
+    """The column `text` of some row groups, as bytes: one row of invalid UTF-8 must not cost the others."""
+    schema = file.schema_arrow
+    kind = schema.field("text").type if "text" in schema.names else pa.null()
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        yield from ([None] * file.metadata.row_group(group).num_rows for group in groups)
+        return
+    for batch in file.iter_batches(1024, row_groups=groups, columns=["text"]):
+        yield batch.column(0).cast(pa.large_binary()).to_pylist()

@@ -1,0 +1,109 @@
+"""A stream of tokens into shards of fixed size, continued after a kill at the exact token.
+
+A shard grows as NAME.bin.part and takes its name when it is complete and on disk, so a file NAME.bin is never
+half-written. The stream is a function of the source, so a shard found complete is passed over, not written again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data.shards import HEADER_BYTES, DataError, header, open_shard, sync_folder, write_shard
+
+HELD_OUT = 10  # a tenth of a corpus that does not fill the validation shard
+
+
+class ShardWriter:
+    """Shard 0, of `first` tokens, is validation; the others, of `size` tokens each, are training.
+
+    `position`: how many tokens of the stream have been written and synced already.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, first: int, size: int, position: int = 0) -> None:
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.first, self.size, self.position = first, size, position
+        self._enter(0 if position <= first else 1 + (position - first - 1) // size)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{self.name}_{'train' if shard else 'val'}_{shard:06d}.bin"
+
+    def start(self, shard: int) -> int:
+        """The place in the stream where a shard begins."""
+        return self.first + (shard - 1) * self.size if shard else 0
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Append tokens [n] of the writer's dtype."""
+        while len(tokens):
+            room = self.start(self.shard + 1) - self.position
+            if room == 0:  # closed only when a token follows: the last shard is finish()'s
+                self._close()
+                self._enter(self.shard + 1)
+                continue
+            if self.file is not None:
+                self.file.write(tokens[:room].data)
+            self.position += len(tokens[:room])
+            tokens = tokens[room:]
+
+    def sync(self) -> None:
+        """After this, a kill or a power cut loses nothing up to `position`."""
+        if self.file is not None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def finish(self, hold_out: bool) -> list[Path]:
+        """Complete the last shard; all shards, in order.
+
+        If the stream ended inside shard 0, `hold_out` makes its first tenth validation and the rest training. The
+        .part file stays then, for a repetition after a kill, until `clean`. Raises DataError if nothing is left
+        for training.
+        """
+        if self.shard > 0:
+            self._close()
+        else:
+            held = self.position // HELD_OUT if hold_out else 0
+            if held == 0:
+                raise DataError(
+                    f"the source has {self.position} tokens, too few for data.val_tokens={self.first} and training: "
+                    "take a smaller data.val_tokens or more text"
+                )
+            self.sync()
+            tokens = np.memmap(self._part(0), self.dtype, "r", HEADER_BYTES, (self.position,))
+            write_shard(self.path(0), tokens[:held], self.dtype)
+            write_shard(self.path(1), tokens[held:], self.dtype)
+        return [self.path(shard) for shard in range(max(1, self.shard) + 1)]
+
+    def close(self) -> None:
+        """Give the open file back, whatever state it is in."""
+        if self.file is not None:
+            self.file.close()
+
+    def _part(self, shard: int) -> Path:
+        return self.path(shard).with_suffix(".bin.part")
+
+    def _enter(self, shard: int) -> None:
+        self.shard, self.file = shard, None
+        part, written = self._part(shard), self.position - self.start(shard)
+        if self.path(shard).exists() and not part.exists():
+            return
+        self.file = open(part, "r+b" if part.exists() else "w+b")  # noqa: SIM115 (lives as long as the shard)
+        length = HEADER_BYTES + written * self.dtype.itemsize
+        if written and os.fstat(self.file.fileno()).st_size < length:
+            raise DataError(f"{part}: shorter than the progress file says; empty {self.folder} and start again")
+        self.file.truncate(length)
+        self.file.seek(length)
+
+    def _close(self) -> None:
+        final, count = self.path(self.shard), self.position - self.start(self.shard)
+        if self.file is None:
+            if len(open_shard(final)) != count:
+                raise DataError(f"{final}: not of this preparation; empty {self.folder} and start again")
+            return
+        self.file.seek(0)
+        self.file.write(header(count, self.dtype))
+        self.sync()
+        self.file.close()
+        os.replace(self._part(self.shard), final)
+        sync_folder(self.folder)

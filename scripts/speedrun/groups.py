@@ -1,0 +1,150 @@
+"""Decides which runs may stand beside each other.
+
+Seeds of one optimizer setting make a group; whatever is not comparable is set aside with the reasons.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from .records import SETTING, Run
+
+UNITS = ("seconds", "steps", "tokens")
+DIVERGED = "diverged"
+
+
+class ComparisonError(ValueError):
+    """The user asked for a baseline that these runs do not hold."""
+
+
+@dataclass
+class Group:
+    """The seeds of one optimizer setting. Only `runs` enter means and tests; `aside` counts the others, and
+    `diverged` those of them whose loss left the numbers."""
+
+    label: str
+    runs: list[Run] = field(default_factory=list)
+    aside: int = 0
+    diverged: int = 0
+
+    @property
+    def planned_steps(self) -> int:
+        return self.runs[0].planned_steps
+
+    @property
+    def finals(self) -> list[float]:
+        return [run.losses[-1] for run in self.runs]
+
+    @property
+    def devices(self) -> set[str | None]:
+        return {run.device for run in self.runs}
+
+    def curve(self) -> dict[str, list[float]]:
+        """Means over seeds at every step that all of them were evaluated at, and the lowest and highest loss."""
+        index = [{step: i for i, step in enumerate(run.steps)} for run in self.runs]
+        shared = sorted(set.intersection(*(set(steps) for steps in index)))
+
+        def columns(key: str) -> list[list[float]]:
+            return [[getattr(r, key)[at[step]] for r, at in zip(self.runs, index, strict=True)] for step in shared]
+
+        losses = columns("losses")
+        return {
+            "steps": shared,
+            "tokens": [_mean(column) for column in columns("tokens")],
+            "seconds": [_mean(column) for column in columns("seconds")],
+            "loss": [_mean(column) for column in losses],
+            "low": [min(column) for column in losses],
+            "high": [max(column) for column in losses],
+        }
+
+
+@dataclass
+class Comparison:
+    """`groups` are comparable with each other; `aside` holds every other run with the reasons why it is not."""
+
+    setting: dict[str, Any]
+    target: float | None
+    groups: list[Group]
+    aside: list[tuple[Run, list[str]]]
+    baseline: Group | None = None
+
+
+def compare(runs: list[Run], target: float | None = None, baseline: str | None = None) -> Comparison:
+    """Group the runs around one setting (model, data, batch) and one target.
+
+    Both are those of the baseline's runs or, without a baseline, those of most runs. `target` replaces the
+    target of every run. Raises ComparisonError for a baseline without a comparable run.
+    """
+    sound = [run for run in runs if not run.faults]
+    voters = [run for run in sound if baseline in (run.label, _title(run))] or sound
+    setting = _most_common([run.setting for run in voters]) or (None,) * len(SETTING)
+    recorded = target is None
+    if recorded:
+        target = _most_common([r.target for r in voters if r.setting == setting and r.target is not None])
+
+    lengths = Counter(label for label, _ in {(run.label, run.planned_steps) for run in sound})
+    groups: dict[str, Group] = {}
+    aside = []
+    for run in runs:
+        label = _title(run) if lengths[run.label] > 1 else run.label
+        group = groups.setdefault(label, Group(label)) if label is not None else None
+        reasons = [f"line {line}: {text}" if line else text for line, text in run.faults]
+        if not reasons:
+            reasons = _reasons(run, setting, target if recorded else run.target)
+        if not reasons and any(run.seed == other.seed for other in group.runs):
+            reasons = [f"seed {run.seed} of {label} is there already; the same seed is not another sample"]
+        if not reasons:
+            group.runs.append(run)
+            continue
+        aside.append((run, reasons))
+        if group and run.setting == setting:
+            group.aside += 1
+            group.diverged += any(reason.startswith(DIVERGED) for reason in reasons)
+
+    usable = [group for group in groups.values() if group.runs]
+    chosen = next((group for group in usable if group.label == baseline), None)
+    if baseline is not None and chosen is None:
+        names = ", ".join(group.label for group in usable) or "none"
+        raise ComparisonError(
+            f"--baseline {baseline}: no group of that name has a comparable run; groups here: {names}"
+        )
+    return Comparison(dict(zip(SETTING, setting, strict=True)), target, usable, aside, chosen)
+
+
+def _reasons(run: Run, setting: tuple, target: float | None) -> list[str]:
+    """Why a cleanly recorded run cannot be compared; empty if it can."""
+    reasons = [
+        f"{key} is {_text(mine)}, the others' {_text(theirs)}"
+        for key, mine, theirs in zip(SETTING, run.setting, setting, strict=True)
+        if mine != theirs
+    ]
+    if run.target != target:
+        reasons.append("no target" if run.target is None else f"target is {run.target:g}, the others' {target:g}")
+    bad = [step for step, loss in zip(run.steps, run.losses, strict=True) if not math.isfinite(loss)]
+    if bad:
+        reasons.append(f"{DIVERGED}: the validation loss at step {bad[0]} is not a finite number")
+    elif run.last_step < run.planned_steps:
+        reasons.append(f"stopped early, at step {run.last_step} of {run.planned_steps}")
+    elif run.steps[-1] < run.planned_steps:
+        reasons.append(f"not evaluated at its end: last at step {run.steps[-1]} of {run.planned_steps}")
+    return reasons
+
+
+def _title(run: Run) -> str:
+    return f"{run.label} ({run.planned_steps} steps)"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _most_common(values: list) -> Any:
+    """The most frequent value, the earliest of equals; None of an empty list."""
+    return Counter(values).most_common(1)[0][0] if values else None
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,1 @@
+"""What happens in which order: the loop, the model, the processes, the record."""

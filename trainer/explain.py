@@ -1,0 +1,125 @@
+"""Hydra's and OmegaConf's exceptions, told in one line: the key, the value and the mend."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from optim.routing import ROLES
+from trainer import schema
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+OPEN = tuple(f"optim.{role}." for role in ROLES)  # sections whose keys an optimizer's class decides
+
+
+def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
+    """One line for an exception that composing ``overrides`` over the folder ``configs`` raised."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error, configs)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
+    if isinstance(root, yaml.YAMLError):
+        return f"a configuration file is not valid YAML: {_one_line(root)}"
+    key = _key(root) or _key(error) or _quoted(error)
+    if key is None:
+        return _one_line(error)
+    given = _given(key, overrides) or key
+    known = set(schema.keys())
+    if key not in known and not key.startswith(OPEN):
+        return f"{given}: no such key{close_keys(key, configs)}"
+    inside = sorted(name for name in known if name.startswith(f"{key}."))
+    if inside or f"{key}." in OPEN:
+        return f"{given}: {key} is a section, set what is in it: {', '.join(inside) or f'{key}.lr and others'}"
+    return f"{given}: {_reason(root)}"
+
+
+def refuse_unknown(composed: DictConfig, configs: Path) -> None:
+    """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
+
+    Raises:
+        ConfigError: naming the key and the nearest ones.
+    """
+    known = set(schema.keys())
+
+    def walk(value: object, prefix: str) -> None:
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            key = f"{prefix}{name}"
+            if key not in known:
+                raise schema.ConfigError(f"{key}={inner}: no such key{close_keys(key, configs)}")
+            if f"{key}." not in OPEN:
+                walk(inner, f"{key}.")
+
+    walk(OmegaConf.to_container(composed), "")
+
+
+def _missing_choice(error: MissingConfigException, configs: Path) -> str:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(path.stem for path in (configs / group).glob("*.yaml"))
+    if not group or not options:
+        return _one_line(error)
+    close = difflib.get_close_matches(choice, options, 1)
+    mend = f"did you mean {group}={close[0]}? " if close else ""
+    return f"{group}={choice}: no such choice; {mend}available: {', '.join(options)}"
+
+
+def _key(error: BaseException) -> str | None:
+    """The dotted key that OmegaConf attached to an exception, as attribute or in its text."""
+    key = getattr(error, "full_key", None)
+    found = re.search(r"full_key: (\S+)", str(error))
+    return key or (found.group(1) if found else None)
+
+
+def _quoted(error: BaseException) -> str | None:
+    found = re.search(r"(?:override|delete|append to config\.?|in) '([\w./@-]+)'", str(error))
+    return found.group(1).partition("@")[0] if found else None
+
+
+def _given(key: str | None, overrides: Sequence[str]) -> str | None:
+    """What the user typed for ``key``."""
+    for override in overrides:
+        if f"{override.lstrip('+~').partition('=')[0]}.".startswith(f"{key}."):
+            return override.lstrip("+")
+    return None
+
+
+def close_keys(key: str, configs: Path) -> str:
+    """A hint at the nearest keys: by their full names, or by their last parts."""
+    known = list(schema.keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
+    close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    if not close and not same_leaf and section in known:
+        return f"; {section} has {', '.join(name.rpartition('.')[2] for name in siblings)}"
+    names = list(dict.fromkeys(close[:1] + same_leaf))
+    return f"; did you mean {' or '.join(names)}?" if names else "; see python train.py --help"
+
+
+def _reason(root: BaseException) -> str:
+    """OmegaConf's reason without its trailing context, in the user's words."""
+    line = _one_line(root).rstrip(".")
+    found = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", line)
+    if found:
+        choices = found.group(2).split(", ")
+        close = difflib.get_close_matches(found.group(1), choices, 1)
+        return f"choose one of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
+    if "does not support deletion" in line:
+        return "a key cannot be removed; give it another value"
+    found = re.match(r"Value '(.*)'(?: of type '\w+')? could not be converted to (\w+)", line)
+    if found:
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+        return f"give {kind.get(found.group(2), found.group(2))}"
+    return line[:1].lower() + line[1:]
+
+
+def _one_line(error: BaseException) -> str:
+    text = re.split(r"\n\s*(?:full_key|reference_type|object_type)", str(error))[0]
+    return re.sub(r"\s+", " ", text).strip()

@@ -1,0 +1,270 @@
+"""GPT in one file: GPT-2 exactly, and the variants of it that the NanoGPT speedrun made popular.
+
+Shapes: B sequences, T tokens, C = n_embd channels, H heads of D = C / H dimensions, V tokens in the vocabulary.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100  # a target with this value is not predicted
+
+
+ACTIVATIONS = {
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+@dataclass
+class ModelConfig:
+    """The section `model`. Defaults are those of configs/model/tiny.yaml."""
+
+    name: str = "tiny"
+    family: str = "tiny"  # gpt2 | modern | tiny: which initialisation, and which preset an optimizer takes
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    position: str = "learned"  # learned | rope | half_rope (half of the dimensions of a head do not rotate)
+    norm: str = "rmsnorm"  # layernorm | rmsnorm
+    activation: str = "relu2"  # gelu (its tanh form, as in GPT-2) | gelu_erf | relu2
+    tied: bool = False  # output head = token embedding
+    bias: bool = False  # in the linear layers, the LayerNorms and an untied head
+    embed_norm: bool = False  # normalise the embedding before the first block
+    qk_norm: bool = False  # RMS-normalise queries and keys per head
+    attention_scale: float | None = None  # of the scores; null: 1/sqrt(head dimension)
+    softcap: float | None = None  # logits never exceed ± this
+    zero_init_proj: bool = False  # attention output, MLP output and an untied head start at zero
+    loss_chunk: int = 8192  # tokens whose logits exist at once
+
+    def check(self) -> None:
+        """Raise ValueError, in one line, for the first setting that cannot work."""
+        choices = {
+            "family": ("gpt2", "modern", "tiny"),
+            "position": ("learned", "rope", "half_rope"),
+            "norm": ("layernorm", "rmsnorm"),
+            "activation": tuple(ACTIVATIONS),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"model.{key}={getattr(self, key)} is unknown: choose one of {', '.join(allowed)}")
+        for key in ("n_layer", "n_head", "n_embd", "loss_chunk"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if self.n_head > self.n_embd:
+            raise ValueError(f"model.n_head={self.n_head} is more heads than model.n_embd={self.n_embd} dimensions: "
+                             "lower n_head or raise n_embd")  # fmt: skip
+        if self.n_embd % self.n_head:
+            near = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0 and h <= 2 * self.n_head][-4:]
+            raise ValueError(f"model.n_head={self.n_head} does not divide model.n_embd={self.n_embd}: "
+                             f"choose a divisor, for example {', '.join(map(str, near))}")  # fmt: skip
+        quantum = {"learned": 1, "rope": 2, "half_rope": 4}[self.position]
+        if self.head_dim % quantum:
+            raise ValueError(f"model.position={self.position} needs a head dimension that {quantum} divides, but "
+                             f"n_embd/n_head = {self.head_dim}: change model.n_head or model.n_embd")  # fmt: skip
+        for key in ("softcap", "attention_scale"):
+            if getattr(self, key) is not None and not getattr(self, key) > 0:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be positive, or null for none")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the channels, with a gain."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.layernorm = config.norm == "layernorm"
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias and self.layernorm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layernorm:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+
+
+class Attention(nn.Module):
+    """Causal self-attention. q, k, v and o are separate, so that each is a matrix of its own to the optimizer."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.q, self.k, self.v, self.o = (
+            nn.Linear(config.n_embd, config.n_embd, bias=config.bias) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        heads = (*x.shape[:2], self.config.n_head, self.config.head_dim)
+        q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
+        if self.config.qk_norm:
+            q, k = F.rms_norm(q, heads[-1:], eps=1e-6), F.rms_norm(k, heads[-1:], eps=1e-6)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=self.config.attention_scale
+        )
+        return self.o(y.transpose(1, 2).reshape(x.shape))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.activation(self.fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.norm1, self.attn = Norm(config), Attention(config)
+        self.norm2, self.mlp = Norm(config), MLP(config)
+        self.recompute = False  # activation checkpointing: keep only the block's input for the backward pass
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.residual, x, rotation, use_reentrant=False)
+        return self.residual(x, rotation)
+
+    def residual(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotation)
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """A causal language model.
+
+    Parameters: `wte` (padded V, C), `wpe` (seq_len, C) where positions are learned, `blocks`, `norm`, and `lm_head`
+    (padded V, C) unless the head is tied to `wte`. Inside, the vocabulary is padded to a multiple of 128; the padding
+    starts at zero, is never predicted and never receives a gradient.
+    Built under torch.device("meta") the module is a skeleton that `init_parameter` can fill tensor by tensor.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int):
+        super().__init__()
+        config.check()
+        self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
+        self.padded_vocab = 128 * math.ceil(vocab_size / 128)
+        self.wte = nn.Embedding(self.padded_vocab, config.n_embd)
+        self.wpe = nn.Embedding(seq_len, config.n_embd) if config.position == "learned" else None
+        self.embed_norm = Norm(config) if config.embed_norm else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = Norm(config)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, self.padded_vocab, bias=config.bias)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
+
+        The sum is a float32 scalar (float64 for float64 weights) and leaves out targets of -100. At most
+        `config.loss_chunk` tokens have logits at a time, in the forward and in the backward pass.
+        Raises ValueError where T exceeds the learned positions.
+        """
+        x = self.embed(tokens)
+        rotation = self.rotation(tokens.shape[1], x) if self.wpe is None else None
+        for block in self.blocks:
+            x = block(x, rotation)
+        x = self.norm(x)
+        if targets is None:
+            return self.logits(x)
+        parts = list(zip(x.flatten(0, 1).split(self.config.loss_chunk), targets.flatten().split(self.config.loss_chunk),
+                         strict=True))  # fmt: skip
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return sum(self.chunk_loss(*part) for part in parts)
+        return sum(checkpoint(self.chunk_loss, *part, use_reentrant=False) for part in parts)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        x = self.wte(tokens)
+        if self.wpe is not None:
+            if tokens.shape[1] > self.seq_len:
+                raise ValueError(f"a sequence of {tokens.shape[1]} tokens, but the model has {self.seq_len} positions")
+            x = x + self.wpe.weight[: tokens.shape[1]]
+        return x if self.embed_norm is None else self.embed_norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Channels (…, C) → logits (…, V) in at least float32."""
+        x = F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
+        x = x[..., : self.vocab_size]
+        x = x if x.dtype == torch.float64 else x.float()
+        # A smooth cap as in the speedrun's track 3: slope 1 at zero, ± softcap at infinity, cheaper than tanh.
+        return x if self.config.softcap is None else x * torch.rsqrt(1 + (x / self.config.softcap).square())
+
+    def chunk_loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(x), targets, ignore_index=IGNORED, reduction="sum")
+
+    def rotation(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype.
+
+        half_rope is the speedrun's: wavelengths from 2π to 2048π, and the other half of the pairs stands still.
+        """
+        pairs = self.config.head_dim // 2
+        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+        if self.config.position == "rope":
+            frequency = 10000.0 ** -(torch.arange(pairs, dtype=exact, device=like.device) / pairs)
+        else:
+            frequency = 1024.0 ** -torch.linspace(0, 1, pairs // 2, dtype=exact, device=like.device)
+            frequency = F.pad(frequency, (0, pairs - pairs // 2))
+        angle = torch.arange(length, dtype=exact, device=like.device)[:, None, None] * frequency
+        return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+    def init_parameter(self, name: str, seed: int) -> Tensor:
+        """The whole initial value of one parameter, float32 on the CPU: a function of (seed, name) alone."""
+        shape = self.get_parameter(name).shape
+        value = init_tensor(name, shape, seed, *self.init_rule(name, shape))
+        if shape[0] == self.padded_vocab:
+            value[self.vocab_size :] = 0
+        return value
+
+    def init_rule(self, name: str, shape: torch.Size) -> tuple[float, float]:
+        """(mean, standard deviation) of a parameter's initial values.
+
+        gpt2: 0.02, residual projections 0.02/sqrt(2 n_layer) (Radford et al. 2019, section 2.3, and its released code).
+        modern, tiny: 1/sqrt(3 fan_in), as torch's own linear layer and the speedrun's track 3 have it.
+        """
+        config, owner = self.config, name.removesuffix(".weight")
+        if name.endswith("bias"):
+            return 0.0, 0.0
+        if len(shape) == 1:
+            return 1.0, 0.0
+        if owner == "wte" and config.embed_norm and not config.tied:
+            return 0.0, 1.0
+        into_residual = owner.endswith((".attn.o", ".mlp.proj"))
+        if config.zero_init_proj and (into_residual or owner == "lm_head"):
+            return 0.0, 0.0
+        if config.family == "gpt2" or owner in ("wte", "wpe"):
+            return 0.0, 0.02 / math.sqrt(2 * config.n_layer) if into_residual else 0.02
+        return 0.0, (3 * shape[1]) ** -0.5
+
+    def flops_per_token(self) -> float:
+        """Floating-point operations of one token's forward and backward pass, by the convention of PaLM's appendix B
+        (arXiv 2204.02311): 6 per weight of a matrix product (the head is one, embedding look-ups are none) plus
+        12·L·C·T for attention's scores and their use, causality not deducted, recomputation not counted."""
+        weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.vocab_size * self.config.n_embd
+        return 6.0 * weights + 12.0 * self.config.n_layer * self.config.n_embd * self.seq_len
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x[i], x[i + D/2]) of x (B, T, H, D) by the angles of their positions."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+def init_tensor(name: str, shape: torch.Size, seed: int, mean: float, std: float) -> Tensor:
+    """Normal values that depend on (seed, name, shape) only: not on rank, order or any global random state."""
+    if std == 0:
+        return torch.full(shape, mean)
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(shape).normal_(mean, std, generator=generator)

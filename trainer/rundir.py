@@ -1,0 +1,106 @@
+"""A run's directory: its name, and whose it is.
+
+``run.json`` holds what makes a run that run: every setting that changes its numbers.  A directory whose run.json says
+something else belongs to another run and is refused, never overwritten.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainer.schema import Config, ConfigError, Resume
+
+# What does not change the training: where it runs, how it is watched, how often it is saved.
+FREE = ("run", "eval", "checkpoint", "parallel", "logger", "train.micro_batch", "train.non_finite", "data.download", "data.processes")
+
+
+def new_directory(config: Config) -> Path:
+    """``runs/<date>-<time>-<name>``, with a number behind it if two runs start in one second."""
+    base = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
+    candidates = (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([base], candidates) if not path.exists())
+
+
+def job_name(overrides: list[str], seed: int) -> str:
+    """A readable folder name for one job of a sweep, from its overrides and its seed."""
+    words = [re.sub(r"[^\w.=+-]", "_", override.lstrip("+")) for override in overrides]
+    if not any(word.startswith("seed=") for word in words):
+        words.append(f"seed={seed}")
+    name = ",".join(words)
+    if len(name) > 150:
+        name = f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of every setting that makes this run differ from others."""
+    flat = _flatten(asdict(config))
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+
+
+def claim(config: Config) -> str:
+    """Take ``run.dir``, or a new directory, for this run and return it.  On rank 0, after every check of the config.
+
+    Raises:
+        ConfigError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
+    """
+    directory = Path(config.run.dir) if config.run.dir else new_directory(config)
+    mark, mine = directory / "run.json", identity(config)
+    if mark.exists():
+        _compare(mark, mine)
+        if config.run.resume == Resume.never:
+            raise ConfigError(f"run.dir={directory} already holds this run, and run.resume=never: choose a new run.dir")
+        return str(directory)
+    if config.run.resume == Resume.must:
+        raise ConfigError(f"run.resume=must, but run.dir={directory} holds no run: give the run.dir of a started run")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(mark, json.dumps({"name": config.run.name, "identity": mine}, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
+    return str(directory)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete and durable."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _compare(mark: Path, mine: dict[str, Any]) -> None:
+    try:
+        theirs = json.loads(mark.read_text(encoding="utf-8"))["identity"]
+        different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{mark} is damaged: choose a new run.dir") from None
+    if different:
+        key = different[0]
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise ConfigError(
+            f"run.dir={mark.parent} belongs to another run: {key} is {theirs.get(key)} there and {mine.get(key)} here"
+            f"{more}; choose a new run.dir or the same settings"
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in _flatten(inner, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: str(value) if isinstance(value, str) else value}

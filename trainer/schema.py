@@ -1,0 +1,274 @@
+"""The typed configuration: every key with its type, unit and default, and the checks between keys.
+
+Hydra merges ``configs/`` and the command line into these classes, so an unknown key or a wrong type is refused while
+the config is composed.  ``MISSING`` marks a value that ``configs/`` gives; a default stands either here or there.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, Optional, get_type_hints
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from data.config import DataConfig
+from optim import schedule
+from optim.routing import ROLES, resolve_target
+from trainer.model import ModelConfig
+from trainer.parallel import ParallelConfig, check_parallel
+
+FAMILIES = frozenset({"gpt2", "modern", "tiny"})
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names the key, the value and the mend."""
+
+
+class Resume(StrEnum):
+    auto = "auto"  # go on where this run's directory stands, or start
+    never = "never"  # start, and refuse a directory that already holds this run
+    must = "must"  # refuse to start anew
+
+
+class Dtype(StrEnum):
+    auto = "auto"  # bfloat16 on CUDA, float32 on CPU
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    float64 = "float64"  # for proofs on the CPU
+
+
+class NonFinite(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+class LoggerKind(StrEnum):
+    wandb = "wandb"
+    jsonl = "jsonl"
+
+
+@dataclass
+class RunConfig:
+    name: Optional[str] = None  # default: <optim>-<model>-<data>-s<seed>
+    dir: Optional[str] = None  # the run's directory; default: runs/<date>-<time>-<name>
+    resume: Resume = Resume.auto
+
+
+@dataclass
+class TrainConfig:
+    steps: int = MISSING  # optimizer updates
+    batch_tokens: int = MISSING  # tokens of one update, over all ranks and micro-batches
+    seq_len: int = MISSING  # tokens of one sequence
+    micro_batch: Optional[int] = None  # sequences of one forward pass on one rank; default: what fits (see below)
+    dtype: Dtype = Dtype.auto  # of the parameters and activations
+    clip: Optional[float] = None  # largest global gradient norm; default: no clipping
+    non_finite: NonFinite = NonFinite.stop  # when a loss or gradient is not finite: end the run, or skip the update
+
+
+@dataclass
+class EvalConfig:
+    every: int = MISSING  # updates between evaluations; the last update is always followed by one
+    tokens: int = MISSING  # tokens of the validation set that are read, over all ranks
+
+
+@dataclass
+class CheckpointConfig:
+    every: Optional[int] = None  # updates between checkpoints; default: none are written
+
+
+@dataclass
+class OptimConfig:
+    """Per role ``{_target_: class path, **settings}``; a value ``{family: value}`` is chosen by ``model.family``."""
+
+    name: str = MISSING
+    matrix: dict[str, Any] = field(default_factory=dict)
+    embedding: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    vector: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ScheduleConfig:
+    """Lengths up to 1 are fractions of ``train.steps``, above 1 numbers of steps; see ``optim/schedule.py``."""
+
+    name: str = MISSING
+    warmup: float = 0.0  # length of the rise from 0
+    decay: float = 0.0  # length of the fall at the end
+    final: float = 0.0  # multiplier of the learning rate at the end of the fall
+
+
+@dataclass
+class LoggerConfig:
+    kind: LoggerKind = MISSING
+    every: int = 10  # updates between records of the training loss
+    project: str = "nanomuon"  # W&B project
+    group: Optional[str] = None  # W&B group; default: the sweep's folder in a sweep
+    tags: list[str] = field(default_factory=list)  # W&B tags beside optimizer, model and data
+
+
+@dataclass
+class Config:
+    seed: int = 0  # of the initial weights and of the order of the data
+    run: RunConfig = field(default_factory=RunConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optim: OptimConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    logger: LoggerConfig = MISSING
+
+
+def register() -> None:
+    """Make the schema known to Hydra as ``schema``, the first of ``configs/train.yaml``'s defaults."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def keys(section: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, sections included."""
+    hints = get_type_hints(section)
+    for f in fields(section):
+        yield prefix + f.name
+        if is_dataclass(hints[f.name]):
+            yield from keys(hints[f.name], f"{prefix}{f.name}.")
+
+
+def validate(composed: DictConfig, world_size: int) -> Config:
+    """The typed config with every derived value filled in, after all checks.
+
+    Raises:
+        ConfigError: naming the key, the value and the mend.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=…")
+    config = OmegaConf.to_object(composed)
+    config.run.name = config.run.name or f"{config.optim.name}-{config.model.name}-{config.data.name}-s{config.seed}"
+    if config.train.dtype == Dtype.auto:
+        config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32
+    check_positive(config)
+    try:
+        config.model.check()
+        config.data.check()
+        check_parallel(config.parallel, world_size if world_size > 1 else None)
+        settle_optim(config.optim, config.model.family)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    fit_batch(config, world_size)
+    check_eval(config)
+    check_schedule(config)
+    return config
+
+
+def check_positive(config: Config) -> None:
+    for section, names in {
+        "train": ("steps", "batch_tokens", "seq_len", "micro_batch", "clip"),
+        "eval": ("every", "tokens"),
+        "checkpoint": ("every",),
+        "logger": ("every",),
+    }.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{section}.{name}={value}: give a number above 0")
+
+
+def fit_batch(config: Config, world_size: int) -> None:
+    """Check that the global batch divides over ranks and passes; choose ``train.micro_batch`` where it is not given."""
+    train = config.train
+    if train.batch_tokens % train.seq_len:
+        raise ConfigError(
+            f"train.batch_tokens={train.batch_tokens} is no multiple of train.seq_len={train.seq_len}: "
+            f"nearest {nearest(train.batch_tokens, train.seq_len)}"
+        )
+    sequences = train.batch_tokens // train.seq_len
+    unit = world_size * (train.micro_batch or 1)
+    if sequences % unit:
+        split = f"{world_size} ranks" if world_size > 1 else "1 rank"
+        split += f" x train.micro_batch={train.micro_batch}" if train.micro_batch else ""
+        mend = f"nearest {nearest(train.batch_tokens, unit * train.seq_len)}"
+        if train.micro_batch and sequences % world_size == 0:
+            share = sequences // world_size
+            mend += f", or train.micro_batch one of {', '.join(str(n) for n in divisors(share)[-6:])}"
+        raise ConfigError(
+            f"train.batch_tokens={train.batch_tokens} is {sequences} sequences of train.seq_len={train.seq_len} tokens, "
+            f"which {split} cannot share evenly: {mend}"
+        )
+    if train.micro_batch is None:
+        train.micro_batch = fitting_micro_batch(config, sequences // world_size)
+
+
+def fitting_micro_batch(config: Config, sequences: int) -> int:
+    """The largest divisor of a rank's ``sequences`` whose activations stay within a modest budget.
+
+    A transformer layer keeps about 34 bytes per token and dimension in 16 bit with fused attention (Korthikanti et
+    al., arXiv 2205.05198, section 4.1); the budget is 16 GiB on a GPU and 2 GiB on a CPU.
+    """
+    budget = (16 if torch.cuda.is_available() else 2) * 2**30
+    width = {Dtype.bfloat16: 2, Dtype.float32: 4, Dtype.float64: 8}[config.train.dtype]
+    per_sequence = 17 * width * config.train.seq_len * config.model.n_embd * config.model.n_layer
+    return max(n for n in divisors(sequences) if n == 1 or n * per_sequence <= budget)
+
+
+def check_eval(config: Config) -> None:
+    if config.eval.tokens % config.train.seq_len:
+        raise ConfigError(
+            f"eval.tokens={config.eval.tokens} is no multiple of train.seq_len={config.train.seq_len}: "
+            f"nearest {nearest(config.eval.tokens, config.train.seq_len)}"
+        )
+
+
+def check_schedule(config: Config) -> None:
+    try:
+        schedule.build(**asdict(config.schedule), steps=config.train.steps)
+    except ValueError as error:
+        raise ConfigError(f"schedule.{error}") from None
+
+
+def settle_optim(optim: OptimConfig, family: str) -> None:
+    """Choose the values of the model's family, then try every role's class and settings on a small parameter."""
+    for role in ROLES:
+        settings = by_family(getattr(optim, role), family, f"optim.{role}")
+        setattr(optim, role, settings)
+        if not settings:
+            continue
+        lr = settings.get("lr", 0.0)
+        if isinstance(lr, bool) or not isinstance(lr, int | float):
+            raise ConfigError(f"optim.{role}.lr={lr}: give a number")
+        optimizer, arguments = resolve_target(settings, f"optim.{role}")
+        try:
+            optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optim.{role}: {error}") from None
+
+
+def by_family(value: Any, family: str, key: str) -> Any:
+    """``value`` with every mapping over model families inside it replaced by its entry for ``family``."""
+    if not isinstance(value, Mapping):
+        return value
+    if value and FAMILIES.issuperset(value):
+        if family not in value:
+            given = ", ".join(value)
+            raise ConfigError(f"{key} is given for {given} only, but model.family={family}: set {key}=…")
+        return value[family]
+    return {name: by_family(inner, family, f"{key}.{name}") for name, inner in value.items()}
+
+
+def nearest(value: int, unit: int) -> str:
+    """The multiples of ``unit`` around ``value``, for a message."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def world_size() -> int:
+    """Number of processes of this job, as torchrun, accelerate or SLURM's batch file announced it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
