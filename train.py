@@ -1,17 +1,16 @@
 """nanoMuon's front door: Hydra composes the configuration, the Trainer runs it.
 
-    python train.py experiment=smoke
-    torchrun --nproc-per-node 8 train.py optim=muon
-    python train.py --help
+One process:    python train.py experiment=smoke
+Many:           torchrun --nproc-per-node 8 train.py optim=muon
+Every choice:   python train.py --help
 """
 
 from trainer import launch
+from trainer.loop import Trainer
 from trainer.schema import Config
 
 
 def train(config: Config) -> None:
-    from trainer.loop import Trainer  # heavy imports come after the configuration is known to be right
-
     Trainer(config).run()
 
 

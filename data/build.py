@@ -16,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +51,6 @@ def build(config: DataConfig, report: Report = lambda tokens, fraction: None) ->
     """
     config.check()
     folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         done = manifest.read_manifest(folder)
         progress = done or _read_progress(folder)
@@ -192,12 +191,21 @@ def _read_progress(folder: Path) -> dict | None:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False):
-    """Hold a folder for oneself; the lock goes with the process, however it ends. Raises DataError if it is taken."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Hold a folder, made if needed, for oneself; the lock goes with the process, however it ends.
+
+    A folder that is still empty at the end is removed. Raises DataError if another process holds it and not `wait`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"data.dir={folder}: cannot be used ({error.strerror})") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     except BlockingIOError:
         raise DataError(f"data.dir={folder}: another preparation is at work there") from None
     finally:
+        with suppress(OSError):
+            folder.rmdir()
         os.close(descriptor)

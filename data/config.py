@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from data.shards import DataError
 
@@ -14,17 +13,17 @@ from data.shards import DataError
 class DataConfig:
     name: str = "sample"  # names the default folder and the shard files
     source: str = "sample"  # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
-    pretokenized: Optional[str] = None  # OWNER/DATASET on the hub that holds ready-made shards
-    revision: Optional[str] = None  # branch, tag or commit of a hub source; null: the newest
-    dir: Optional[str] = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
-    tokenizer: Optional[str] = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
+    pretokenized: str | None = None  # OWNER/DATASET on the hub that holds ready-made shards
+    revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
+    dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
+    tokenizer: str | None = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
     order: str = "shuffled"  # shuffled: a seeded permutation of windows each epoch | sequential: the speedrun's order
     document_mask: bool = False  # attention stays inside a document
     download: bool = False  # fetch ready-made shards from `pretokenized` when the folder has none
-    tokens: Optional[int] = None  # training tokens to prepare or fetch; null: all
+    tokens: int | None = None  # training tokens to prepare or fetch; null: all
     shard_tokens: int = 100_000_000  # tokens in a shard
-    val_tokens: Optional[int] = None  # validation tokens; null: one shard, or a tenth of a corpus smaller than that
-    workers: Optional[int] = None  # threads that tokenize; null: one for each available core
+    val_tokens: int | None = None  # validation tokens; null: one shard, or a tenth of a corpus smaller than that
+    workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:
         """Raises DataError (a ValueError) with one line that names the key, the value and the mend."""

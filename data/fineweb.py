@@ -7,6 +7,7 @@ been fetched from a hub belongs to one commit of its repository, which the manif
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class HubText:
         return batches(self._items(cursor or {"row": 0, "state": None}))
 
     def _items(self, cursor: dict) -> Iterator[Item]:
-        try:
+        with asking(self.repository):
             stream = open_stream(self.repository, self.subset, self.revision)
             if cursor["state"] is not None:
                 stream.load_state_dict(cursor["state"])
@@ -42,8 +43,6 @@ class HubText:
             for row, document in enumerate(stream, cursor["row"] + 1):
                 here = partial(_cursor, row, stream)
                 yield Item(decode_text, document.get("text"), here, row / total if total else None)
-        except (OSError, ValueError, RuntimeError) as error:  # datasets', hub's and the network's are among these
-            raise DataError(_unreachable(self.repository, error)) from None
 
 
 def _cursor(row: int, stream) -> dict:
@@ -63,10 +62,8 @@ def commit(repository: str, revision: str | None) -> str:
 
     if revision and len(revision) == 40:
         return revision
-    try:
+    with asking(repository):
         return huggingface_hub.HfApi().dataset_info(repository, revision=revision).sha
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(_unreachable(repository, error)) from None
 
 
 def download(config: DataConfig) -> None:
@@ -76,7 +73,6 @@ def download(config: DataConfig) -> None:
     already are kept. Raises DataError: hub not reachable, a corrupt shard, a folder with other content.
     """
     folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, wait=True):
         held = manifest.read_manifest(folder)
         if held is not None:
@@ -124,12 +120,10 @@ def _fetch(repository: str, name: str, revision: str, folder: Path) -> Path:
         return folder / name
     except DataError:
         pass
-    try:
+    with asking(repository):
         path = huggingface_hub.hf_hub_download(
-            repository, name, repo_type="dataset", revision=revision, local_dir=folder
+            repository, name, repo_type="dataset", revision=revision, local_dir=folder, force_download=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(_unreachable(repository, error)) from None
     open_shard(path)
     return Path(path)
 
@@ -138,15 +132,20 @@ def list_files(repository: str, revision: str) -> list[str]:
     """The files of a dataset repository on the hub."""
     import huggingface_hub
 
-    try:
+    with asking(repository):
         return huggingface_hub.HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(_unreachable(repository, error)) from None
 
 
-def _unreachable(repository: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return (
-        f"{repository}: not available from the Hugging Face hub ({reason}); the same command continues when it is, "
-        "and local text can be prepared with data=local data.source=FOLDER"
-    )
+@contextmanager
+def asking(repository: str):
+    """Turns whatever the hub's clients and the network raise into a DataError of one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # httpx, requests, datasets and OS errors have no common ancestor below this
+        reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
+        raise DataError(
+            f"{repository}: not available from the Hugging Face hub ({type(error).__name__}: {reason}); the same "
+            "command continues when it is; local text can be prepared with data=local data.source=FOLDER"
+        ) from None

@@ -110,7 +110,7 @@ def faults(folder: Path, progress: Callable[[str, int], None] = lambda file, siz
         return [str(error)]
     files = sorted(folder.glob("*.bin"))
     if manifest is None and not files:
-        return [f"{folder}: holds no shards"]
+        return [f"{folder}: {'holds no shards' if folder.is_dir() else 'no such folder'}"]
     entries = {entry["file"]: entry for entry in manifest["shards"]} if manifest else {}
     names = entries or [file.name for file in files]
     found = [f"{file}: not in the manifest" for file in files if file.name not in names]

@@ -35,7 +35,10 @@ def prepare(config: DataConfig) -> None:
     """
     config.check()
     if config.source == "sample":
-        prepare_sample(config)
+        try:
+            prepare_sample(config)
+        except OSError as error:
+            raise DataError(f"data.dir={config.folder}: cannot be written ({error.strerror})") from None
     elif config.download:
         from data.fineweb import download
 

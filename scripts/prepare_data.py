@@ -107,7 +107,7 @@ def verify(folder: Path) -> None:
     for fault in found:
         print(f"fault: {fault}")
     if found:
-        raise DataError(f"{folder}: {len(found)} faults")
+        raise DataError(f"{folder}: {len(found)} fault{'s' * (len(found) > 1)}")
     checked = "headers, sizes, token range and sha256" if manifest.read_manifest(folder) else "no manifest: headers and sizes"
     print(f"{folder}: good ({checked}; {total:,} bytes in {time.monotonic() - start:.1f} s)")
 
@@ -124,6 +124,9 @@ def main(arguments: list[str]) -> int:
             run(configure(arguments))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, most often
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; the same command continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)

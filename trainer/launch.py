@@ -28,10 +28,11 @@ from optim.routing import ROLES
 from trainer import rundir, schema
 from trainer.agree import agree, rank, report
 from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
+from trainer.loop import TrainingError
 from trainer.schema import Config, ConfigError, world_size
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-USER_ERRORS = (ConfigError, DataError)
+USER_ERRORS = (ConfigError, DataError, TrainingError)
 
 
 class JobFailed(Exception):
@@ -101,7 +102,9 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> tuple[list[str], bo
     with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         try:
-            whole = loader.load_configuration("train", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
+            whole = loader.load_configuration(
+                "train", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+            )
             is_sweep = args.multirun or whole.hydra.mode == RunMode.MULTIRUN
             if not is_sweep or not whole.hydra.sweeper._target_.endswith(".BasicSweeper"):
                 jobs, varying = [list(overrides)] if not is_sweep else [], []

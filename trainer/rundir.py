@@ -18,7 +18,8 @@ from typing import Any
 from trainer.schema import Config, ConfigError, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
-FREE = ("run", "eval", "checkpoint", "parallel", "logger", "train.micro_batch", "train.non_finite", "data.download", "data.processes")
+FREE = ("run", "eval", "checkpoint", "parallel", "logger")
+FREE += ("train.micro_batch", "train.non_finite", "data.download", "data.processes")
 
 
 def new_directory(config: Config) -> Path:

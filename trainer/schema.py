@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, Optional, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -52,8 +52,8 @@ class LoggerKind(StrEnum):
 
 @dataclass
 class RunConfig:
-    name: Optional[str] = None  # default: <optim>-<model>-<data>-s<seed>
-    dir: Optional[str] = None  # the run's directory; default: runs/<date>-<time>-<name>
+    name: str | None = None  # default: <optim>-<model>-<data>-s<seed>
+    dir: str | None = None  # the run's directory; default: runs/<date>-<time>-<name>
     resume: Resume = Resume.auto
 
 
@@ -62,9 +62,9 @@ class TrainConfig:
     steps: int = MISSING  # optimizer updates
     batch_tokens: int = MISSING  # tokens of one update, over all ranks and micro-batches
     seq_len: int = MISSING  # tokens of one sequence
-    micro_batch: Optional[int] = None  # sequences of one forward pass on one rank; default: what fits (see below)
+    micro_batch: int | None = None  # sequences of one forward pass on one rank; default: what fits (see below)
     dtype: Dtype = Dtype.auto  # of the parameters and activations
-    clip: Optional[float] = None  # largest global gradient norm; default: no clipping
+    clip: float | None = None  # largest global gradient norm; default: no clipping
     non_finite: NonFinite = NonFinite.stop  # when a loss or gradient is not finite: end the run, or skip the update
 
 
@@ -76,7 +76,7 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: Optional[int] = None  # updates between checkpoints; default: none are written
+    every: int | None = None  # updates between checkpoints; default: none are written
 
 
 @dataclass
@@ -105,7 +105,7 @@ class LoggerConfig:
     kind: LoggerKind = MISSING
     every: int = 10  # updates between records of the training loss
     project: str = "nanomuon"  # W&B project
-    group: Optional[str] = None  # W&B group; default: the sweep's folder in a sweep
+    group: str | None = None  # W&B group; default: the sweep's folder in a sweep
     tags: list[str] = field(default_factory=list)  # W&B tags beside optimizer, model and data
 
 
@@ -196,8 +196,8 @@ def fit_batch(config: Config, world_size: int) -> None:
             share = sequences // world_size
             mend += f", or train.micro_batch one of {', '.join(str(n) for n in divisors(share)[-6:])}"
         raise ConfigError(
-            f"train.batch_tokens={train.batch_tokens} is {sequences} sequences of train.seq_len={train.seq_len} tokens, "
-            f"which {split} cannot share evenly: {mend}"
+            f"train.batch_tokens={train.batch_tokens} is {sequences} sequences of train.seq_len={train.seq_len} tokens,"
+            f" which {split} cannot share evenly: {mend}"
         )
     if train.micro_batch is None:
         train.micro_batch = fitting_micro_batch(config, sequences // world_size)

@@ -1,4 +1,7 @@
-"""Says in plain sentences what the runs show and what they do not; every sentence names its test, its p or interval and its n."""
+"""Says in plain sentences what the runs show and what they do not.
+
+Every sentence names its test, its p or interval, and its n.
+"""
 
 from dataclasses import dataclass
 
@@ -10,180 +13,139 @@ from .table import Row, interval, pvalue
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence about one group; `shown` tells whether the runs support it."""
+    """A sentence about one group. `shown`: the runs support it. `faster`: it states a speed-up over the baseline."""
 
     label: str
     shown: bool
     text: str
+    faster: bool = False
 
 
 def claims(
     comparison: Comparison, rows: list[Row], sigma: float | None = None, loss_per_step: float = 0
 ) -> list[Claim]:
-    """All sentences, in the order of the rows; about a group with diverged seeds there is only the one that says so."""
+    """All sentences, in the order of the rows. Of a group with diverged seeds there is only the one that says so."""
     reference = next((row for row in rows if row.group is comparison.baseline), None)
     found = []
     for row in rows:
-        label, runs = row.group.label, len(row.group.runs)
         if row.group.diverged:
-            found.append(
-                Claim(
-                    label,
-                    False,
-                    f"{row.group.diverged} of {runs + row.group.diverged} seeds diverged: the others "
-                    "do not stand for this optimizer, so nothing may be claimed for it.",
-                )
-            )
+            found.append(_diverged(row, row))
             continue
         if comparison.target is not None:
-            found += [Claim(label, *claim) for claim in _against_target(row, comparison.target, sigma)]
+            found += _against_target(row, comparison.target, sigma)
         if reference is None or row is reference:
             continue
         if reference.group.diverged:
-            found.append(
-                Claim(
-                    label,
-                    False,
-                    f"Nothing may be claimed over {reference.group.label}: seeds of it diverged.",
-                )
-            )
+            found.append(_diverged(row, reference))
             continue
         if comparison.target is not None:
-            found += [Claim(label, *claim) for claim in _speed(row, reference, comparison.target)]
-        found += [Claim(label, *claim) for claim in _loss(row, reference, sigma, loss_per_step)]
+            found += _speed(row, reference, comparison.target)
+        found += _loss(row, reference, sigma, loss_per_step)
     return found
 
 
 def scope(comparison: Comparison) -> str:
     """The limits of all the sentences together."""
-    known = ", ".join(
-        f"{key.replace('_', ' ')} {comparison.setting[key]}" for key in SETTING if comparison.setting[key]
-    )
+    known = [f"{key.replace('_', ' ')} {comparison.setting[key]}" for key in SETTING if comparison.setting[key]]
     return (
-        f"All of this holds for {known or 'this setting'} and for nothing else. n counts seeds; the intervals and tests "
-        "cover the spread over seeds only. Whether every optimizer was tuned with the same care is not in the records: "
-        "a lead over an untuned baseline is worth nothing."
+        f"All of this holds for {', '.join(known) or 'this setting'} and for nothing else. n counts seeds; intervals "
+        "and tests cover the spread over seeds only. Whether every optimizer was tuned with the same care is not in "
+        "the records: a lead over an untuned baseline is worth nothing."
     )
 
 
-def _against_target(row: Row, target: float, sigma: float | None) -> list[tuple[bool, str]]:
+def _diverged(row: Row, culprit: Row) -> Claim:
+    total = culprit.final.n + culprit.group.diverged
+    text = (
+        f"Nothing may be claimed: {culprit.group.diverged} of {total} seeds of {culprit.label} diverged, and the "
+        "others do not stand for it."
+    )
+    return Claim(row.label, False, text)
+
+
+def _against_target(row: Row, target: float, sigma: float | None) -> list[Claim]:
     n, mean = row.final.n, f"{row.final.mean:.4f}"
     found = []
     if row.p_target is not None:
         shown = row.p_target < ALPHA
         limit = "" if shown else f", not below {ALPHA:g}"
-        found.append(
-            (
-                shown,
-                f"Final loss below {target:g}: mean {mean}, one-sample t-test p {_equals(row.p_target)}{limit}, n = {n}.",
-            )
-        )
-    elif n == 1 and not sigma:
-        side = "below" if row.final.mean < target else "not below"
-        found.append(
-            (
-                False,
-                f"One run ended at {mean}, {side} {target:g}. One run has no test: it is an observation, "
-                "not evidence that the next seed would do the same.",
-            )
-        )
+        evidence = f"mean {mean}, one-sample t-test p {_equals(row.p_target)}{limit}, n = {n}"
+        found.append(Claim(row.label, shown, f"Final loss below {target:g}: {evidence}."))
     elif n > 1:
-        found.append(
-            (
-                False,
-                f"All {n} seeds ended at exactly {mean}: no spread, no test. Does the seed reach the run?",
-            )
-        )
+        text = f"All {n} seeds ended at exactly {mean}: no spread, no test. Does the seed reach the run?"
+        found.append(Claim(row.label, False, text))
+    elif not sigma:
+        side = "below" if row.final.mean < target else "not below"
+        text = f"One run ended at {mean}, {side} {target:g}: an observation. One seed says nothing about the next."
+        found.append(Claim(row.label, False, text))
     if row.z_target is not None:
-        found.append(
-            (
-                row.z_target >= Z_LIMIT,
-                f"Final loss below {target:g} if σ is {sigma:g}: {_known(row.z_target)}, n = {n}.",
-            )
-        )
+        text = f"Final loss below {target:g} if σ is {sigma:g}: {_known(row.z_target)}, n = {n}."
+        found.append(Claim(row.label, row.z_target >= Z_LIMIT, text))
     return found
 
 
-def _speed(row: Row, reference: Row, target: float) -> list[tuple[bool, str]]:
-    name = reference.group.label
+def _speed(row: Row, reference: Row, target: float) -> list[Claim]:
     for side in (row, reference):
         if side.reached < side.final.n:
-            return [
-                (
-                    False,
-                    f"Speed-up over {name}: {side.reached} of {side.final.n} seeds of {side.group.label} reached "
-                    f"{target:g}, so its cost to the target is not known.",
-                )
-            ]
+            text = (
+                f"Speed-up over {reference.label}: {side.reached} of {side.final.n} seeds of {side.label} reached "
+                f"{target:g}, so its cost to the target is not known."
+            )
+            return [Claim(row.label, False, text)]
     found = [_ratio(row.speedup["steps"], "steps", row, reference, target)]
     if row.same_device:
-        found.append(_ratio(row.speedup["seconds"], "training time", row, reference, target))
-    else:
-        devices = ", ".join(sorted(str(device) for device in row.group.devices | reference.group.devices))
-        found.append((False, f"Training time against {name}: the runs used different devices ({devices})."))
-    return found
+        return [*found, _ratio(row.speedup["seconds"], "training time", row, reference, target)]
+    devices = ", ".join(sorted(str(device) for device in row.group.devices | reference.group.devices))
+    text = f"Training time against {reference.label}: the runs used different devices ({devices})."
+    return [*found, Claim(row.label, False, text)]
 
 
-def _ratio(ratio: Ratio | None, what: str, row: Row, reference: Row, target: float) -> tuple[bool, str]:
-    name, counts = reference.group.label, f"n = {row.final.n} and {reference.final.n}"
+def _ratio(ratio: Ratio | None, what: str, row: Row, reference: Row, target: float) -> Claim:
+    name, counts = reference.label, _counts(row, reference)
     if ratio is None:
-        return False, f"Speed-up in {what} over {name}: a run was at the target before it had trained."
+        return Claim(row.label, False, f"Speed-up in {what} over {name}: a run began at the target.")
     if ratio.low is None:
-        return (
-            False,
-            f"Speed-up in {what} over {name}, {ratio.value:.2f}: no interval without a spread over seeds ({counts}).",
-        )
+        text = f"Speed-up in {what} over {name}, {ratio.value:.2f}: no interval without a spread over seeds ({counts})."
+        return Claim(row.label, False, text)
     evidence = f"speed-up {ratio.value:.2f}, {CONFIDENCE:.0%} interval {interval(ratio)}, {counts}"
     if ratio.low <= 1 <= ratio.high:
-        return False, f"Difference from {name} in {what} to {target:g}: {evidence}; the interval contains 1."
+        text = f"Difference from {name} in {what} to {target:g}: {evidence}; the interval contains 1."
+        return Claim(row.label, False, text)
     if ratio.value < 1:
-        return (
-            True,
-            f"Needs {1 / ratio.value - 1:.0%} more {what} than {name} to reach {target:g}: {evidence}.",
-        )
-    fewer = "fewer" if what == "steps" else "less"
-    return True, f"Reaches {target:g} in {1 - 1 / ratio.value:.0%} {fewer} {what} than {name}: {evidence}."
+        text = f"Needs {1 / ratio.value - 1:.0%} more {what} than {name} to reach {target:g}: {evidence}."
+        return Claim(row.label, True, text)
+    share = f"{1 - 1 / ratio.value:.0%} {'fewer' if what == 'steps' else 'less'}"
+    return Claim(row.label, True, f"Reaches {target:g} in {share} {what} than {name}: {evidence}.", faster=True)
 
 
-def _loss(row: Row, reference: Row, sigma: float | None, loss_per_step: float) -> list[tuple[bool, str]]:
-    name, mine, theirs = reference.group.label, row.group.planned_steps, reference.group.planned_steps
+def _loss(row: Row, reference: Row, sigma: float | None, loss_per_step: float) -> list[Claim]:
+    name, mine, theirs = reference.label, row.group.planned_steps, reference.group.planned_steps
+    counts = _counts(row, reference)
     found = []
-    if mine != theirs and not (sigma and loss_per_step):
-        found.append(
-            (
-                False,
-                f"Final loss against {name}: {mine:,} and {theirs:,} steps of training are not the same budget.",
-            )
-        )
-    elif row.p_holm is not None:
+    if row.p_holm is not None:
+        shown = row.p_holm < ALPHA
         side = "lower" if row.final.mean < reference.final.mean else "higher"
         adjusted = " after Holm's correction" if row.p_holm != row.p_baseline else ""
         evidence = (
             f"final loss {row.final.mean:.4f} against {reference.final.mean:.4f}, Welch's t-test "
-            f"p {_equals(row.p_holm)}{adjusted}, n = {row.final.n} and {reference.final.n}"
+            f"p {_equals(row.p_holm)}{adjusted}{'' if shown else f', not below {ALPHA:g}'}, {counts}"
         )
-        found.append(
-            (True, f"Ends {side} than {name}: {evidence}.")
-            if row.p_holm < ALPHA
-            else (False, f"Difference from {name} at the end: {evidence}, not below {ALPHA:g}.")
-        )
+        subject = f"Ends {side} than {name}" if shown else f"Difference from {name} at the end"
+        found.append(Claim(row.label, shown, f"{subject}: {evidence}."))
+    elif mine != theirs and not (sigma and loss_per_step):
+        text = f"Final loss against {name}: {mine:,} and {theirs:,} steps of training are not the same budget."
+        found.append(Claim(row.label, False, text))
     elif mine == theirs and not sigma:
-        found.append(
-            (
-                False,
-                f"Difference from {name} at the end: no test without a spread over seeds "
-                f"(n = {row.final.n} and {reference.final.n}).",
-            )
-        )
+        text = f"Difference from {name} at the end: no test without a spread over seeds ({counts})."
+        found.append(Claim(row.label, False, text))
     if row.z_baseline is not None:
-        found.append(
-            (
-                row.z_baseline >= Z_LIMIT,
-                f"Better than {name} if σ is {sigma:g}: {_known(row.z_baseline)}, "
-                f"n = {row.final.n} and {reference.final.n}.",
-            )
-        )
+        text = f"Better than {name} if σ is {sigma:g}: {_known(row.z_baseline)}, {counts}."
+        found.append(Claim(row.label, row.z_baseline >= Z_LIMIT, text))
     return found
+
+
+def _counts(row: Row, reference: Row) -> str:
+    return f"n = {row.final.n} and {reference.final.n}"
 
 
 def _known(z: float) -> str:

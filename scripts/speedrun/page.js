@@ -21,7 +21,10 @@
   const scale = (values) => (state.unit === "seconds" ? values.map((v) => v / clock[0]) : values);
   const axisTitle = () => NAMES[state.unit] + (state.unit === "seconds" ? ` (${clock[1]})` : "");
   const count = (v) => Math.round(v).toLocaleString("en-US");
-  const si = (v) => (v >= 1e9 ? (v / 1e9).toFixed(2) + "B" : v >= 1e6 ? (v / 1e6).toFixed(2) + "M" : count(v));
+  const si = (v) => (v >= 1e9 ? +(v / 1e9).toFixed(2) + "B" : v >= 1e6 ? +(v / 1e6).toFixed(2) + "M" : count(v));
+  /* Plotly's own logarithmic ticks print a bare 2 or 5 between the powers of ten. */
+  const marks = [...Array(15).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** (power - 2)));
+  const LOG_TICKS = { tickvals: marks, ticktext: marks.map((v) => (v < 1 ? String(+v.toFixed(2)) : v < 1e6 ? count(v) : si(v))) };
   const where = (curve, i) => `step ${count(curve.steps[i])} · ${si(curve.tokens[i])} tokens · ${curve.seconds[i].toFixed(1)} s`;
 
   function meanTraces(group) {
@@ -47,15 +50,13 @@
   }
 
   function runTrace(run) {
-    const group = run.group === null ? null : data.groups[run.group];
-    const colour = group ? css(`--c${group.colour}`) : css("--muted");
-    const details = [run.model, run.data, run.device].filter(Boolean).map(safe).join(" · ");
+    const colour = css(`--c${run.colour}`), aside = run.group === null;
     const text = run.loss.map((loss, i) => `<b>${safe(run.name)}</b><br>${safe(run.label)} · seed ${safe(run.seed)}<br>` +
-      `val loss <b>${loss === null ? "not finite" : loss.toFixed(4)}</b><br>${where(run, i)}<br>${details}` +
-      run.reasons.map((reason) => `<br>set aside: ${safe(reason)}`).join(""));
+      `val loss <b>${loss === null ? "not finite" : loss.toFixed(4)}</b><br>${where(run, i)}<br>` +
+      run.details.map(safe).join(" · ") + run.reasons.map((reason) => `<br>set aside: ${safe(reason)}`).join(""));
     return { x: scale(run[state.unit]), y: run.loss, text, hovertemplate: "%{text}<extra></extra>", mode: "lines+markers",
-      name: run.name, line: { color: colour, width: 1.6, dash: group ? "solid" : "dot" },
-      marker: { color: colour, symbol: group ? group.shape : "circle", size: 5, maxdisplayed: 14 } };
+      name: run.name, line: { color: colour, width: 1.6, dash: aside ? "dot" : "solid" },
+      marker: { color: colour, symbol: run.shape, size: 5, maxdisplayed: 14 } };
   }
 
   function publishedTrace(entry, i) {
@@ -85,10 +86,10 @@
       : shownRuns();
     const points = curves.flatMap((c) => scale(c[state.unit]).map((x, i) => [x, c.loss[i]])).filter((p) => p[1] !== null);
     if (state.view === "all" || !points.length) return [null, null];
-    const starts = curves.map((c) => c.loss.find((l, i) => l !== null && c.steps[i] >= 0.15 * c.steps[c.steps.length - 1]));
+    const starts = curves.map((c) => c.loss.find((l, i) => l !== null && 7 * c.steps[i] >= c.steps[c.steps.length - 1]));
     const sorted = starts.filter((l) => l !== undefined).sort((a, b) => a - b);
     const ends = curves.map((c) => c.loss[c.loss.length - 1]).filter((l) => l !== null && l !== undefined);
-    const top = Math.max(sorted[Math.floor(sorted.length / 2)], ...ends);
+    const top = Math.max(sorted[Math.floor(sorted.length / 2)] ?? -Infinity, ...ends);
     const bottom = Math.min(...points.map((p) => p[1]), data.target ?? Infinity);
     const pad = 0.06 * (top - bottom || 1);
     const right = Math.max(...points.map((p) => p[0]));
@@ -110,19 +111,19 @@
 
   function draw() {
     const [x, y] = ranges();
-    const kind = (log) => (log ? { type: "log", dtick: log === "y" ? undefined : 1 } : { type: "linear" });
     const layout = { ...look(), hovermode: "closest", hoverdistance: 30, dragmode: narrow() ? false : "zoom",
       margin: narrow() ? { l: 44, r: 8, t: 8, b: 44 } : { l: 60, r: 16, t: 12, b: 52 },
       uirevision: [state.unit, state.logX, state.logY, state.view].join(),
-      xaxis: axis(axisTitle(), { ...kind(state.logX && "x"), ...(x ? { range: x } : { autorange: true }) }),
+      xaxis: axis(axisTitle(), { type: state.logX ? "log" : "linear", ...(state.logX && LOG_TICKS),
+        ...(x ? { range: x } : { autorange: true }) }),
       yaxis: axis("validation loss", { type: state.logY ? "log" : "linear", tickformat: ".3~f",
         ...(y ? { range: y } : { autorange: true }) }) };
-    if (state.logX) layout.xaxis.dtick = "D2";
     if (data.target !== null) {
       layout.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: data.target, y1: data.target,
         line: { color: css("--ink"), width: 1.2, dash: "dot" } }];
       layout.annotations = [{ xref: "paper", x: 0, xanchor: "left", y: state.logY ? Math.log10(data.target) : data.target,
-        yanchor: "bottom", text: `target ${data.target}`, showarrow: false, bgcolor: fade(css("--surface"), 0.8), font: { size: 12, color: css("--muted") } }];
+        yanchor: "bottom", text: `target ${data.target}`, showarrow: false,
+        bgcolor: fade(css("--surface"), 0.8), font: { size: 12, color: css("--muted") } }];
     }
     Plotly.react(chart, traces(), layout, config);
     drawRatios();

@@ -1,23 +1,25 @@
-"""The comparison as one HTML file: plotly's own script, the figures and the table inside it; it asks the network for nothing."""
+"""The comparison as one HTML file, with plotly's script, the figures and the table inside it.
+
+It asks the network for nothing: the policy in its head makes the browser refuse, should a script ever try.
+"""
 
 import json
 import math
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from . import table
 from .claims import Claim, scope
-from .groups import UNITS, Comparison
+from .groups import Comparison
 from .records import SETTING, Run
 from .style import DARK, LIGHT, SHAPES, looks
 from .table import Row
 
 HERE = Path(__file__).parent
-# Nothing may be loaded: should a script here ever try, the browser refuses.
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; form-action 'none'; base-uri 'none'"
 
 
 def render(
@@ -30,69 +32,74 @@ def render(
 ) -> str:
     """The whole page as text. `notes` are the warnings of the records, one line each."""
     data = _data(comparison, rows, published)
-    style = (HERE / "page.css").read_text(encoding="utf-8")
-    for theme, colours in (("LIGHT", LIGHT), ("DARK", DARK)):
-        style = style.replace(
-            f"/*{theme}*/", "".join(f"--c{i}: {colour}; " for i, colour in enumerate(colours))
-        )
-    payload = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    runs = sum(len(row.group.runs) for row in rows)
-    parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{style}</style>",
-        "<script>document.documentElement.dataset.theme = "
-        'matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";</script></head><body><main>',
-        f"<header><div><h1>{escape(title)}</h1><p class=setting>{escape(setting(comparison))}</p></div>"
-        '<button id=theme type=button aria-label="switch between light and dark">'
-        '<svg width=14 height=14 viewBox="0 0 14 14" fill=none stroke=currentColor stroke-width=1.6><circle cx=7 cy=7 r=6 />'
-        '<path d="M7 1v12a6 6 0 0 0 0-12z" fill=currentColor /></svg><span></span></button></header>',
-        f"<p class=lead>{escape(_lead(comparison, rows, claims))}</p>",
-        _chart(data, published),
-        '<section hidden><h2>Speed-up to the target, in <span id="ratio-unit"></span></h2><div id=ratios></div></section>',
-        f"<section><h2>Results</h2>{_table(comparison, rows)}<p class=note>{escape(legend(comparison))}</p></section>"
-        if rows
-        else "",
-        f"<section><h2>What may be claimed</h2>{_claims(claims)}<p class=note>{escape(scope(comparison))}</p></section>",
-        f"<section>{_runs(data['runs'], runs)}{_notes(notes)}</section>",
-        "<footer>Made by scripts/compare.py from the runs' metrics.jsonl records.</footer></main>",
-        f"<script>{get_plotlyjs()}</script>",
-        f"<script id=data type=application/json>{payload}</script>",
-        f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script></body></html>\n",
-    ]
-    return "\n".join(parts)
+    return Template(_asset("page.html")).substitute(
+        title=escape(title),
+        setting=escape(setting(comparison)),
+        lead=escape(_lead(comparison, rows, claims)),
+        style=Template(_asset("page.css")).substitute(light=_palette(LIGHT), dark=_palette(DARK)),
+        chips=_chips(data),
+        published=_published_note(comparison) if published else "",
+        table=_table(comparison, rows) if rows else "<p>No run here can be compared with another.</p>",
+        claims=_claims(claims),
+        scope=escape(scope(comparison)),
+        runs=_runs(data["runs"]),
+        notes=f'<p class="note">{"<br>".join(escape(note) for note in notes)}</p>' if notes else "",
+        plotly=get_plotlyjs(),
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        script=_asset("page.js"),
+    )
+
+
+def setting(comparison: Comparison) -> str:
+    """One line: model, data, batch and target that the compared runs share."""
+    known = [(key, comparison.setting[key]) for key in SETTING if comparison.setting[key] is not None]
+    parts = [f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in known]
+    return " · ".join(parts + ([] if comparison.target is None else [f"target {comparison.target:g}"]))
 
 
 def legend(comparison: Comparison) -> str:
     """How to read the table."""
-    text = "Means over seeds ± standard error."
-    if comparison.target is not None:
-        text += (
-            f" Costs to {comparison.target:g} are interpolated between evaluations; below them, the first evaluation at or "
-            "below it. A cost is given only where every seed reached the target."
+    target, baseline = comparison.target, comparison.baseline
+    parts = ["Means over seeds ± standard error."]
+    if target is not None:
+        parts.append(
+            f"Costs to {target:g} are interpolated between evaluations; “evaluated” is the first evaluation at or "
+            "below it. A cost is given only where every seed reached the target. "
+            f"p (loss < {target:g}): one-sample t-test, one-sided."
         )
-    if comparison.baseline is not None:
-        text += (
-            " Speed-up: ratio of geometric means of the interpolated costs, with the 95% interval of Welch's t on the "
-            "logarithms. p (loss ≠ baseline): Welch's t-test, two-sided; Holm: adjusted for the number of comparisons."
+    if target is not None and baseline:
+        parts.append(
+            "Speed-up: ratio of geometric means of the interpolated costs, with the 95% interval of Welch's t on the "
+            "logarithms."
         )
-    return text + (
-        " p (loss < target): one-sample t-test, one-sided." if comparison.target is not None else ""
-    )
+    if baseline:
+        parts.append(
+            f"p (loss ≠ {baseline.label}): Welch's t-test, two-sided; Holm: adjusted for the number of comparisons."
+        )
+    return " ".join(parts)
+
+
+def _asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _palette(colours: tuple[str, ...]) -> str:
+    return " ".join(f"--c{i}: {colour};" for i, colour in enumerate(colours))
 
 
 def _data(comparison: Comparison, rows: list[Row], published: list[dict[str, Any]]) -> dict[str, Any]:
-    groups = [row.group for row in rows]
-    runs = [_run(run, i, []) for i, group in enumerate(groups) for run in group.runs]
-    runs += [_run(run, None, reasons) for run, reasons in comparison.aside]
+    baseline = comparison.baseline.label if comparison.baseline else None
+    runs = [(run, i, []) for i, row in enumerate(rows) for run in row.group.runs]
+    runs += [(run, None, reasons) for run, reasons in comparison.aside]
+    look = looks([row.label for row in rows] + [str(run.label) for run, _, _ in runs], baseline)
     return {
         "target": comparison.target,
-        "baseline": comparison.baseline and comparison.baseline.label,
-        "one_device": len({device for group in groups for device in group.devices}) <= 1,
-        "runs": runs,
-        "groups": [
-            _group(row, look) for row, look in zip(rows, looks(groups, comparison.baseline), strict=True)
+        "baseline": baseline,
+        "one_device": len({device for row in rows for device in row.group.devices}) <= 1,
+        "groups": [_group(row, look[row.label]) for row in rows],
+        "runs": [
+            _run(run, look[str(run.label) if group is None else rows[group].label], group, reasons)
+            for run, group, reasons in runs
         ],
         "published": published,
     }
@@ -104,27 +111,27 @@ def _group(row: Row, look: tuple[int, int]) -> dict[str, Any]:
         for unit, cost in row.interpolated.items()
         if cost
     }
-    ratio = {unit: [value.value, value.low, value.high] for unit, value in row.speedup.items() if value}
     return {
-        "label": row.group.label,
-        "seeds": len(row.group.runs),
+        "label": row.label,
+        "seeds": row.final.n,
         "colour": look[0],
         "shape": SHAPES[look[1]][0],
+        "outline": SHAPES[look[1]][2],
         "curve": {key: _rounded(values) for key, values in row.group.curve().items()},
         "hit": hit or None,
-        "ratio": ratio or None,
+        "ratio": {unit: [r.value, r.low, r.high] for unit, r in row.speedup.items() if r},
     }
 
 
-def _run(run: Run, group: int | None, reasons: list[str]) -> dict[str, Any]:
+def _run(run: Run, look: tuple[int, int], group: int | None, reasons: list[str]) -> dict[str, Any]:
     return {
         "name": run.name,
         "label": run.label or "unknown optimizer",
         "group": group,
-        "seed": run.seed,
-        "model": run.header.get("model"),
-        "data": run.header.get("data"),
-        "device": run.device,
+        "colour": look[0],
+        "shape": SHAPES[look[1]][0],
+        "seed": "–" if run.seed is None else str(run.seed),
+        "details": [str(value) for value in (*run.setting[:2], run.device) if value is not None],
         "place": run.place,
         "reasons": reasons,
         "steps": run.steps,
@@ -138,137 +145,78 @@ def _rounded(values: list[float]) -> list[float | None]:
     return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values]
 
 
-def setting(comparison: Comparison) -> str:
-    """One line: model, data, batch and target that the compared runs share."""
-    parts = [
-        f"{value:,} {key.replace('_', ' ')}" if isinstance(value, int) else str(value)
-        for key in SETTING
-        if (value := comparison.setting[key]) is not None
-    ]
-    if comparison.target is not None:
-        parts.append(f"target {comparison.target:g}")
-    return " · ".join(parts)
-
-
 def _lead(comparison: Comparison, rows: list[Row], claims: list[Claim]) -> str:
-    runs = sum(len(row.group.runs) for row in rows)
+    runs = sum(row.final.n for row in rows)
     if not rows:
         return "None of these runs can be compared yet; the reasons are listed with the runs below."
-    fast = [claim for claim in claims if claim.shown and claim.text.startswith("Reaches")]
-    if fast:
-        both = [claim.text.rstrip(".") for claim in fast if claim.label == fast[0].label]
-        return (
-            f"{fast[0].label} {both[0][0].lower()}{both[0][1:]}"
-            + "".join(f". It {text[0].lower()}{text[1:]}" for text in both[1:])
-            + "."
-        )
-    if comparison.baseline is not None:
+    faster = [claim for claim in claims if claim.faster]
+    if faster:
+        first, *rest = [c.text[0].lower() + c.text[1:] for c in faster if c.label == faster[0].label]
+        return f"{faster[0].label} {first}" + "".join(f" It {text}" for text in rest)
+    if comparison.baseline:
         return f"These {runs} runs show no speed-up over {comparison.baseline.label}."
-    several = f"{len(rows)} optimizers" if len(rows) > 1 else "1 optimizer"
-    return f"{several}, {runs} runs. Speed-ups need a baseline to be named."
+    return f"{runs} runs of {len(rows)} optimizer settings. Speed-ups need a baseline to be named (--baseline)."
 
 
-def _chart(data: dict[str, Any], published: list[dict[str, Any]]) -> str:
-    def choice(name: str, options: dict[str, str], what: str) -> str:
-        buttons = "".join(
-            f"<button type=button data-set={name} data-value={value}>{text}</button>"
-            for value, text in options.items()
-        )
-        return f'<div class=choice role=group aria-label="{what}">{buttons}</div>'
-
-    names = {"seconds": "Time", "steps": "Steps", "tokens": "Tokens"}
-    controls = [
-        choice("unit", {unit: names[unit] for unit in UNITS}, "horizontal axis"),
-        choice("mode", {"mean": "Mean and range", "runs": "Single runs"}, "curves"),
-        choice("view", {"end": "Finish", "all": "All"}, "part shown"),
-        '<div class=choice role=group aria-label="logarithmic axes"><button type=button data-flip=logX>log x</button>'
-        "<button type=button data-flip=logY>log y</button></div>",
-    ]
-    chips = "".join(
-        f"<button type=button class=chip data-group={i}>{_swatch(group)}{escape(group['label'])}"
-        f"<small>n = {group['seeds']}</small></button>"
+def _chips(data: dict[str, Any]) -> str:
+    chips = [
+        f'<button type="button" class="chip" data-group="{i}"><svg width="16" height="16" viewBox="0 0 16 16" '
+        f'fill="var(--c{group["colour"]})" aria-hidden="true"><path d="{group["outline"]}"/></svg>'
+        f"{escape(group['label'])}<small>n = {group['seeds']}</small></button>"
         for i, group in enumerate(data["groups"])
-    )
-    note = "Lines: means over seeds at the steps that all were evaluated at; bands: lowest to highest seed."
-    extra = ""
-    if published:
-        chips += "<button type=button class=chip data-flip=published>- - published</button>"
-        extra = (
-            "<p class=note>Dashed and hollow: figures published for GPT-2 124M on FineWeb at 524,288 tokens a step on "
-            "8×H100, not run here. <span id=published-note>They carry no time for this machine, so they are drawn against "
-            "steps and tokens only.</span></p>"
-        )
+    ]
+    if data["published"]:
+        chips.append('<button type="button" class="chip" data-flip="published">- - published</button>')
+    return "".join(chips)
+
+
+def _published_note(comparison: Comparison) -> str:
+    data = str(comparison.setting["data"])
+    other = "" if "fineweb" in data.lower() else f"The runs here are on {escape(data)}: the two cannot be compared. "
     return (
-        f"<section><div class=controls>{''.join(controls)}</div><div id=chart></div><div class=legend>{chips}</div>"
-        f"<p class=note>{note}</p>{extra}</section>"
+        '<p class="note">Dashed and hollow: published figures for GPT-2 124M on FineWeb at 524,288 tokens a step on 8×H100, '
+        f'not run here. {other}<span id="published-note">They carry no time for this machine and are drawn against steps '
+        "and tokens only.</span></p>"
     )
-
-
-def _swatch(group: dict[str, Any]) -> str:
-    shape = {
-        "circle": "<circle cx=8 cy=8 r=5 />",
-        "square": "<rect x=3.5 y=3.5 width=9 height=9 />",
-        "diamond": '<path d="M8 2l6 6-6 6-6-6z"/>',
-        "triangle-up": '<path d="M8 3l6 10H2z"/>',
-        "triangle-down": '<path d="M8 13l6-10H2z"/>',
-        "cross": '<path d="M6 3h4v3h3v4h-3v3H6v-3H3V6h3z"/>',
-        "star": '<path d="M8 1.5l2 4.3 4.7.6-3.5 3.2.9 4.7L8 12l-4.1 2.3.9-4.7L1.3 6.4 6 5.8z"/>',
-        "hexagon": '<path d="M5 2.8h6l3 5.2-3 5.2H5L2 8z"/>',
-    }[group["shape"]]
-    return f'<svg width=16 height=16 viewBox="0 0 16 16" fill="var(--c{group["colour"]})" aria-hidden=true>{shape}</svg>'
 
 
 def _table(comparison: Comparison, rows: list[Row]) -> str:
     headings, body = table.cells(comparison, rows)
-    head = "".join(f"<th scope=col>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     lines = []
     for line in body:
-        cells = [
-            f"{escape(main)}{f'<small>{escape(second)}</small>' if second else ''}" for main, second in line
-        ]
-        lines.append(
-            f"<tr><th scope=row>{cells[0]}</th>{''.join(f'<td>{cell}</td>' for cell in cells[1:])}</tr>"
-        )
-    return f"<div class=scroll><table id=results><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        first, *rest = [escape(main) + (f"<small>{escape(small)}</small>" if small else "") for main, small in line]
+        lines.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>')
+    return (
+        f'<div class="scroll"><table id="results"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
+        f'</table></div><p class="note">{escape(legend(comparison))}</p>'
+    )
 
 
 def _claims(claims: list[Claim]) -> str:
+    if not claims:
+        return "<p>Nothing: there is neither a target nor a baseline to compare with.</p>"
+    marks = {True: '<span class="mark shown">shown</span>', False: '<span class="mark">not shown</span>'}
     parts = []
     for label in dict.fromkeys(claim.label for claim in claims):
-        items = "".join(
-            f'<li><span class="mark{" shown" if claim.shown else ""}">{"shown" if claim.shown else "not shown"}</span>'
-            f"{escape(claim.text)}</li>"
-            for claim in claims
-            if claim.label == label
-        )
-        parts.append(f"<div><h3>{escape(label)}</h3><ul>{items}</ul></div>")
-    if not parts:
-        return "<p>Nothing: there is neither a target nor a baseline to compare with.</p>"
-    return f"<div class=claims>{''.join(parts)}</div>"
+        items = [f"<li>{marks[claim.shown]}{escape(claim.text)}</li>" for claim in claims if claim.label == label]
+        parts.append(f"<div><h3>{escape(label)}</h3><ul>{''.join(items)}</ul></div>")
+    return f'<div class="claims">{"".join(parts)}</div>'
 
 
-def _runs(runs: list[dict[str, Any]], used: int) -> str:
+def _runs(runs: list[dict[str, Any]]) -> str:
     lines = []
     for i, run in enumerate(runs):
-        last = f"{run['loss'][-1]:.4f}" if run["loss"] and run["loss"][-1] is not None else "–"
-        cells = [
-            f"<label><input type=checkbox data-run={i}>{escape(run['name'])}</label>",
-            escape(run["label"]),
-            escape(str(run["seed"] if run["seed"] is not None else "–")),
-            last,
-            escape("; ".join(run["reasons"])) if run["reasons"] else "compared",
-            f"<small>{escape(run['place'])}</small>",
-        ]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(
-        f"<th scope=col>{text}</th>" for text in ("run", "optimizer", "seed", "last loss", "status", "record")
-    )
-    aside = len(runs) - used
+        last = run["loss"][-1] if run["loss"] else None
+        status = "compared" if run["group"] is not None else f"set aside: {'; '.join(run['reasons'])}"
+        texts = [run["label"], run["seed"], "–" if last is None else f"{last:.4f}", status, run["place"]]
+        box = f'<label><input type="checkbox" data-run="{i}">{escape(run["name"])}</label>'
+        lines.append(f"<tr><td>{box}</td>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>")
+    names = ("run", "optimizer", "seed", "last loss", "status", "record")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    aside = sum(run["group"] is None for run in runs)
+    summary = f"{len(runs) - aside} runs compared" + (f", {aside} set aside" if aside else "")
     return (
-        f"<details id=runs{' open' if aside else ''}><summary>{used} runs compared{f', {aside} set aside' if aside else ''}</summary>"
-        f"<div class=scroll><table class=runs><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>"
+        f'<details id="runs"{" open" if aside else ""}><summary>{summary}</summary><div class="scroll">'
+        f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div></details>'
     )
-
-
-def _notes(notes: list[str]) -> str:
-    return f"<p class=note>{'<br>'.join(escape(note) for note in notes)}</p>" if notes else ""

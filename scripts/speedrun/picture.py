@@ -2,16 +2,15 @@
 
 import io
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend must be chosen first: a server has no display)
+from .groups import Comparison
+from .style import LIGHT, SHAPES, looks
+from .table import Row
 
-from .groups import Comparison  # noqa: E402
-from .style import LIGHT, SHAPES, looks  # noqa: E402
-from .table import Row  # noqa: E402
-
-INK, MUTED, GRID = LIGHT[0], "#5b6475", "#e6e9ef"
+INK, MUTED = LIGHT[0], "#5b6475"
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": "#c9cfd9",
@@ -21,121 +20,82 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": GRID,
+    "grid.color": "#e6e9ef",
     "axes.axisbelow": True,
 }
 
 
 def draw(title: str, subtitle: str, comparison: Comparison, rows: list[Row], published: list[dict]) -> bytes:
     """PNG bytes, 2000 × 900 pixels."""
-    with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 2, figsize=(12.5, 5.625), dpi=160, sharey=True)
-        longest = max((max(run.seconds) for row in rows for run in row.group.runs), default=0)
-        clock, unit = (
-            (3600, "hours") if longest > 4 * 3600 else (60, "minutes") if longest > 600 else (1, "seconds")
-        )
-        for panel, key, scale, label in (
-            (panels[0], "seconds", clock, f"training time ({unit})"),
-            (panels[1], "steps", 1, "steps"),
-        ):
-            _panel(panel, key, scale, comparison, rows, published if key == "steps" else [])
-            panel.set_xlabel(label)
-        panels[0].set_ylabel("validation loss")
-        handles, labels = panels[1].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            labels,
-            loc="lower center",
-            ncols=min(max(len(labels), 1), 6),
-            frameon=False,
-            labelcolor=INK,
-        )
+    runs = [run for row in rows for run in row.group.runs] or [run for run, _ in comparison.aside]
+    longest = max((max(run.seconds, default=0) for run in runs), default=0)
+    clock, unit = (3600, "hours") if longest > 4 * 3600 else (60, "minutes") if longest > 600 else (1, "seconds")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(12.5, 5.625), dpi=160)
+        left, right = figure.subplots(1, 2, sharey=True)
+        _panel(left, "seconds", clock, comparison, rows, [])
+        _panel(right, "steps", 1, comparison, rows, published)
+        left.set(xlabel=f"training time ({unit})", ylabel="validation loss")
+        right.set(xlabel="steps")
+        handles, labels = right.get_legend_handles_labels()
+        columns = min(max(len(labels), 1), 6)
+        figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, labelcolor=INK)
         figure.suptitle(title, x=0.06, y=0.975, ha="left", fontsize=15, fontweight="bold", color=INK)
-        figure.text(0.06, 0.905, subtitle, color=MUTED, fontsize=10)
-        rows_below = -(-len(labels) // 6)
-        figure.subplots_adjust(
-            left=0.06, right=0.985, top=0.87, bottom=0.13 + 0.045 * rows_below, wspace=0.06
-        )
+        figure.text(0.06, 0.905, subtitle, color=MUTED)
+        bottom = 0.13 + 0.045 * -(-len(labels) // 6)
+        figure.subplots_adjust(left=0.06, right=0.985, top=0.87, bottom=bottom, wspace=0.06)
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
-        pyplot.close(figure)
     return out.getvalue()
 
 
-def _panel(
-    panel, key: str, scale: float, comparison: Comparison, rows: list[Row], published: list[dict]
-) -> None:
-    curves = [row.group.curve() for row in rows]
+def _panel(axes: Axes, unit: str, scale: float, comparison: Comparison, rows: list[Row], published: list[dict]):
     for i, entry in enumerate(published):
-        line = len(entry["steps"]) > 1
-        panel.plot(
-            entry["steps"],
-            entry["loss"],
-            color=MUTED,
-            linewidth=1,
-            linestyle=("--", "-.", ":")[i % 3] if line else "",
-            marker="" if line else "D",
-            markerfacecolor="none",
-            markersize=4,
-            label=f"published: {entry['name']}" if line else None,
-        )
-    groups = [row.group for row in rows]
-    for row, curve, (colour, shape) in zip(rows, curves, looks(groups, comparison.baseline), strict=True):
-        x = [value / scale for value in curve[key]]
-        if len(row.group.runs) > 1:
-            panel.fill_between(x, curve["low"], curve["high"], color=LIGHT[colour], alpha=0.18, linewidth=0)
-        panel.plot(
-            x,
-            curve["loss"],
-            color=LIGHT[colour],
-            linewidth=1.8,
-            marker=SHAPES[shape][1],
-            markersize=4.5,
-            markevery=max(1, len(x) // 12),
-            label=f"{row.group.label} (n = {len(row.group.runs)})",
-        )
-        if row.interpolated[key]:
-            panel.plot(
-                [row.interpolated[key].mean / scale],
-                [comparison.target],
-                marker="o",
-                markersize=9,
-                markerfacecolor="none",
-                markeredgecolor=LIGHT[colour],
-                markeredgewidth=1.6,
-                linestyle="",
-            )
-    _limits(panel, key, scale, curves, comparison.target)
+        _published(axes, entry, ("--", "-.", ":")[i % 3])
+    if not rows:
+        for run, _ in comparison.aside:
+            axes.plot([x / scale for x in getattr(run, unit)], run.losses, ":", linewidth=1.4, label=run.name)
+        return
+    look = looks([row.label for row in rows], comparison.baseline and comparison.baseline.label)
+    curves = [row.group.curve() for row in rows]
+    for row, curve in zip(rows, curves, strict=True):
+        colour, shape = LIGHT[look[row.label][0]], SHAPES[look[row.label][1]][1]
+        x = [value / scale for value in curve[unit]]
+        if row.final.n > 1:
+            axes.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
+        label = f"{row.label} (n = {row.final.n})"
+        every = max(1, len(x) // 12)
+        axes.plot(x, curve["loss"], color=colour, marker=shape, markersize=4.5, markevery=every, label=label)
+        if cost := row.interpolated[unit]:
+            ring = {"marker": "o", "markersize": 9, "markeredgewidth": 1.6, "markerfacecolor": "none"}
+            axes.plot([cost.mean / scale], [comparison.target], color=colour, linestyle="", **ring)
+    _frame(axes, [curve[unit][-1] / scale for curve in curves if curve[unit]], curves, comparison.target)
 
 
-def _limits(panel, key: str, scale: float, curves: list[dict], target: float | None) -> None:
-    """The part where the curves differ: from where the middle one is after a seventh of its training, with every curve's end."""
-    curves = [curve for curve in curves if curve["loss"]]
-    if not curves:
+def _published(axes: Axes, entry: dict, dashes: str) -> None:
+    if len(entry["steps"]) > 1:
+        label = f"published: {entry['name']}"
+        axes.plot(entry["steps"], entry["loss"], dashes, color=MUTED, linewidth=1, label=label)
+    else:
+        axes.plot(entry["steps"], entry["loss"], "D", color=MUTED, markersize=4, markerfacecolor="none")
+
+
+def _frame(axes: Axes, ends: list[float], curves: list[dict], target: float | None) -> None:
+    """Show from where the middle curve is after a seventh of its training (as the page does), and every end."""
+    losses = [curve["loss"] for curve in curves if curve["loss"]]
+    if not losses:
         return
     starts = sorted(
-        next(
-            loss
-            for loss, step in zip(curve["loss"], curve["steps"], strict=True)
-            if step >= 0.15 * curve["steps"][-1]
-        )
+        next(loss for loss, step in zip(curve["loss"], curve["steps"], strict=True) if step >= curve["steps"][-1] / 7)
         for curve in curves
+        if curve["loss"]
     )
-    top = max(starts[len(starts) // 2], *(curve["loss"][-1] for curve in curves))
-    bottom = min([loss for curve in curves for loss in curve["low"]] + ([] if target is None else [target]))
+    top = max(starts[len(starts) // 2], *(loss[-1] for loss in losses))
+    bottom = min([min(curve["low"]) for curve in curves if curve["low"]] + ([] if target is None else [target]))
     pad = 0.06 * (top - bottom or 1)
-    panel.set_ylim(bottom - pad, top + pad)
-    panel.set_xlim(0, 1.03 * max(curve[key][-1] for curve in curves) / scale)
+    axes.set(xlim=(0, 1.03 * max(ends)), ylim=(bottom - pad, top + pad))
     if target is not None:
-        panel.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        panel.annotate(
-            f"target {target:g}",
-            (0.005, target),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            color=MUTED,
-            fontsize=9,
-            va="bottom",
-            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
-        )
+        axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 2)))
+        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+        where = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+        axes.annotate(f"target {target:g}", (0.005, target), color=MUTED, fontsize=9, bbox=box, **where)

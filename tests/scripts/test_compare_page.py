@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, driven through its debugging pipe (no driver package, no open port)."""
+"""The page in a real browser: Debian's Chromium, driven through its debugging pipe: no driver package, no port."""
 
 import base64
 import fcntl
@@ -113,9 +113,7 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
-        path.write_bytes(
-            base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
-        )
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
     def complaints(self) -> list[str]:
         """Console errors and warnings, uncaught exceptions, refused loads."""

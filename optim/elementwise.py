@@ -1,0 +1,177 @@
+"""Elementwise optimizers that ``torch.optim`` lacks, or defines otherwise than the lecture does.
+
+They act on each rank's own shard: no communication, whatever the sharding.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+Tensors = list[Tensor]
+
+
+class Elementwise(torch.optim.Optimizer):
+    """Base of the rules below: state named by ``buffers``, shaped and sharded like its parameter, from the start."""
+
+    buffers: tuple[str, ...] = ()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            for name in self.buffers:
+                self.state[param][name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            buffers = [[_local(self.state[p][name]) for p in params] for name in self.buffers]
+            if params:
+                self.update(group, [_local(p) for p in params], [_local(p.grad) for p in params], *buffers)
+        return loss
+
+    def update(self, group: dict[str, Any], params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
+        """The rule, on local tensors; ``buffers`` in the order of their names.  Must not change ``grads``."""
+        raise NotImplementedError
+
+
+class Signum(Elementwise):
+    """M <- mu M + (1-mu) G;  W <- (1 - lr wd) W - lr sign(M)  (Bernstein et al., arXiv 1802.04434, algorithm 2).
+
+    ``momentum=0`` is signSGD.  With lr = gamma rho and weight_decay = 1 / rho it is also constrained Scion's rule for
+    the max-abs ball of radius rho: W <- (1 - gamma) W - gamma rho sign(M).
+
+    Args:
+        params: any tensors.
+        lr: change of every weight in one step.
+        momentum: mu, in [0, 1).
+        weight_decay: decoupled, multiplied by lr.
+
+    Raises:
+        ValueError: ``momentum`` out of range.
+    """
+
+    buffers = ("momentum",)
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0):
+        _check_fractions(momentum=momentum)
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    def update(self, group, params, grads, momenta):
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        _decay(group, params)
+        torch._foreach_add_(params, torch._foreach_sign(momenta), alpha=-group["lr"])
+
+
+class Lion(Elementwise):
+    """U = sign(b1 M + (1-b1) G);  W <- (1 - lr wd) W - lr U;  M <- b2 M + (1-b2) G  (Chen et al., arXiv 2302.06675).
+
+    Args:
+        params: any tensors.
+        lr: change of every weight in one step; the paper advises 3-10 times less than AdamW's.
+        betas: (b1, b2), each in [0, 1).
+        weight_decay: decoupled, multiplied by lr; the paper advises 3-10 times more than AdamW's.
+
+    Raises:
+        ValueError: ``betas`` out of range.
+    """
+
+    buffers = ("momentum",)
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ):
+        _check_fractions(betas=betas)
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay))
+
+    def update(self, group, params, grads, momenta):
+        beta1, beta2 = group["betas"]
+        signs = torch._foreach_lerp(momenta, grads, 1 - beta1)
+        torch._foreach_sign_(signs)
+        _decay(group, params)
+        torch._foreach_add_(params, signs, alpha=-group["lr"])
+        torch._foreach_lerp_(momenta, grads, 1 - beta2)
+
+
+class AdagradInside(Elementwise):
+    """V <- V + G^2;  W <- W - lr G / sqrt(V + eps): AdaGrad as the lecture writes it.
+
+    ``torch.optim.Adagrad`` divides by sqrt(V) + eps instead; eps = 1e-6 inside the root acts like 1e-3 outside.
+
+    Args:
+        params: any tensors.
+        lr: the constant numerator.
+        eps: inside the root.
+    """
+
+    buffers = ("sum_of_squares",)
+
+    def __init__(self, params: Iterable, lr: float = 1e-2, eps: float = 1e-6):
+        super().__init__(params, dict(lr=lr, eps=eps))
+
+    def update(self, group, params, grads, squares):
+        torch._foreach_addcmul_(squares, grads, grads)
+        _divide_inside(group, params, grads, squares)
+
+
+class RMSpropInside(Elementwise):
+    """V <- gamma V + (1-gamma) G^2;  W <- W - lr G / sqrt(V + eps): RMSProp as the lecture writes it.
+
+    ``torch.optim.RMSprop`` divides by sqrt(V) + eps instead.
+
+    Args:
+        params: any tensors.
+        lr: step size.
+        gamma: decay of the mean square, in [0, 1).
+        eps: inside the root.
+
+    Raises:
+        ValueError: ``gamma`` out of range.
+    """
+
+    buffers = ("mean_square",)
+
+    def __init__(self, params: Iterable, lr: float = 1e-2, gamma: float = 0.9, eps: float = 1e-6):
+        _check_fractions(gamma=gamma)
+        super().__init__(params, dict(lr=lr, gamma=gamma, eps=eps))
+
+    def update(self, group, params, grads, squares):
+        torch._foreach_mul_(squares, group["gamma"])
+        torch._foreach_addcmul_(squares, grads, grads, 1 - group["gamma"])
+        _divide_inside(group, params, grads, squares)
+
+
+def _divide_inside(group: dict[str, Any], params: Tensors, grads: Tensors, squares: Tensors) -> None:
+    """W <- W - lr G / sqrt(V + eps), with 0 where G = 0 whatever eps."""
+    roots = torch._foreach_add(squares, group["eps"])
+    torch._foreach_sqrt_(roots)
+    torch._foreach_clamp_min_(roots, torch.finfo(roots[0].dtype).tiny)
+    torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
+
+
+def _decay(group: dict[str, Any], params: Tensors) -> None:
+    if group["weight_decay"]:
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+
+
+def _check_fractions(**settings: float | tuple[float, ...]) -> None:
+    for name, value in settings.items():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if not 0.0 <= part < 1.0:
+                raise ValueError(f"{name}={value} is not in [0, 1)")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,59 @@
+"""NorMuon: Muon with a second moment per neuron (Li et al. 2025, arXiv 2510.05491, algorithm 1)."""
+
+import torch
+from torch import Tensor
+
+from optim.matrix import Group
+from optim.muon import Muon
+
+
+class NorMuon(Muon):
+    """O = Muon's orthogonalized momentum;  v <- b2 v + (1-b2) mean over each row of O^2;  O' = O / (sqrt(v) + eps),
+    rescaled to O's Frobenius norm;  W <- (1 - lr wd) W - lr scale O'.
+
+    A row is a neuron (fan-out).  Rows and norm are those of the whole matrix, however it is sharded.  For an exact
+    polar factor of full rank, ``scale="match_rms"`` is the paper's step 0.2 lr sqrt(m n) / ||O'||_F.
+
+    Args:
+        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        lr: as for Muon, whose other settings are accepted too.
+        beta2: decay of the row statistics, in [0, 1).
+        eps: added to the root of the row statistics.
+        scale: ``keller``, ``match_rms`` or ``rms_to_rms``.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    transposable = False  # rows are neurons
+
+    def __init__(
+        self,
+        params,
+        lr: float = 0.02,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        scale: str = "match_rms",
+        **muon,
+    ):
+        if not 0.0 <= beta2 < 1.0:
+            raise ValueError(f"beta2={beta2} is not in [0, 1)")
+        super().__init__(params, lr, scale=scale, **muon)
+        for settings in (self.defaults, *self.param_groups):
+            settings.setdefault("beta2", beta2)
+            settings.setdefault("eps", eps)
+
+    def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        k, m, _ = shape
+        return {"row_mean_square": (k, m)}
+
+    def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
+        mean_square = state["row_mean_square"]
+        update = super().precondition(group, stack, state).to(mean_square.dtype)
+        mean_square.lerp_(update.square().mean(-1), 1 - group["beta2"])
+        normalised = update / (mean_square.sqrt() + group["eps"]).unsqueeze(-1)
+        return normalised * (_norm(update) / _norm(normalised).clamp_min(torch.finfo(update.dtype).tiny))
+
+
+def _norm(stack: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)
