@@ -61,7 +61,8 @@ class Loader:
                 f"x micro-batches of {self.micro_batch}"
             )
         self.files = [Path(file) for file in files]
-        self.shards = [open_shard(file) for file in self.files]
+        # Plain views: slicing a np.memmap itself costs several times as much as copying a window.
+        self.shards = [np.asarray(open_shard(file)) for file in self.files]
         unit = seq_len if order == "shuffled" else seq_len * batch_sequences
         # Places before each shard: windows if shuffled, whole batches if sequential.
         self._ends = np.cumsum([(len(shard) - 1) // unit for shard in self.shards], dtype=np.int64)
@@ -112,16 +113,15 @@ class Loader:
 
     def _read(self, step: int) -> list[Batch]:
         mine = slice(self.rank * self.local_sequences, (self.rank + 1) * self.local_sequences)
-        buffer = np.empty((self.local_sequences, self.seq_len + 1), dtype=np.int64)
-        for row, (shard, offset) in zip(buffer, self.windows(step)[mine], strict=True):
-            row[:] = self.shards[shard][offset : offset + self.seq_len + 1]
-        if self.vocab_size is not None and int(buffer.max()) >= self.vocab_size:
+        length = self.seq_len + 1
+        rows = np.stack([self.shards[shard][offset : offset + length] for shard, offset in self.windows(step)[mine]])
+        if self.vocab_size is not None and int(rows.max()) >= self.vocab_size:
             self._refuse(step)
         pin = self.device.type == "cuda"
         pairs = []
-        for rows in np.split(buffer, len(buffer) // self.micro_batch):
-            pair = [torch.from_numpy(np.ascontiguousarray(part)) for part in (rows[:, :-1], rows[:, 1:])]
-            pairs.append(tuple(part.pin_memory() if pin else part for part in pair))
+        for part in np.split(rows, len(rows) // self.micro_batch):
+            pair = [torch.from_numpy(view.astype(np.int64)) for view in (part[:, :-1], part[:, 1:])]
+            pairs.append(tuple(tensor.pin_memory() if pin else tensor for tensor in pair))
         return pairs
 
     def _refuse(self, step: int) -> None:

@@ -1,76 +1,246 @@
-"""Polar factors U Vᵀ of stacks of matrices X = U S Vᵀ (first version; the interface is final)."""
+"""Polar factors: the nearest partial isometry U Vᵀ of every matrix X = U S Vᵀ of a stack.
 
-from collections.abc import Sequence
+One loop of products serves every iteration here. A step (a, b, c) maps X to p(XXᵀ) X with p(R) = aI + bR + cR², and p
+can be applied in two ways:
+
+- standard form: form R = XXᵀ and multiply p(R) X in every step, 4s²l + 2s³ FLOPs a step for s×l matrices, s <= l;
+- Gram form (github.com/Dao-AILab/gram-newton-schulz): all factors commute with R, so that several steps can run on s×s
+  matrices alone, R ← R p(R)², Q ← Q p(R), and meet X only once at the end, X ← QX. It pays where s << l.
+
+The standard form is the Gram form that returns to X after every step: a form is a list of segments of steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-Coefficients = Sequence[tuple[float, float, float]]
+from optim.minimax import Quintic, polar_express_coefficients
 
-NEWTON_SCHULZ5 = [(3.4445, -4.7750, 2.0315)]
-CUBIC = [(1.5, -0.5, 0.0)]
-POLAR_EXPRESS = [
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-]
+CACHE_BYTES = 2**20
+"""On a CPU a stack is worked through in pieces of about this size, which stay in the cache between products."""
+
+BLOCK_ROWS, MAX_BLOCKS = 64, 4
+"""On a CPU a symmetric product is computed in up to 4 row blocks; narrower blocks cost more than they save."""
 
 
-def _normalise(x: Tensor, safety: float) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return (x / (norm * (1 + safety)).clamp_min(1e-16)).to(x.dtype)
+Form = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """coefficients(steps) is the list of (a, b, c); the input is divided by (1 + safety)·‖X‖_F."""
+
+    coefficients: Callable[[int], Sequence[Quintic]]
+    steps: int
+    safety: float = 0.0
+    form: Form = "standard"
+
+
+def polar(x: Tensor, method: str = "polar_express", steps: int | None = None) -> Tensor:
+    """The polar factor of every matrix of x [..., m, n], in x's shape and dtype.
+
+    method is a name of `POLAR_METHODS`; steps overrides its number of iterations. Zero matrices stay zero, a matrix
+    with a NaN or an infinity becomes NaN, and nothing but svd and eigh waits for the device.
+    Raises ValueError for an unknown method, steps < 1, steps given to an exact method, or fewer than two dimensions.
+    """
+    chosen, count = _lookup(method, steps)
+    if x.ndim < 2:
+        raise ValueError(f"polar needs a matrix or a stack of matrices, got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        return x.clone()
+    if not isinstance(chosen, Iteration):
+        return chosen(x)
+    return newton_schulz(x, chosen.coefficients(count), chosen.safety, chosen.form)
 
 
 @torch.no_grad()
-def newton_schulz(x: Tensor, coefficients: Coefficients, safety: float = 0.0) -> Tensor:
+def newton_schulz(x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.0, form: Form = "standard") -> Tensor:
+    """Apply the odd polynomials a·X + b·XXᵀX + c·(XXᵀ)²X to X/((1 + safety)·‖X‖_F), one after the other.
+
+    x: [..., m, n], any float dtype: the norm is taken in float32 at least, the products in x's dtype.
+    form: "standard", "gram", "auto" (Gram where it is as accurate and needs clearly fewer FLOPs), or the increasing
+    steps > 0 before which the Gram form returns to X.
+    """
     if x.shape[-2] > x.shape[-1]:
-        return newton_schulz(x.mT, coefficients, safety).mT
-    shape = x.shape
-    x = _normalise(x, safety).reshape(-1, *shape[-2:])
-    for a, b, c in coefficients:
-        gram = torch.bmm(x, x.mT)
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else gram.mul_(b)
-        x = torch.baddbmm(x, poly, x, beta=a)
-    return x.view(shape)
+        return newton_schulz(x.mT, coefficients, safety, form).mT
+    segments = _segments(coefficients, form, x.shape, x.dtype)
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    matrices, out = x.reshape(-1, *x.shape[-2:]), result.view(-1, *x.shape[-2:])
+    for source, target in zip(_pieces(matrices), _pieces(out), strict=True):
+        # X moves between two buffers once a segment; started in the right one, it ends in the result.
+        buffers = [torch.empty_like(target), target]
+        if len(segments) % 2 == 0:
+            buffers.reverse()
+        _normalise(source, safety, out=buffers[0])
+        _apply(segments, *buffers)
+    return result
+
+
+def _pieces(x: Tensor) -> Sequence[Tensor]:
+    if x.device.type != "cpu":
+        return (x,)
+    return x.split(max(1, CACHE_BYTES // (x.element_size() * x.shape[-2] * x.shape[-1])))
+
+
+def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
+    out.copy_(x)  # first: the result must not depend on the memory layout of x through the order of the sum
+    norm = torch.linalg.vector_norm(out, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    # The floor is below every norm whose square float32 can hold: it only keeps zero finite.
+    out.mul_((norm * (1 + safety)).clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_())
+
+
+def _apply(segments: Sequence[Sequence[Quintic]], x: Tensor, y: Tensor) -> None:
+    """Run the segments on x [b, m, n], m <= n; x and y are overwritten in turn."""
+    r, p, q, spare = (x.new_empty(*x.shape[:-1], x.shape[-2]) for _ in range(4))
+    for segment in segments:
+        _symmetric_product(x, x.mT, out=r)
+        if len(segment) == 1 and x.element_size() < 4:
+            # In half precision a added to the diagonal of p would be rounded with it: leave it to the product.
+            a, b, c = segment[0]
+            _polynomial(r, 0.0, b, c, out=p)
+            torch.baddbmm(x, p, x, beta=a, out=y)
+        else:
+            for step, (a, b, c) in enumerate(segment):
+                _polynomial(r, a, b, c, out=p)
+                if step < len(segment) - 1:
+                    _symmetric_product(r, p, out=spare)
+                    _symmetric_product(spare, p, out=r)
+                if step == 0:
+                    p, q = q, p
+                else:
+                    _symmetric_product(q, p, out=spare)
+                    q, spare = spare, q
+            torch.bmm(q, x, out=y)
+        x, y = y, x
+
+
+def _polynomial(r: Tensor, a: float, b: float, c: float, out: Tensor) -> None:
+    """out = aI + bR + cR²."""
+    if c:
+        _symmetric_product(r, r, out=out)
+        out.mul_(c).add_(r, alpha=b)
+    else:
+        torch.mul(r, b, out=out)
+    if a:
+        out.diagonal(dim1=-2, dim2=-1).add_(a)
+
+
+def _symmetric_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = ab [b, m, m], known to be symmetric: on a CPU the blocks above the diagonal are copied, not computed."""
+    rows = a.shape[-2]
+    blocks = min(rows // BLOCK_ROWS, MAX_BLOCKS) if a.device.type == "cpu" else 1
+    if blocks < 2:
+        torch.bmm(a, b, out=out)
+        return
+    bounds = [rows * i // blocks for i in range(blocks + 1)]
+    for top, bottom in pairwise(bounds):
+        torch.bmm(a[:, top:bottom], b[:, :, :bottom], out=out[:, top:bottom, :bottom])
+        out[:, :top, top:bottom] = out[:, top:bottom, :top].mT
+
+
+def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> list:
+    """Split the steps at the points where the Gram form returns to X.
+
+    Rounding in R is amplified by (Π aᵢ)² over the updates of R that have no return to X between them. Where that stays
+    far below the error which the iteration itself leaves (float32: the five steps of Polar Express), no return is
+    needed. Otherwise return before steps 2, 5, 8, … (counted from 0) as the Gram form's authors do, and in half
+    precision before 1, 3, 5, …: three steps on R are too many there for matrices of low rank.
+    """
+    eps, count = torch.finfo(dtype).eps, len(coefficients)
+    quiet = eps * math.prod(a for a, _, _ in coefficients[:-1]) ** 2 < 1 / 32
+    returns: dict[str, Sequence[int]] = {
+        "standard": range(1, count),
+        "gram": () if quiet else range(2, count, 3) if eps < 1e-6 else range(1, count, 2),
+    }
+    if form == "auto":
+        standard, gram = (_flops(shape, _split(coefficients, returns[name])) for name in ("standard", "gram"))
+        form = "gram" if quiet and gram < 0.9 * standard else "standard"
+    if isinstance(form, str) and form not in returns:
+        raise ValueError(f"form={form} is unknown: choose standard, gram or auto")
+    return _split(coefficients, returns[form] if isinstance(form, str) else form)
+
+
+def _split(coefficients: Sequence[Quintic], returns: Sequence[int]) -> list[Sequence[Quintic]]:
+    return [coefficients[i:j] for i, j in pairwise([0, *returns, len(coefficients)])]
+
+
+def _flops(shape: Sequence[int], segments: Sequence[Sequence[Quintic]]) -> float:
+    short, long = sorted(shape[-2:])
+    products = sum(3 * (len(segment) - 1) + sum(c != 0 for _, _, c in segment) for segment in segments)
+    return float(math.prod(shape[:-2]) * (4 * short**2 * long * len(segments) + 2 * short**3 * products))
 
 
 @torch.no_grad()
 def polar_svd(x: Tensor) -> Tensor:
+    """The exact factor by SVD; directions below numerical rank, max(m, n)·eps·σ_max, are left out."""
+    work, finite = _finite(x, torch.promote_types(x.dtype, torch.float32))
+    u, s, vh = torch.linalg.svd(work, full_matrices=False)
+    kept = s > s[..., :1] * (max(x.shape[-2:]) * torch.finfo(s.dtype).eps)
+    return torch.where(finite, (u * kept.unsqueeze(-2)) @ vh, torch.nan).to(x.dtype)
+
+
+@torch.no_grad()
+def polar_eigh(x: Tensor) -> Tensor:
+    """The exact factor (XXᵀ)^(-1/2) X on the shorter side, in float64 since XXᵀ squares the condition number."""
+    if x.shape[-2] > x.shape[-1]:
+        return polar_eigh(x.mT).mT
+    work, finite = _finite(x, torch.float64)
+    work = work / work.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    values, vectors = torch.linalg.eigh(work @ work.mT)
+    kept = values > values[..., -1:] * (x.shape[-1] * torch.finfo(torch.float64).eps)
+    roots = torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-2)
+    return torch.where(finite, (vectors * roots) @ (vectors.mT @ work), torch.nan).to(x.dtype)
+
+
+def _finite(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x in dtype with its non-finite matrices zeroed, and the mask [..., 1, 1] of the others: LAPACK rejects NaN."""
     finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    u, s, vh = torch.linalg.svd(torch.where(finite, wide, 0.0), full_matrices=False)
-    cut = s[..., :1] * max(x.shape[-2:]) * torch.finfo(s.dtype).eps
-    out = (u * (s > cut).unsqueeze(-2)) @ vh
-    return torch.where(finite, out, torch.nan).to(x.dtype)
+    return torch.where(finite, x, 0.0).to(dtype), finite
 
 
-POLAR_METHODS = {
-    "polar_express": (POLAR_EXPRESS, 0.02),
-    "polar_express_gram": (POLAR_EXPRESS, 0.02),
-    "newton_schulz5": (NEWTON_SCHULZ5 * 5, 0.0),
-    "cubic": (CUBIC * 12, 0.0),
-    "svd": None,
-    "eigh": None,
+def polar_flops(
+    shape: Sequence[int], method: str = "polar_express", steps: int | None = None, dtype: torch.dtype = torch.float32
+) -> float:
+    """FLOPs of the products that `polar` makes for a tensor of this shape and dtype, each counted as 2mnk.
+
+    For svd and eigh, the usual estimates (Golub and Van Loan, 4th edition, §8.6 and §8.3), for balancing only.
+    """
+    chosen, count = _lookup(method, steps)
+    if isinstance(chosen, Iteration):
+        return _flops(shape, _segments(chosen.coefficients(count), chosen.form, shape, dtype))
+    short, long = sorted(shape[-2:])
+    decomposition = 6 * long * short**2 + 20 * short**3 if chosen is polar_svd else 9 * short**3 + 4 * long * short**2
+    return float(math.prod(shape[:-2]) * (decomposition + 2 * long * short**2))
+
+
+POLAR_METHODS: dict[str, Iteration | Callable[[Tensor], Tensor]] = {
+    # Amsel et al., arXiv 2505.16932, as modded-nanogpt sets it; in the Gram form where that is as accurate and cheaper.
+    "polar_express": Iteration(polar_express_coefficients, 5, safety=0.02, form="auto"),
+    # The Gram form for every shape and dtype: in half precision some accuracy for speed.
+    "polar_express_gram": Iteration(polar_express_coefficients, 5, safety=0.02, form="gram"),
+    # Jordan et al., kellerjordan.github.io/posts/muon: fast, never converges, singular values end in about [.68, 1.13].
+    "newton_schulz5": Iteration(lambda steps: [(3.4445, -4.7750, 2.0315)] * steps, 5),
+    # The quintic of modded-nanogpt's optimization track: slower, converges.
+    "quintic": Iteration(lambda steps: [(2.0, -1.5, 0.5)] * steps, 12),
+    # Björck and Bowie 1971, the classical iteration: p(1) = 1 and p'(1) = 0.
+    "cubic": Iteration(lambda steps: [(1.5, -0.5, 0.0)] * steps, 15),
+    "svd": polar_svd,
+    "eigh": polar_eigh,
 }
 
 
-def polar(x: Tensor, method: str = "polar_express", steps: int | None = None) -> Tensor:
-    if method in ("svd", "eigh"):
-        return polar_svd(x)
-    coefficients, safety = POLAR_METHODS[method]
-    if steps is not None:
-        coefficients = (list(coefficients) + [coefficients[-1]] * steps)[:steps]
-    return newton_schulz(x, coefficients, safety)
-
-
-def polar_flops(shape, method: str = "polar_express", steps: int | None = None) -> float:
-    """FLOPs of the products for one matrix (or stack, counted whole) of this shape."""
-    *batch, m, n = shape
-    s, l = min(m, n), max(m, n)  # noqa: E741
-    count = 1
-    for b in batch:
-        count *= b
-    k = steps or 5
-    return float(count * k * (4 * s * s * l + 2 * s**3))
+def _lookup(method: str, steps: int | None) -> tuple[Iteration | Callable[[Tensor], Tensor], int]:
+    if method not in POLAR_METHODS:
+        raise ValueError(f"polar method {method!r} is unknown: choose one of {', '.join(POLAR_METHODS)}")
+    chosen = POLAR_METHODS[method]
+    if not isinstance(chosen, Iteration):
+        if steps is not None:
+            raise ValueError(f"polar method {method!r} is exact: leave its number of steps unset, not {steps}")
+        return chosen, 0
+    if steps is not None and steps < 1:
+        raise ValueError(f"polar method {method!r} needs at least 1 step, got {steps}")
+    return chosen, chosen.steps if steps is None else steps

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -59,6 +60,19 @@ def agree(key: str, compute: Callable[[], str]) -> str:
     if "error" in said:
         raise ConfigError(said["error"])
     return said["value"]
+
+
+def meet_anew(number: int) -> None:
+    """Give job ``number`` of a sweep a store of its own: a new process group would trip over the last one's keys."""
+    if world_size() > 1 and number > 0:
+        os.environ["MASTER_PORT"] = agree(f"port {number}", _free_port)
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # rank 0 holds it, on the new port
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
 
 
 def report(error: Exception) -> None:

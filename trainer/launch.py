@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.shards import DataError
 from optim.routing import ROLES
 from trainer import rundir, schema
-from trainer.agree import agree, rank, report
+from trainer.agree import agree, meet_anew, rank, report
 from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.loop import TrainingError
 from trainer.schema import Config, ConfigError, world_size
@@ -133,9 +133,12 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], varying: Sequ
         if in_sweep:
             config.logger.group = config.logger.group or Path(job.sweep.dir).name
             kept = [o for o in job.overrides.task if o.lstrip("+").partition("=")[0] in varying]
-            config.run.dir = str(Path(job.sweep.dir) / rundir.job_name(kept, config.seed))
+            name = rundir.job_name(kept, config.seed)
+            config.run.name = composed.run.name or name
+            config.run.dir = str(Path(job.sweep.dir) / name)
         number = OmegaConf.select(job, "job.num", default=0)
         config.run.dir = agree(f"job {number}", lambda: rundir.claim(config))
+        meet_anew(number)
         train(config)
     except USER_ERRORS as error:
         report(error)

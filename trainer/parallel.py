@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -104,6 +103,8 @@ def setup(config: ParallelConfig, *, dtype: str = "auto", seed: int = 0, log_wit
         raise ValueError(f"WORLD_SIZE={expected} but {accelerator.num_processes} process was found by Accelerate: start "
                          "the run with torchrun or accelerate launch, which set RANK and LOCAL_RANK too")
     set_seed(seed)
+    if not on_cpu:
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     if dtype == "auto":
         dtype = "float32" if on_cpu else "bfloat16"
     if dtype == "bfloat16":
@@ -250,9 +251,10 @@ class Parallel:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def shutdown(self) -> None:
-        """Finish the trackers and leave the process group."""
-        self.accelerator.end_training()
-        AcceleratorState._reset_state(reset_partial_state=True)  # or a later setup would find the dead group
+        """Finish the trackers. The process group stays, for the next job of a sweep: one that was left cannot be
+        joined again under the same keys. Whoever ends the process destroys it."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 @torch.no_grad()

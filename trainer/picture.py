@@ -23,11 +23,8 @@ def loss_vs_time(lines: Iterable[Mapping[str, Any]], path: Path, title: str) -> 
     axes = figure.add_subplot()
     axes.plot(*curve("train/loss"), color=TRAIN, linewidth=0.8, alpha=0.8, label="training")
     times, losses = curve("val/loss")
-    axes.plot(times, losses, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label="validation")
-    if losses:
-        axes.annotate(
-            f"{losses[-1]:.4f}", (times[-1], losses[-1]), (-4, 8), textcoords="offset points", ha="right", color=VAL
-        )
+    label = f"validation, {losses[-1]:.4f} at the end" if losses else "validation"
+    axes.plot(times, losses, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=label)
     axes.set(xlabel="training time (s)", ylabel="loss (nats per token)", title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)

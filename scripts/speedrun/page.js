@@ -24,13 +24,15 @@
   const si = (v) => (v >= 1e9 ? +(v / 1e9).toFixed(2) + "B" : v >= 1e6 ? +(v / 1e6).toFixed(2) + "M" : count(v));
   /* Plotly's own logarithmic ticks print a bare 2 or 5 between the powers of ten. */
   const marks = [...Array(15).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** (power - 2)));
-  const LOG_TICKS = { tickvals: marks, ticktext: marks.map((v) => (v < 1 ? String(+v.toFixed(2)) : v < 1e6 ? count(v) : si(v))) };
-  const where = (curve, i) => `step ${count(curve.steps[i])} · ${si(curve.tokens[i])} tokens · ${curve.seconds[i].toFixed(1)} s`;
+  const LOG_TICKS = { tickvals: marks, ticktext: marks.map((v) => (v < 1 ? String(+v.toFixed(2)) : si(v))) };
+  const where = (curve, i) =>
+    `step ${count(curve.steps[i])} · ${si(curve.tokens[i])} tokens · ${curve.seconds[i].toFixed(1)} s`;
 
   function meanTraces(group) {
     const colour = css(`--c${group.colour}`), curve = group.curve, x = scale(curve[state.unit]);
     const seeds = group.seeds === 1 ? "1 seed" : `mean of ${group.seeds} seeds`;
-    const text = curve.loss.map((loss, i) => `<b>${safe(group.label)}</b> · ${seeds}<br>val loss <b>${loss.toFixed(4)}</b>` +
+    const text = curve.loss.map((loss, i) =>
+      `<b>${safe(group.label)}</b> · ${seeds}<br>val loss <b>${loss.toFixed(4)}</b>` +
       (group.seeds > 1 ? ` (${curve.low[i].toFixed(4)} to ${curve.high[i].toFixed(4)})` : "") + `<br>${where(curve, i)}`);
     const traces = [];
     if (group.seeds > 1) {
@@ -42,9 +44,10 @@
     if (group.hit) {
       const hit = group.hit[state.unit];
       traces.push({ x: scale([hit.value]), y: [data.target], mode: "markers", name: `${group.label} at target`,
-        error_x: { type: "data", array: scale([hit.error || 0]), color: colour, thickness: 1.5, width: 4, visible: hit.error > 0 },
+        error_x: { type: "data", array: scale([hit.error || 0]), visible: hit.error > 0, color: colour, thickness: 1.5, width: 4 },
         marker: { symbol: "circle-open", size: 12, color: colour, line: { width: 2 } },
-        text: [`<b>${safe(group.label)}</b> reaches ${data.target}<br>${safe(hit.text)}`], hovertemplate: "%{text}<extra></extra>" });
+        text: [`<b>${safe(group.label)}</b> reaches ${data.target}<br>${safe(hit.text)}`],
+        hovertemplate: "%{text}<extra></extra>" });
     }
     return traces;
   }
@@ -64,16 +67,19 @@
     return { x: entry[state.unit], y: entry.loss, mode: line ? "lines" : "markers", name: `published: ${entry.name}`,
       line: { color: css("--muted"), width: 1.6, dash: ["dash", "dashdot", "longdash"][i % 3] },
       marker: { color: css("--muted"), symbol: "diamond-open", size: 8 },
-      text: entry.steps.map((step, k) => `<b>published, not run here:</b> ${safe(entry.name)}<br>val loss <b>${entry.loss[k]}</b> · ` +
-        `step ${count(step)}<br>${safe(entry.source)}`), hovertemplate: "%{text}<extra></extra>" };
+      text: entry.steps.map((step, k) => `<b>published, not run here:</b> ${safe(entry.name)}<br>` +
+        `val loss <b>${entry.loss[k]}</b> · step ${count(step)}<br>${safe(entry.source)}`),
+      hovertemplate: "%{text}<extra></extra>" };
   }
 
-  const shownRuns = () => data.runs.filter((run, i) => state.runs.has(i) && (run.group === null || state.groups.has(run.group)));
   const shownGroups = () => data.groups.filter((_, i) => state.groups.has(i));
+  const shownRuns = () =>
+    data.runs.filter((run, i) => state.runs.has(i) && (run.group === null || state.groups.has(run.group)));
+  const shownAside = () => shownRuns().filter((run) => run.group === null);
 
   function traces() {
     const own = state.mode === "mean"
-      ? [...shownGroups().flatMap(meanTraces), ...shownRuns().filter((run) => run.group === null).map(runTrace)]
+      ? [...shownGroups().flatMap(meanTraces), ...shownAside().map(runTrace)]
       : shownRuns().map(runTrace);
     const drawn = state.published && state.unit !== "seconds" ? data.published.map(publishedTrace) : [];
     return [...drawn, ...own];
@@ -82,8 +88,7 @@
   /* The view that answers "who is ahead": from where the middle curve is after a seventh of its training, so that neither the
      steep start nor one slow optimizer flattens the rest; every curve's end stays in it. */
   function ranges() {
-    const curves = state.mode === "mean" ? [...shownGroups().map((g) => g.curve), ...shownRuns().filter((r) => r.group === null)]
-      : shownRuns();
+    const curves = state.mode === "mean" ? [...shownGroups().map((group) => group.curve), ...shownAside()] : shownRuns();
     const points = curves.flatMap((c) => scale(c[state.unit]).map((x, i) => [x, c.loss[i]])).filter((p) => p[1] !== null);
     if (state.view === "all" || !points.length) return [null, null];
     const starts = curves.map((c) => c.loss.find((l, i) => l !== null && 7 * c.steps[i] >= c.steps[c.steps.length - 1]));
@@ -101,7 +106,8 @@
   const look = () => ({ paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--ink") },
     font: { family: getComputedStyle(document.body).fontFamily, size: narrow() ? 12 : 13, color: css("--ink") },
-    hoverlabel: { bgcolor: css("--surface"), bordercolor: css("--muted"), align: "left", font: { color: css("--ink"), size: 13 } } });
+    hoverlabel: { bgcolor: css("--surface"), bordercolor: css("--muted"), align: "left",
+      font: { color: css("--ink"), size: 13 } } });
   const axis = (title, extra) => ({ title: { text: title, standoff: 10 }, gridcolor: css("--grid"), linecolor: css("--line"),
     zeroline: false, automargin: true, ...extra });
   const config = { responsive: true, displaylogo: false, displayModeBar: narrow() ? false : "hover", scrollZoom: false,
@@ -137,7 +143,8 @@
     const value = rows.map((g) => g.ratio[state.unit]);
     const trace = (g, [v, low, high]) => ({ x: [v], y: [g.label], mode: "markers", hovertemplate: "%{text}<extra></extra>",
       marker: { color: css(`--c${g.colour}`), symbol: g.shape, size: 11 },
-      text: [`<b>${safe(g.label)}</b> ${v.toFixed(2)}×` + (low === null ? "<br>no interval" : `<br>95% interval ${low.toFixed(2)} to ${high.toFixed(2)}`)],
+      text: [`<b>${safe(g.label)}</b> ${v.toFixed(2)}×<br>` +
+        (low === null ? "no interval" : `${data.confidence} interval ${low.toFixed(2)} to ${high.toFixed(2)}`)],
       error_x: { type: "data", visible: low !== null, array: [high - v], arrayminus: [v - low], thickness: 2, width: 6,
         color: css(`--c${g.colour}`) } });
     document.getElementById("ratio-unit").textContent = NAMES[state.unit];

@@ -16,6 +16,7 @@ from . import table
 from .claims import Claim, scope
 from .groups import Comparison
 from .records import SETTING, Run
+from .statistics import CONFIDENCE
 from .style import DARK, LIGHT, SHAPES, looks
 from .table import Row
 
@@ -69,8 +70,8 @@ def legend(comparison: Comparison) -> str:
         )
     if target is not None and baseline:
         parts.append(
-            "Speed-up: ratio of geometric means of the interpolated costs, with the 95% interval of Welch's t on the "
-            "logarithms."
+            f"Speed-up: ratio of geometric means of the interpolated costs, with the {CONFIDENCE:.0%} interval of "
+            "Welch's t on the logarithms."
         )
     if baseline:
         parts.append(
@@ -95,6 +96,7 @@ def _data(comparison: Comparison, rows: list[Row], published: list[dict[str, Any
     return {
         "target": comparison.target,
         "baseline": baseline,
+        "confidence": f"{CONFIDENCE:.0%}",
         "one_device": len({device for row in rows for device in row.group.devices}) <= 1,
         "groups": [_group(row, look[row.label]) for row in rows],
         "runs": [
@@ -174,9 +176,9 @@ def _published_note(comparison: Comparison) -> str:
     data = str(comparison.setting["data"])
     other = "" if "fineweb" in data.lower() else f"The runs here are on {escape(data)}: the two cannot be compared. "
     return (
-        '<p class="note">Dashed and hollow: published figures for GPT-2 124M on FineWeb at 524,288 tokens a step on 8×H100, '
-        f'not run here. {other}<span id="published-note">They carry no time for this machine and are drawn against steps '
-        "and tokens only.</span></p>"
+        '<p class="note">Dashed and hollow: published figures for GPT-2 124M on FineWeb at 524,288 tokens a step on '
+        f'8×H100, not run here. {other}<span id="published-note">They carry no time for this machine and are drawn '
+        "against steps and tokens only.</span></p>"
     )
 
 

@@ -81,17 +81,17 @@ def find_records(paths: list[Path]) -> list[tuple[Path, str]]:
     That path starts at the folder that the user named, so that a page passed on tells nothing about the machine
     it was made on. Raises RecordError where a path is missing or holds no record.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path, tuple[Path, str]] = {}
     for path in paths:
         if not path.exists():
             raise RecordError(f"{path}: no such file or directory")
-        root = path.resolve()
-        files = [root] if root.is_file() else sorted(file for file in root.rglob(RECORD) if file.is_file())
+        files = [path] if path.is_file() else sorted(file for file in path.rglob(RECORD) if file.is_file())
         if not files:
             raise RecordError(f"{path}: no {RECORD} in it or below it")
+        top = path.resolve().name
         for file in files:
-            found.setdefault(file, str(file.relative_to(root.parent)))
-    return list(found.items())
+            found.setdefault(file.resolve(), (file, str(Path(top) / file.relative_to(path))))
+    return list(found.values())
 
 
 def read_run(path: Path, place: str) -> Run:

@@ -4,6 +4,7 @@ Every function takes plain numbers, one per seed. None means "these numbers do n
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,20 +77,20 @@ def speedup(baseline: Sequence[float], values: Sequence[float]) -> Ratio | None:
     value = math.exp(math.fsum(a) / len(a) - math.fsum(b) / len(b))
     if not _testable(a, b):
         return Ratio(value, None, None)
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
+    interval = _welch(a, b).confidence_interval(CONFIDENCE)
     return Ratio(value, math.exp(interval.low), math.exp(interval.high))
 
 
 def below_target(losses: Sequence[float], target: float) -> float | None:
     """p of the one-sided one-sample t-test of "mean final loss < target"; None without spread over seeds."""
-    if len(losses) < 2 or max(losses) == min(losses):
+    if len(losses) < 2 or not _spread(losses):
         return None
     return float(stats.ttest_1samp(losses, target, alternative="less").pvalue)
 
 
 def differ(a: Sequence[float], b: Sequence[float]) -> float | None:
     """p of Welch's two-sided t-test of equal means; None where a side has one seed or nothing varies."""
-    return float(stats.ttest_ind(a, b, equal_var=False).pvalue) if _testable(a, b) else None
+    return float(_welch(a, b).pvalue) if _testable(a, b) else None
 
 
 def z_below_target(losses: Sequence[float], target: float, sigma: float) -> float:
@@ -128,6 +129,18 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def _welch(a: Sequence[float], b: Sequence[float]):
+    with warnings.catch_warnings():
+        # scipy warns of one side without spread, which is sound here: the other side has some (_testable).
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return stats.ttest_ind(a, b, equal_var=False)
+
+
 def _testable(a: Sequence[float], b: Sequence[float]) -> bool:
     """Two seeds a side, and some spread: equal values would make every difference infinitely significant."""
-    return min(len(a), len(b)) >= 2 and (max(a) > min(a) or max(b) > min(b))
+    return min(len(a), len(b)) >= 2 and (_spread(a) or _spread(b))
+
+
+def _spread(values: Sequence[float]) -> bool:
+    """Whether the values differ by more than rounding."""
+    return max(values) - min(values) > 1e-9 * max(abs(value) for value in values)

@@ -1,6 +1,7 @@
 """The order of the data: the same for every number of ranks and any accumulation, and a function of the step alone."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.loader import IGNORED, Loader, document_ids, eval_batches
 from data.permutation import permute
-from data.shards import DataError, write_shard
+from data.shards import DataError, header, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=4).filter(lambda size
 
 
 @settings(deadline=None, max_examples=25)
-@given(SIZES, st.integers(1, 8), st.integers(1, 4), st.sampled_from([1, 3, None]))
+@given(SIZES, st.integers(1, 8), st.integers(1, 4), st.sampled_from([1, None]))
 def test_sequential_is_the_speedrun_s_order(make, sizes, seq_len, world_size, micro_batch):
     loaders = ranks(make(sizes), world_size, micro_batch, seq_len=seq_len, batch_sequences=12)
     expected = speedrun(sizes, 12 * seq_len)
@@ -122,17 +123,22 @@ def test_permute_looks_random():
     assert np.mean(image == permute(np.arange(n), n, 8)) < 1e-3
 
 
-def test_ten_billion_tokens_need_little_memory():
-    """The order over 10B tokens is computed, not stored: peak allocations of many steps, traced."""
-    import tracemalloc
-
-    n = 10**10 // 1024
+def test_ten_billion_tokens_shuffle_in_little_memory(tmp_path):
+    """100 shards of 100M tokens (sparse files), opened and read in shuffled order; allocations traced."""
+    for i in range(100):
+        with open(tmp_path / f"{i:03d}.bin", "wb") as file:
+            file.write(header(10**8, np.dtype("<u2")))
+            file.truncate(1024 + 2 * 10**8)
     tracemalloc.start()
-    for step in range(50):
-        assert permute((step * 512 + np.arange(512)) % n, n, (1, step)).max() < n
+    keys = {"seq_len": 1024, "batch_sequences": 512, "order": "shuffled", "seed": 1, "world_size": 64}
+    loader = Loader(sorted(tmp_path.iterdir()), **keys)
+    assert loader.windows_per_epoch == 100 * (10**8 // 1024)
+    shards = {shard for step in (0, 5, 19_072, 40_000) for shard, _ in loader.windows(step)}
+    loader.batch(19_072)  # straddles the first two epochs
+    loader.close()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5e6
+    assert peak < 50e6 and len(shards) == 100
 
 
 def test_the_next_step_is_read_in_the_background(make, monkeypatch):

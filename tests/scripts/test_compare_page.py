@@ -7,6 +7,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -147,3 +149,132 @@ class Browser:
             self.process.wait(10)
         os.close(self.write_end)
         os.close(self.read_end)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "speedrun"
+    command = [sys.executable, "scripts/compare.py", RECORDS, "--baseline", "adamw", "--published", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return Path(f"{out}.html")
+
+
+@pytest.fixture
+def browser():
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        opened = Browser(profile)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def traces(browser: Browser) -> list[str]:
+    """Names of the curves that plotly has drawn now."""
+    return browser.js("document.getElementById('chart').data.map(trace => trace.name)")
+
+
+def axis(browser: Browser, name: str) -> dict:
+    return browser.js(
+        f"(() => {{ const a = document.getElementById('chart')._fullLayout.{name}; "
+        "return {title: a.title.text, type: a.type, range: a.range}; })()"
+    )
+
+
+def test_page_renders_and_asks_for_nothing(browser, page):
+    browser.open(page)
+    assert "muon reaches 3.95 in 34% fewer steps than adamw" in browser.js("document.querySelector('.lead').innerText")
+    drawn = browser.js("[...document.querySelectorAll('#chart .js-line')].filter(p => p.getBBox().width > 20).length")
+    assert drawn >= 5
+    assert {"muon", "adamw", "soap", "sgd", "scion"} <= set(traces(browser))
+    assert browser.js("document.querySelectorAll('#results tbody tr').length") == 5
+    assert "252.4 ± 2.4" in browser.js("document.getElementById('results').innerText")
+    assert browser.js("[...document.querySelectorAll('#ratios .points path')].length") == 3
+    assert (
+        browser.js("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title).join()").count("hare") == 0
+    )
+    browser.wait("document.readyState === 'complete'")
+    assert browser.requests() == [page.as_uri()]
+    assert browser.complaints() == []
+
+
+def test_a_load_from_elsewhere_would_be_seen(browser, page):
+    """The two checks above are worth something only if they notice."""
+    browser.open(page)
+    browser.js("fetch('https://example.invalid/x').catch(() => 0)")
+    browser.js("setTimeout(() => { throw new Error('seen') }, 0); new Promise(done => setTimeout(done, 50))")
+    assert any("example.invalid" in text for text in browser.complaints())
+    assert any("seen" in text for text in browser.complaints())
+
+
+def test_axes_switch(browser, page):
+    browser.open(page)
+    assert axis(browser, "xaxis")["title"] == "training time (seconds)"
+    assert not any(name.startswith("published") for name in traces(browser))
+    browser.click("[data-value=steps]")
+    assert axis(browser, "xaxis")["title"] == "steps" and axis(browser, "xaxis")["range"][1] == pytest.approx(515)
+    assert "published: track 3, tuned Muon (3250 steps)" in traces(browser)
+    browser.click("[data-value=tokens]")
+    assert axis(browser, "xaxis")["title"] == "training tokens"
+    assert browser.js("document.querySelector('[data-value=tokens]').getAttribute('aria-pressed')") == "true"
+    browser.click("[data-flip=logX]")
+    browser.click("[data-flip=logY]")
+    assert (axis(browser, "xaxis")["type"], axis(browser, "yaxis")["type"]) == ("log", "log")
+    low, high = axis(browser, "yaxis")["range"]
+    assert 10**low < 3.6 and 3.95 < 10**high < 7  # the target and every end are in view, the steep start is not
+    browser.click("[data-value=all]")
+    assert 10 ** axis(browser, "yaxis")["range"][1] > 7
+    assert browser.complaints() == []
+
+
+def test_runs_and_groups_toggle(browser, page):
+    browser.open(page)
+    browser.click("[data-group='0']")
+    assert "muon" not in traces(browser) and "muon band" not in traces(browser) and "adamw" in traces(browser)
+    assert browser.js("document.querySelector('[data-group=\"0\"]').getAttribute('aria-pressed')") == "false"
+    browser.click("[data-group='0']")
+    assert "muon" in traces(browser)
+    browser.click("[data-value=runs]")
+    assert {"muon-1", "muon-2", "muon-3", "adamw-1"} <= set(traces(browser)) and "muon" not in traces(browser)
+    browser.click("[data-run='1']")
+    assert "muon-2" not in traces(browser) and "muon-1" in traces(browser)
+    aside = browser.js(
+        "[...document.querySelectorAll('.runs tr')].findIndex(r => r.innerText.includes('muon-stopped')) - 1"
+    )
+    assert "muon-stopped" not in traces(browser)
+    browser.click(f"[data-run='{aside}']")
+    assert "muon-stopped" in traces(browser)
+    assert browser.complaints() == []
+
+
+def test_hover_tells_of_the_run(browser, page):
+    browser.open(page)
+    browser.click("[data-value=runs]")
+    browser.js("document.getElementById('chart').scrollIntoView({block: 'center'})")
+    x, y = browser.js("""(() => { const chart = document.getElementById('chart'), layout = chart._fullLayout;
+        const box = chart.querySelector('.nsewdrag').getBoundingClientRect();
+        return [box.x + layout.xaxis.d2p(14.4), box.y + layout.yaxis.d2p(3.85)]; })()""")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    browser.wait("document.querySelector('#chart .hovertext') !== null", 5)
+    text = browser.js("document.querySelector('#chart .hovertext').textContent")
+    for part in ("muon-1", "seed 1", "3.8500", "step 300", "14.4 s", "tiny · sample · CPU, 2 cores"):
+        assert part in text
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "mobile"), [(1280, False), (390, True)])
+def test_themes_and_widths(browser, page, tmp_path, theme, width, mobile):
+    browser.open(page, width=width, theme=theme, mobile=mobile)
+    background = "getComputedStyle(document.querySelector('section')).backgroundColor"
+    colours = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 21, 28)"}
+    assert browser.js(background) == colours[theme]
+    assert browser.js("document.documentElement.scrollWidth") <= width  # only the tables scroll sideways
+    assert browser.js("document.querySelector('#chart .main-svg').getBoundingClientRect().right") <= width
+    browser.click("#theme")
+    other = "dark" if theme == "light" else "light"
+    assert browser.js(background) == colours[other]
+    ink = browser.js("document.getElementById('chart').layout.font.color")
+    assert ink == {"light": "#1d2330", "dark": "#e8eaf0"}[other]
+    browser.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+    assert browser.complaints() == []

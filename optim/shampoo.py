@@ -1,0 +1,141 @@
+"""Shampoo (Gupta, Koren and Singer 2018, arXiv 1802.09568), with the practice of Anil et al. (arXiv 2002.09018) and
+Shi et al. (arXiv 2309.06497): moving averages, blocks, roots every few steps, grafting."""
+
+import torch
+from torch import Tensor
+
+from optim.matrix import Group, MatrixOptimizer
+from optim.roots import inverse_root
+
+STATISTICS = ("ema", "sum")
+GRAFTS = ("none", "adam", "sgd")
+
+
+class Shampoo(MatrixOptimizer):
+    """L <- b2 L + (1-b2) G Gt,  R <- b2 R + (1-b2) Gt G;  M <- b1 M + (1-b1) G;  P = L^-p M R^-p, p = 1/4;
+    W <- (1 - lr wd) W - lr P ||graft(M)|| / ||P||.
+
+    Moving averages are divided by 1 - b^t.  Everything lives at the matrix's owner.  With ``betas=(0, 0)``, ``eps=0``
+    and ``graft="none"`` the step is lr U Vᵀ of the gradient (roots are then pseudo-inverse).
+
+    Args:
+        params: weight matrices; see :class:`optim.matrix.MatrixOptimizer`.
+        lr: step size; with ``graft="adam"`` as for Adam.
+        betas: of the momentum and of the statistics (and of Adam's second moment); each in [0, 1).
+        eps: added to the diagonal of L and R before the root; 0 for the pseudo-inverse.
+        statistics: ``ema``, or ``sum`` as in the original paper: L <- L + G Gt.
+        exponent: p (``None``: 1/4, or 1/2 if ``one_sided``, which give U Vᵀ above).
+        one_sided: P = L^-p M for the shorter side alone.
+        block: a longer side is cut into the fewest equal parts of at most this length, each block preconditioned and
+            grafted alone.
+        every: steps between roots; the first are computed in step 1.
+        root: ``eigh`` or ``newton``, see :func:`optim.roots.inverse_root`.
+        graft: whose length the step takes: ``adam``, ``sgd`` (that of M) or ``none``.
+        graft_eps: eps of the grafted Adam.
+        weight_decay: decoupled, multiplied by lr.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float = 1.8e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-12,
+        statistics: str = "ema",
+        exponent: float | None = None,
+        one_sided: bool = False,
+        block: int = 8192,
+        every: int = 10,
+        root: str = "eigh",
+        graft: str = "adam",
+        graft_eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **engine,
+    ):
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas={tuple(betas)} is not in [0, 1)")
+        for name, value, choices in (("statistics", statistics, STATISTICS), ("graft", graft, GRAFTS)):
+            if value not in choices:
+                raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
+        for name, value in (("every", every), ("block", block)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: give a number of at least 1")
+        exponent = exponent or (0.5 if one_sided else 0.25)
+        settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
+        settings |= dict(one_sided=one_sided, block=block, every=every, graft=graft, graft_eps=graft_eps)
+        super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)
+        for state in self.state.values():
+            for name in ("left_root", "right_root"):
+                if name in state:  # a matrix whose first gradient comes late is not preconditioned until the next roots
+                    state[name].diagonal(dim1=-2, dim2=-1).fill_(1)
+
+    def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        k, m, n = shape
+        (down, rows), (along, cols) = _cut(m, group["block"]), _cut(n, group["block"])
+        blocks = (k, down * along)
+        state = {"left": (*blocks, rows, rows), "left_root": (*blocks, rows, rows)}
+        if not group["one_sided"]:
+            state |= {"right": (*blocks, cols, cols), "right_root": (*blocks, cols, cols)}
+        if group["betas"][0]:
+            state["momentum"] = (*blocks, rows, cols)
+        if group["graft"] == "adam":
+            state["second_moment"] = (*blocks, rows, cols)
+        return state
+
+    def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
+        _, m, n = stack.shape
+        (down, rows), (along, cols) = _cut(m, group["block"]), _cut(n, group["block"])
+        grad = stack.to(state["left"].dtype).unflatten(1, (down, rows)).unflatten(3, (along, cols))
+        grad = grad.transpose(2, 3).flatten(1, 2)  # [k, blocks, rows, cols]
+        self._update_statistics(group, grad, state)
+        beta1 = group["betas"][0]
+        momentum = state["momentum"].lerp_(grad, 1 - beta1) / (1 - beta1 ** group["step"]) if beta1 else grad
+        update = state["left_root"] @ momentum
+        if not group["one_sided"]:
+            update = update @ state["right_root"]
+        update = self._graft(group, update, momentum, grad, state)
+        return update.unflatten(1, (down, along)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _update_statistics(self, group: Group, grad: Tensor, state: dict[str, Tensor]) -> None:
+        beta2, step = group["betas"][1], group["step"]
+        for side, outer in (("left", lambda: grad @ grad.mT), ("right", lambda: grad.mT @ grad)):
+            if side not in state:
+                continue
+            correction = 1.0
+            if group["statistics"] == "ema":
+                state[side].lerp_(outer(), 1 - beta2)
+                correction = 1 - beta2**step
+            else:
+                state[side].add_(outer())
+            if step == 1 or step % group["every"] == 0:
+                root = inverse_root(state[side] / correction, group["exponent"], group["eps"], group["root"])
+                state[f"{side}_root"].copy_(root)
+
+    def _graft(self, group: Group, update: Tensor, momentum: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
+        if group["graft"] == "none":
+            return update
+        length = _norm(momentum)
+        if group["graft"] == "adam":
+            beta2 = group["betas"][1]
+            second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            root = (second / (1 - beta2 ** group["step"])).sqrt_().add_(group["graft_eps"])
+            length = _norm(momentum / root)
+        return update * (length / _norm(update).clamp_min(torch.finfo(update.dtype).tiny))
+
+    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+        m, n = shape
+        blocks, rows, cols = 1, *(_cut(size, group["block"]) for size in shape)
+        ...
+
+
+def _cut(size: int, block: int) -> tuple[int, int]:
+    """(number of parts, length of a part) of the fewest equal parts of at most ``block``."""
+    parts = next(parts for parts in range(-(-size // block), size + 1) if size % parts == 0)
+    return parts, size // parts
+
+
+def _norm(blocks: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(blocks, dim=(-2, -1), keepdim=True)

@@ -1,0 +1,112 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's statistics (Vyas et al. 2024, arXiv 2409.11321, algorithm 3)."""
+
+import torch
+from torch import Tensor
+
+from optim.matrix import Group, MatrixOptimizer
+from optim.roots import eigenbasis
+
+SIDES = {"left": -2, "right": -1}
+
+
+class SOAP(MatrixOptimizer):
+    """L <- b2 L + (1-b2) G Gt,  R <- b2 R + (1-b2) Gt G, with eigenvectors QL, QR;  Adam on QLt G QR;  back by QL, QRt.
+
+    Everything lives at the matrix's owner.  The first step only initialises the bases (eigh).  Later, after every
+    ``every``-th update, a basis becomes QR(L Q), one power iteration, with its columns and the second moment sorted by
+    the estimated eigenvalues diag(Qt L Q).  The momentum is kept in the bases and turned with them.
+
+    Args:
+        params: weight matrices; see :class:`optim.matrix.MatrixOptimizer`.
+        lr: as for Adam.
+        betas: of the momentum, and of the second moment and statistics; each in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, multiplied by lr.
+        every: updates between new bases.
+        max_dim: a longer side keeps the identity as its basis.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        every: int = 10,
+        max_dim: int = 10000,
+        **engine,
+    ):
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas={tuple(betas)} is not in [0, 1)")
+        if every < 1:
+            raise ValueError(f"every={every}: give a number of steps, at least 1")
+        settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, every=every, max_dim=max_dim)
+        super().__init__(params, settings, **engine)
+        for state in self.state.values():
+            for side in SIDES:
+                if f"{side}_basis" in state:  # a matrix whose first gradient comes late is under Adam until it has a basis
+                    state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
+
+    def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        state = {"momentum": shape, "second_moment": shape}
+        for side, dim in SIDES.items():
+            size = shape[dim]
+            if size <= group["max_dim"]:
+                state |= {side: (shape[0], size, size), f"{side}_basis": (shape[0], size, size)}
+        return state
+
+    def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
+        grad = stack.to(state["momentum"].dtype)
+        updates = group["step"] - 1
+        update = self._adam(group, grad, state, updates) if updates else torch.zeros_like(grad)
+        for side, outer in (("left", lambda: grad @ grad.mT), ("right", lambda: grad.mT @ grad)):
+            if side not in state:
+                continue
+            state[side].lerp_(outer(), 1 - group["betas"][1])
+            if updates == 0:
+                state[f"{side}_basis"].copy_(eigenbasis(state[side]))
+            elif updates % group["every"] == 0:
+                _power_iteration(state, side)
+        return update
+
+    def _adam(self, group: Group, grad: Tensor, state: dict[str, Tensor], updates: int) -> Tensor:
+        beta1, beta2 = group["betas"]
+        left, right = state.get("left_basis"), state.get("right_basis")
+        grad = _turn(grad, left, right)
+        momentum = state["momentum"].lerp_(grad, 1 - beta1)
+        second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = (second / (1 - beta2**updates)).sqrt_().add_(group["eps"])
+        update = (momentum / (1 - beta1**updates)).div_(root)
+        return _turn(update, left if left is None else left.mT, right if right is None else right.mT)
+
+    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+        m, n = shape
+        total = 0.0
+        for size in shape:
+            if size <= group["max_dim"]:  # statistics, there and back; power iteration, QR, momentum
+                total += 3 * 2 * size * m * n + (2 * size**3 + 4 * size**3 + 4 * size * m * n) / group["every"]
+        return total
+
+
+def _turn(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """leftᵀ x right, where a missing basis is the identity."""
+    x = x if left is None else left.mT @ x
+    return x if right is None else x @ right
+
+
+def _power_iteration(state: dict[str, Tensor], side: str) -> None:
+    """One step towards the eigenvectors of ``state[side]``; reorder the second moment, turn the momentum."""
+    basis, dim = state[f"{side}_basis"], SIDES[side]
+    power = state[side] @ basis
+    order = (basis * power).sum(-2).argsort(dim=-1, descending=True, stable=True)
+    turned = torch.linalg.qr(power.take_along_dim(order.unsqueeze(-2), -1)).Q
+    second = state["second_moment"]
+    second.copy_(second.take_along_dim(order.unsqueeze(-1 if dim == -2 else -2), dim))
+    change = basis.mT @ turned
+    momentum = state["momentum"]
+    momentum.copy_(change.mT @ momentum if side == "left" else momentum @ change)
+    basis.copy_(turned)

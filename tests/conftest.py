@@ -1,0 +1,33 @@
+"""What every test shares: a quiet, offline, single-threaded environment, and configurations as a user types them."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NANOMUON_DATA"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("nanomuon", deadline=None, max_examples=30)
+settings.load_profile("nanomuon")
+
+
+@pytest.fixture
+def configure():
+    """``configure("experiment=smoke", "train.steps=3", world_size=2)`` -> the validated config."""
+    import hydra
+
+    from trainer import schema
+    from trainer.launch import CONFIGS
+
+    schema.register()
+
+    def configured(*overrides: str, world_size: int = 1) -> schema.Config:
+        with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+            return schema.validate(hydra.compose("train", overrides=list(overrides)), world_size)
+
+    return configured

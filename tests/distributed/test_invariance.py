@@ -1,0 +1,63 @@
+"""World-size invariance: the same losses on any number of processes under any sharding, for the whole program."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "experiment=smoke", "logger=jsonl", "model.n_layer=2", "model.n_embd=48", "train.seq_len=32",
+    "train.batch_tokens=768", "train.micro_batch=2", "eval.every=10", "eval.tokens=1600", "train.clip=1.0",
+]  # fmt: skip
+JOBS = ["optim=adamw,muon", "train.dtype=float32,float64"]
+STEPS = 60
+# Relative, over the steps that are compared.  Polar factors amplify rounding, so float32 is compared for 20 steps.
+TOLERANCES = {("adamw", "float32"): (20, 2e-5), ("muon", "float32"): (20, 1e-4)}
+
+
+def sweep(folder: Path, processes: int, mode: str) -> dict[tuple[str, str], list[dict]]:
+    """All jobs in one command; (optimizer, dtype) -> lines of its record."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["train.py", *SMALL, f"train.steps={STEPS}", f"parallel={mode}", f"hydra.sweep.dir={folder}", "-m", *JOBS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    records = {}
+    for path in folder.glob("*/metrics.jsonl"):
+        config = path.with_name("config.yaml").read_text()
+        key = ("muon" if "optim.Muon" in config else "adamw", "float64" if "float64" in config else "float32")
+        records[key] = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(records) == 4
+    return records
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return sweep(tmp_path_factory.mktemp("alone"), 1, "single")
+
+
+SOME = [(2, "ddp"), (3, "fsdp"), (4, "hsdp")]
+ALL = [*SOME, (1, "fsdp"), (2, "fsdp"), (3, "ddp"), (4, "fsdp"), (4, "ddp")]
+
+
+@pytest.mark.parametrize(("processes", "mode"), ALL if os.environ.get("NANOMUON_SOAK") else SOME)
+def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, alone, processes, mode):
+    records = sweep(tmp_path / "runs", processes, mode)
+    for key, lines in records.items():
+        steps, tolerance = TOLERANCES.get(key, (STEPS, 1e-9))
+        assert [line["step"] for line in lines] == list(range(STEPS + 1))
+        for line, reference in list(zip(lines, alone[key], strict=True))[: steps + 1]:
+            for name in {"train/loss", "val/loss"} & set(reference):
+                assert line[name] == pytest.approx(reference[name], rel=tolerance), (key, line["step"], name)
+
+
+def test_a_command_repeated_gives_the_same_bits(tmp_path, alone):
+    again = sweep(tmp_path / "runs", 1, "single")
+    for key, lines in again.items():
+        for line, reference in zip(lines, alone[key], strict=True):
+            assert line.get("train/loss") == reference.get("train/loss")
+            assert line.get("val/loss") == reference.get("val/loss")

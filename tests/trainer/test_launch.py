@@ -1,0 +1,204 @@
+"""From the command line to the run's directory: sweeps, ownership, errors told once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trainer import launch, rundir, schema
+from trainer.schema import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
+
+
+def sweep(*overrides):
+    schema.register()
+    return launch.check_jobs(list(overrides), SimpleNamespace(multirun=True))
+
+
+def test_sweep_names_the_keys_that_vary():
+    assert sweep("experiment=smoke", "optim=adamw,muon", "seed=range(1,3)") == (["optim", "seed"], True)
+
+
+def test_every_job_of_a_sweep_is_checked_first():
+    with pytest.raises(ConfigError, match=r"train.batch_tokens=3000"):
+        sweep("experiment=smoke", "train.batch_tokens=3072,3000")
+    with pytest.raises(ConfigError, match=r"optim=muonn.*did you mean optim=muon"):
+        sweep("experiment=smoke", "optim=adamw,muonn")
+
+
+def test_jobs_of_a_sweep_cannot_share_a_directory(tmp_path):
+    with pytest.raises(ConfigError, match="hydra.sweep.dir"):
+        sweep("experiment=smoke", "seed=1,2", f"run.dir={tmp_path}")
+
+
+def test_job_names_are_readable_unique_and_short():
+    assert rundir.job_name(["optim=muon", "seed=3"], 3) == "optim=muon,seed=3"
+    assert rundir.job_name(["++optim.matrix.lr=0.01"], 0) == "optim.matrix.lr=0.01,seed=0"
+    assert rundir.job_name(["data.dir=/a/b"], 0) == "data.dir=_a_b,seed=0"
+    long = [rundir.job_name([f"data.dir={'x' * 300}{n}"], 0) for n in range(2)]
+    assert long[0] != long[1] and max(map(len, long)) < 200
+
+
+def test_default_directories_never_collide(configure, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configure("experiment=smoke")
+    directories = [rundir.claim(config) for _ in range(3)]
+    assert len(set(directories)) == 3 and all("muon-tiny-sample-s0" in name for name in directories)
+
+
+def test_a_directory_belongs_to_one_run(configure, tmp_path):
+    base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
+    rundir.claim(configure(*base))
+    before = (tmp_path / "run" / "run.json").read_text()
+    for change, key in (
+        ("seed=1", "seed is 0 there and 1 here"),
+        ("optim.matrix.lr=0.5", r"optim.matrix.lr is 0.\d+ there and 0.5 here"),
+        ("train.steps=300", "train.steps is 400 there and 300 here"),
+        ("model.n_layer=2", "model.n_layer is 4 there and 2 here"),
+    ):
+        with pytest.raises(ConfigError, match=f"belongs to another run: {key}"):
+            rundir.claim(configure(*base, change))
+    with pytest.raises(ConfigError, match="and .* more"):
+        rundir.claim(configure(*base, "optim=adamw"))
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize("change", ["logger=jsonl", "eval.every=7", "checkpoint.every=5", "train.micro_batch=2"])
+def test_what_does_not_change_the_training_is_accepted(configure, tmp_path, change):
+    base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
+    rundir.claim(configure(*base))
+    assert rundir.claim(configure(*base, change)) == f"{tmp_path}/run"
+
+
+def test_another_number_of_ranks_is_the_same_run(configure, tmp_path):
+    base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
+    rundir.claim(configure(*base))
+    rundir.claim(configure(*base, "parallel=hsdp", world_size=4))
+
+
+def test_resume_never_and_must(configure, tmp_path):
+    base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
+    with pytest.raises(ConfigError, match="holds no run"):
+        rundir.claim(configure(*base, "run.resume=must"))
+    assert not (tmp_path / "run").exists()
+    rundir.claim(configure(*base, "run.resume=never"))
+    rundir.claim(configure(*base, "run.resume=must"))
+    with pytest.raises(ConfigError, match="run.resume=never"):
+        rundir.claim(configure(*base, "run.resume=never"))
+
+
+def test_foreign_and_damaged_directories_are_refused(configure, tmp_path):
+    config = configure("experiment=smoke", f"run.dir={tmp_path}/run")
+    (tmp_path / "run").mkdir()
+    rundir.claim(config)
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="run.json is damaged"):
+        rundir.claim(config)
+    (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "thesis.tex")
+    with pytest.raises(ConfigError, match="not a run's"):
+        rundir.claim(config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_atomic_writing_leaves_no_half_file(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    rundir.write_atomically(target, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError):
+        rundir.write_atomically(target, "new")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def train(*arguments, ranks=0, cwd, timeout=200):
+    """train.py as a user starts it, in the folder ``cwd``; ``ranks`` > 0: under torchrun."""
+    start = (
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks else [sys.executable]
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*start, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def errors(done):
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def losses(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.slow
+def test_help_lists_groups_and_keys(tmp_path):
+    done = train("--help", cwd=tmp_path)
+    assert done.returncode == 0 and not list(tmp_path.iterdir())
+    for word in ("optim: ", "muon", "experiment: ", "train.steps=", "run.dir=", "eval.tokens=", "torchrun"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path, ranks):
+    done = train("experiment=smoke", "train.stepz=3", ranks=ranks, cwd=tmp_path)
+    assert done.returncode == 1 and errors(done) == ["error: train.stepz=3: no such key; did you mean train.steps?"]
+    assert not list(tmp_path.iterdir())
+    if not ranks:
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_foreign_directory_is_refused_on_all_ranks(tmp_path):
+    (tmp_path / "mine").write_text("")
+    done = train(*SMALL, f"run.dir={tmp_path}", ranks=2, cwd=tmp_path)
+    assert done.returncode == 1 and len(errors(done)) == 1 and [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_one_timestamped_directory(tmp_path):
+    done = train(*SMALL, ranks=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"] and len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_sweep_is_the_same_with_and_without_torchrun(tmp_path):
+    found = {}
+    for ranks in (0, 2):
+        folder = tmp_path / f"sweep{ranks}"
+        done = train(*SMALL, "-m", "seed=1,2,3", f"hydra.sweep.dir={folder}", ranks=ranks, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        assert jobs == ["seed=1", "seed=2", "seed=3"]
+        found[ranks] = [losses(folder / job) for job in jobs]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep0", "sweep2"], "no stray folders"
+    assert found[0] == [pytest.approx(one, rel=1e-4) for one in found[2]]
+    assert found[0][0] != found[0][1]
+
+
+@pytest.mark.slow
+def test_a_failing_job_leaves_the_others(tmp_path):
+    (tmp_path / "s" / "seed=1").mkdir(parents=True)
+    (tmp_path / "s" / "seed=1" / "foreign").write_text("")
+    done = train(*SMALL, "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/s", cwd=tmp_path)
+    assert done.returncode == 1 and len(errors(done)) == 1 and "seed=1" in errors(done)[0]
+    assert len(losses(tmp_path / "s" / "seed=2")) == 2
+
+
+@pytest.mark.slow
+def test_processes_without_a_launcher_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = train(*SMALL, cwd=tmp_path)
+    assert done.returncode == 1 and len(errors(done)) == 1 and "torchrun" in errors(done)[0]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,190 @@
+"""The typed configuration: what composes, what is derived, what is refused and how."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from trainer import launch, schema
+from trainer.schema import ConfigError, Dtype
+
+SMOKE = "experiment=smoke"
+
+
+def choices(group):
+    return sorted(path.stem for path in (launch.CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes(configure, experiment):
+    configure(f"experiment={experiment}")
+
+
+@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("schedule", choices("schedule"))
+def test_every_model_and_schedule_composes(configure, model, schedule):
+    config = configure(f"model={model}", f"schedule={schedule}")
+    assert config.model.name == model and config.schedule.name == schedule
+
+
+@pytest.mark.parametrize("optim", choices("optim"))
+@pytest.mark.parametrize("model", ["tiny", "gpt2_124m", "modern_124m"])
+def test_every_optimizer_has_settings_for_every_family(configure, optim, model):
+    config = configure(f"optim={optim}", f"model={model}")
+    assert config.optim.name == optim
+    for role in ("matrix", "embedding", "head", "vector"):
+        assert isinstance(getattr(config.optim, role)["lr"], float | int)
+
+
+def test_the_main_job(configure):
+    config = configure()
+    assert (config.model.name, config.data.name, config.optim.name) == ("gpt2_124m", "fineweb", "muon")
+    assert (config.train.batch_tokens, config.train.seq_len, config.run.name) == (
+        524288,
+        1024,
+        "muon-gpt2_124m-fineweb-s0",
+    )
+
+
+def test_family_values_are_chosen_and_overridden(configure):
+    def lr(*overrides):
+        return configure(SMOKE, "optim=muon", *overrides).optim.matrix["lr"]
+
+    preset = OmegaConf.load(launch.CONFIGS / "optim" / "muon.yaml").matrix.lr
+    assert len({preset.tiny, preset.gpt2, preset.modern}) == 3
+    assert lr() == preset.tiny and lr("model=gpt2_124m") == preset.gpt2 and lr("model=modern_124m") == preset.modern
+    assert lr("optim.matrix.lr=0.123") == 0.123
+
+
+def test_family_without_a_value_is_refused():
+    assert schema.by_family({"lr": {"gpt2": 0.1}, "betas": [0.9, 0.95]}, "gpt2", "optim.head") == {
+        "lr": 0.1,
+        "betas": [0.9, 0.95],
+    }
+    with pytest.raises(ConfigError, match=r"optim.head.lr is given for gpt2 only, but model.family=tiny"):
+        schema.by_family({"lr": {"gpt2": 0.1}}, "tiny", "optim.head")
+
+
+def test_saved_config_composes_to_itself(configure):
+    """What config.yaml holds is plain: no family tables, no enums, nothing left to derive."""
+    config = configure(SMOKE)
+    saved = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    again = schema.validate(OmegaConf.merge(OmegaConf.structured(schema.Config), saved), 1)
+    assert asdict(again) == asdict(config)
+
+
+def test_dtype_follows_the_device(configure, monkeypatch):
+    for cuda, expected in ((False, Dtype.float32), (True, Dtype.bfloat16)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
+        assert configure(SMOKE).train.dtype == expected
+    assert configure(SMOKE, "train.dtype=float64").train.dtype == Dtype.float64
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_smoke_batch_divides(configure, ranks):
+    config = configure(SMOKE, world_size=ranks)
+    assert config.train.batch_tokens // config.train.seq_len % (ranks * config.train.micro_batch) == 0
+
+
+def settings(batch_tokens, seq_len, micro_batch=None, n_layer=4, n_embd=128):
+    train = SimpleNamespace(batch_tokens=batch_tokens, seq_len=seq_len, micro_batch=micro_batch, dtype=Dtype.float32)
+    return SimpleNamespace(train=train, model=SimpleNamespace(n_layer=n_layer, n_embd=n_embd))
+
+
+@given(
+    st.integers(1, 5000),
+    st.sampled_from([1, 8, 12]),
+    st.none() | st.integers(1, 9),
+    st.integers(1, 7),
+    st.integers(1, 5000),
+)
+def test_batch_divides_or_the_proposals_do(batch_tokens, seq_len, micro_batch, ranks, width):
+    config = settings(batch_tokens, seq_len, micro_batch, n_embd=width * 1000)
+    try:
+        schema.fit_batch(config, ranks)
+    except ConfigError as error:
+        proposals = [int(word) for word in str(error).split("nearest ")[1].split(", or train")[0].split(" or ")]
+        assert str(batch_tokens) in str(error) and proposals
+        for proposal in proposals:
+            assert proposal % seq_len == 0
+            if "ranks" in str(error):
+                schema.fit_batch(settings(proposal, seq_len, micro_batch), ranks)
+    else:
+        unit = ranks * config.train.micro_batch * seq_len
+        assert batch_tokens % unit == 0 and config.train.micro_batch == (micro_batch or config.train.micro_batch)
+
+
+def test_micro_batch_shrinks_with_the_model():
+    chosen = []
+    for layers, width in ((4, 128), (12, 768), (48, 1600)):
+        config = settings(64 * 1024, 1024, n_layer=layers, n_embd=width)
+        schema.fit_batch(config, 1)
+        chosen.append(config.train.micro_batch)
+    assert chosen == sorted(chosen, reverse=True) and chosen[0] > chosen[1] > chosen[2] == 1
+
+
+BAD = {
+    "train.stepz=3": ["train.stepz=3", "train.steps?"],
+    "steps=3": ["steps=3", "train.steps?"],
+    "train.steps=abc": ["train.steps=abc", "a whole number"],
+    "train.steps=1.5": ["train.steps=1.5", "a whole number"],
+    "train.steps=0": ["train.steps=0", "above 0"],
+    "train.clip=-1": ["train.clip=-1", "above 0"],
+    "train.dtype=float31": ["train.dtype=float31", "did you mean float32"],
+    "train=3": ["train=3", "section", "train.steps"],
+    "run.resume=maybe": ["run.resume=maybe", "auto, never, must"],
+    "optim=muonn": ["optim=muonn", "did you mean optim=muon?", "adamw"],
+    "optimm=muon": ["optimm=muon", "did you mean optim?"],
+    "experiment=smok": ["experiment=smok", "experiment=smoke?"],
+    "optim.matrx.lr=1": ["optim.matrx.lr=1", "optim.matrix?"],
+    "optim.matrix=adam": ["optim.matrix=adam", "section"],
+    "optim.matrix.momentm=0.9": ["optim.matrix.momentm=0.9", "did you mean momentum?"],
+    "optim.matrix.momentum=1.5": ["optim.matrix", "momentum=1.5"],
+    "optim.matrix.lr=abc": ["optim.matrix.lr=abc", "a number"],
+    "optim.head._target_=torch.optim.AdamV": ["optim.head._target_=torch.optim.AdamV", "no such class"],
+    "train.batch_tokens=3000": ["train.batch_tokens=3000", "2944 or 3072"],
+    "train.micro_batch=7": ["train.batch_tokens=3072", "train.micro_batch=7", "2688 or 3584", "6, 8, 12, 24"],
+    "eval.tokens=100": ["eval.tokens=100", "nearest 128"],
+    "schedule.warmup=500": ["schedule.warmup of 500", "train.steps=400"],
+    "schedule.name=linear": ["schedule.name=linear", "warmdown"],
+    "model.n_head=7": ["model.n_head=7", "model.n_embd=128"],
+    "model.n_head=256": ["model.n_head=256", "128"],
+    "model.n_layers=7": ["model.n_layers=7", "model.n_layer?"],
+    "parallel=fsdp": ["fsdp", "torchrun"],
+    "parallel=hsdp": ["hsdp", "factors"],
+    "data=shards": ["data.dir"],
+    "+foo=3": ["foo=3", "no such key"],
+    "+train.foo=3": ["train.foo=3", "no such key"],
+    "~train.steps": ["train.steps", "cannot be removed"],
+    "foo=[": ["foo=["],
+    "seed=1,2": ["seed=1,2", "--multirun"],
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_line_with_key_value_and_mend(override):
+    schema.register()
+    with pytest.raises(ConfigError) as caught:
+        launch.check_jobs([SMOKE, launch.settings_are_open(override)], SimpleNamespace(multirun=False))
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in BAD[override]), message
+
+
+def test_five_ranks_cannot_share_the_smoke_batch(configure):
+    with pytest.raises(ConfigError, match=r"train.batch_tokens=3072 .* 5 ranks .* nearest 2560 or 3200"):
+        configure(SMOKE, world_size=5)
+
+
+def test_hsdp_needs_a_number_that_factors(configure):
+    configure(SMOKE, "parallel=hsdp", world_size=4)
+    with pytest.raises(ConfigError, match="hsdp"):
+        configure(SMOKE, "parallel=hsdp", world_size=3)
+
+
+def test_settings_that_the_preset_does_not_list_can_be_given():
+    schema.register()
+    override = launch.settings_are_open("optim.matrix.cautious=true")
+    assert launch.check_jobs([SMOKE, override], SimpleNamespace(multirun=False)) == ([], False)

@@ -1,0 +1,287 @@
+"""Checkpoints: everything a run needs to go on as if it had not been interrupted, on any number of ranks.
+
+Tensors go through torch's distributed checkpoint (DCP), each under its parameter's name, so that what one sharding
+wrote any other can read:
+
+    model/<parameter>                   weights
+    optim/<role>/<parameter>/<key>      optimizer state: shards, and whole matrices, of which each owner writes its own
+    rng/<rank>/<device>                 random state of a rank
+
+Everything else is numbers and stands in state.json.  Nothing from the disk is unpickled freely: DCP loads tensors with
+``weights_only``, and its index is read here with a list of the few harmless classes that it consists of.
+"""
+
+import json
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from optim.routing import Optimizers
+from trainer import commit
+from trainer.commit import STATE, CheckpointError
+from trainer.parallel import Parallel, unwrap
+from trainer.rundir import write_atomically
+
+__all__ = ["CheckpointError", "Checkpoints", "Progress", "read_weights"]
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP in one process
+
+# What DCP's index (.metadata) consists of; every class only holds values.
+INDEX = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
+        *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "pathlib": {"PosixPath", "WindowsPath"},
+}
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its tensors."""
+
+    step: int = 0  # updates done
+    seconds: float = 0.0  # of training
+    val_loss: float | None = None  # the latest
+    val_step: int | None = None  # where it was measured
+    best_val_loss: float | None = None
+    skipped: int = 0  # updates in a row, up to this step, that were not finite and not applied
+    # What the record's line of this step says so far, while its evaluation is still to be done; None when written.
+    line: dict[str, Any] | None = field(default_factory=dict)
+
+
+class Checkpoints:
+    """Saves and loads the state of one run.  All ranks call alike; only :meth:`outcome` may differ in time.
+
+    Args:
+        folder: of all checkpoints of the run.
+        keep_last, keep_best: how many of the newest, and of the lowest validation loss, stay.
+        about: goes into every state.json, for whoever resumes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        parallel: Parallel,
+        model: nn.Module,
+        optimizers: Optimizers,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        about: Mapping[str, Any] | None = None,
+    ):
+        self.folder, self.parallel, self.model, self.optimizers = folder, parallel, unwrap(model), optimizers
+        self.keep_last, self.keep_best, self.about = keep_last, keep_best, dict(about or {})
+        self.group = None
+        if parallel.world_size > 1:  # its own: DCP talks in the background, while training does
+            timeout = timedelta(minutes=parallel.config.timeout_minutes)
+            self.group = dist.new_group(backend="gloo", timeout=timeout)
+        on_gpu = parallel.device.type == "cuda"
+        self.stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+            )
+        )
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future | None = None
+        self.latest: int | None = None  # step of the newest checkpoint that this process has saved or loaded
+
+    # Saving --------------------------------------------------------------------------------------------------
+
+    def save(self, progress: Progress) -> float:
+        """Copy the state and write it in the background; returns the seconds for which the caller stood still.
+
+        An earlier save is finished first; ask for its :meth:`outcome` before.
+        """
+        start = time.perf_counter()
+        self.wait()
+        tensors = self.stager.stage(self.tensors())
+        state = {**asdict(progress), "numbers": self.optimizers.state_dict()["numbers"], **self.about}
+        self.writing = self.pool.submit(self._write, tensors, json.dumps(state, indent=1) + "\n", progress.step)
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Until the background has written what it was given; says nothing about success."""
+        if self.writing is not None:
+            self.writing.exception()
+
+    def outcome(self) -> Path | CheckpointError | None:
+        """What became of the last save, told once: its folder or its fault; None if it still runs."""
+        if self.writing is None or not self.writing.done():
+            return None
+        done, self.writing = self.writing, None
+        if done.exception() is not None:
+            return CheckpointError(_one_line(done.exception()))
+        self.latest = commit.step_of(done.result())
+        return done.result()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> live tensor, of all that this rank holds."""
+        model = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        optim = {f"optim/{name}": tensor for name, tensor in self.optimizers.state_dict()["tensors"].items()}
+        rng = {f"rng/{self.parallel.rank}/cpu": torch.get_rng_state()}
+        if self.parallel.device.type == "cuda":
+            rng[f"rng/{self.parallel.rank}/cuda"] = torch.cuda.get_rng_state(self.parallel.device)
+        return model | optim | rng
+
+    def _write(self, tensors: dict[str, Tensor], state: str, step: int) -> Path:
+        """In the background: DCP's files, then each rank hashes its own, then rank 0 commits."""
+        folder = commit.folder_of(self.folder, step)
+        partial = commit.partial_of(folder)
+        try:
+            self._on_main(lambda: partial.mkdir(parents=True))
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
+            self._on_main(lambda: write_atomically(partial / STATE, state))
+            names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]
+            names += [".metadata", STATE] if self.parallel.is_main else []
+            parts = self._together(lambda: {name: commit.fingerprint(partial / name) for name in names})
+            files = {name: found for part in parts for name, found in part.items()}
+            self._on_main(lambda: commit.commit(folder, files))
+        except BaseException:
+            if self.parallel.is_main:
+                commit.remove_partial(self.folder)
+            raise
+        if self.parallel.is_main:
+            with suppress(OSError):  # an old one too many harms nobody
+                commit.prune(self.folder, self.keep_last, self.keep_best)
+        return folder
+
+    def _together(self, act: Callable[[], Any]) -> list[Any]:
+        """What ``act()`` returned on every rank; if it failed on one, all raise."""
+        try:
+            mine = (act(), None)
+        except Exception as error:
+            mine = (None, _one_line(error))
+        everywhere = [mine]
+        if self.group is not None:
+            everywhere = [None] * self.parallel.world_size
+            dist.all_gather_object(everywhere, mine, group=self.group)
+        for rank, (_, error) in enumerate(everywhere):
+            if error is not None:
+                raise CheckpointError(f"rank {rank}: {error}")
+        return [value for value, _ in everywhere]
+
+    def _on_main(self, act: Callable[[], Any]) -> None:
+        self._together(act if self.parallel.is_main else lambda: None)
+
+    # Loading -------------------------------------------------------------------------------------------------
+
+    def load(self, folder: Path) -> Progress:
+        """Load a verified checkpoint in place, whatever ranks and sharding wrote it.
+
+        Raises:
+            CheckpointError: it does not hold exactly what this model and these optimizers need.
+        """
+        state, metadata = commit.read_json(folder, STATE), read_index(folder)
+        names = set(metadata.state_dict_metadata)
+        self.optimizers.allocate({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
+        mine = self.tensors()
+        tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
+        asked = {name for part in self._together(lambda: list(tensors)) for name in part}
+        for name in sorted(asked - names):
+            raise CheckpointError(f"checkpoint {folder} has no {name}: it was written with another model or optimizer")
+        for name in sorted(names - asked):
+            if not name.startswith("rng/"):
+                raise CheckpointError(f"checkpoint {folder} has {name}, which this model and optimizer do not")
+        _load(tensors, folder, metadata, self.group)
+        self.optimizers.load_state_dict({"tensors": {}, "numbers": state["numbers"]})
+        for name, value in tensors.items():
+            if name.endswith("/cpu"):
+                torch.set_rng_state(value)
+            elif name.startswith("rng/"):
+                torch.cuda.set_rng_state(value, self.parallel.device)
+        known = Progress.__dataclass_fields__
+        self.latest = state["step"]
+        return Progress(**{key: value for key, value in state.items() if key in known})
+
+    def close(self) -> None:
+        self.wait()
+        self.pool.shutdown()
+        self.stager.close()
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in INDEX.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads tensors by an index that has been read and checked already."""
+
+    def __init__(self, folder: Path, metadata: Metadata):
+        super().__init__(folder)
+        self.metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self.metadata
+
+
+def read_index(folder: Path) -> Metadata:
+    """DCP's index of a checkpoint.
+
+    Raises:
+        CheckpointError: it holds anything but tensors in this folder's files.
+    """
+    try:
+        with (folder / ".metadata").open("rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        files = {info.relative_path for info in metadata.storage_data.values()}
+        tensors_only = all(isinstance(m, TensorStorageMetadata) for m in metadata.state_dict_metadata.values())
+    except Exception as error:  # a foreign pickle fails in any way it likes
+        raise CheckpointError(f"checkpoint {folder}: .metadata is not an index of tensors ({_one_line(error)})") from None
+    if not tensors_only or any(Path(name).name != name for name in files):
+        raise CheckpointError(f"checkpoint {folder}: .metadata is not an index of tensors in this folder")
+    return metadata
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The whole weights of a checkpoint by parameter name, in one process, on the CPU.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    commit.verify(folder)
+    metadata = read_index(folder)
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if name.startswith("model/")
+    }
+    _load(tensors, folder, metadata, None)
+    return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
+
+
+def _load(tensors: dict[str, Tensor], folder: Path, metadata: Metadata, group: dist.ProcessGroup | None) -> None:
+    try:
+        dcp.load(tensors, storage_reader=_Reader(folder, metadata), process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be loaded: {_one_line(error)}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    """The first failure that DCP reports, or the error itself, without its trace."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_one_line(cause)}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text or type(error).__name__).splitlines()[0]

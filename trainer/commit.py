@@ -1,0 +1,174 @@
+"""Checkpoint folders on disk: complete and durable under their final name, or not there at all.
+
+    checkpoints/step_00000060/           manifest.json holds the size and SHA-256 of every other file
+    checkpoints/step_00000060.partial/   being written or being removed; never read
+
+A folder gets its final name by one rename, after everything in it is on the disk.  Nothing here needs torch.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from trainer.rundir import write_atomically
+
+FORMAT = 1
+MANIFEST, STATE = "manifest.json", "state.json"
+
+Files = dict[str, dict[str, Any]]  # name -> size in bytes, sha256
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used or written; the message names it and the fault."""
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in a folder's name; None if it is not the name of a committed checkpoint."""
+    found = re.fullmatch(r"step_(\d{8,})", folder.name)
+    return int(found[1]) if found else None
+
+
+def partial_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """Committed checkpoints, newest first; their content is not looked at."""
+    found = [path for path in checkpoints.glob("step_*") if step_of(path) is not None]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def commit(folder: Path, files: Files) -> None:
+    """Give the partial checkpoint its final name.
+
+    Args:
+        folder: final name; what already has this name is replaced.
+        files: fingerprints of everything in the partial folder; the files themselves are on the disk.
+    """
+    partial = partial_of(folder)
+    manifest = {"format": FORMAT, "step": step_of(folder), "files": files}
+    write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    sync_folder(partial)
+    if folder.exists():
+        aside = folder.with_name(f"{folder.name}.replaced.partial")
+        os.rename(folder, aside)
+        os.rename(partial, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(partial, folder)
+    sync_folder(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint.  Killed halfway, it leaves a partial folder, never a damaged checkpoint."""
+    if folder.exists():
+        os.rename(folder, partial_of(folder))
+    shutil.rmtree(partial_of(folder), ignore_errors=True)
+
+
+def remove_partial(checkpoints: Path) -> None:
+    """Remove what killed processes have left."""
+    for path in checkpoints.glob("step_*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or not a JSON object.
+    """
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise CheckpointError(f"checkpoint {folder}: {name} cannot be read ({reason})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"checkpoint {folder}: {name} is not a JSON object")
+    return value
+
+
+def verify(folder: Path) -> Files:
+    """Compare every file with the manifest; return the manifest's files.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or different.
+    """
+    manifest = read_json(folder, MANIFEST)
+    files = manifest.get("files")
+    if manifest.get("format") != FORMAT or not isinstance(files, dict):
+        raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged or of another format")
+    if manifest.get("step") != step_of(folder):
+        raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is that of step {manifest.get('step')}")
+    for name in (STATE, ".metadata", *files):
+        if name not in files or Path(name).name != name:
+            raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged at {name}")
+    with ThreadPoolExecutor(8) as pool:  # hashing leaves Python's lock: as many files at once as there are cores
+        faults = [fault for fault in pool.map(lambda name: _fault(folder / name, files[name]), files) if fault]
+    if faults:
+        raise CheckpointError(f"checkpoint {folder}: {faults[0]}")
+    return files
+
+
+def _fault(path: Path, expected: Any) -> str | None:
+    try:
+        found = fingerprint(path)
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    if not isinstance(expected, dict) or found.get("size") != expected.get("size"):
+        return f"{path.name} has {found['size']} bytes and not those of the manifest"
+    return None if found == expected else f"{path.name} differs from its SHA-256 in the manifest"
+
+
+def newest_good(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that passes ``verify``, and what is wrong with the newer ones."""
+    faults = []
+    for folder in committed(checkpoints):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            faults.append(str(error))
+        else:
+            return folder, faults
+    return None, faults
+
+
+def prune(checkpoints: Path, keep_last: int, keep_best: int) -> None:
+    """Remove all but the ``keep_last`` newest and the ``keep_best`` of lowest validation loss."""
+    newest = committed(checkpoints)
+    losses = {}
+    for folder in newest if keep_best else []:
+        try:
+            loss = read_json(folder, STATE).get("val_loss_here")
+        except CheckpointError:
+            continue
+        if loss is not None and loss == loss:
+            losses[folder] = loss
+    best = sorted(losses, key=losses.get)[:keep_best]
+    for folder in newest[keep_last:]:
+        if folder not in best:
+            remove(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
