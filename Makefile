@@ -17,9 +17,14 @@ test: install
 soak: install
 	NANOMUON_SOAK=1 $(PY) -m pytest -m "slow" -q --timeout 7200
 
+bench: install
+	$(PIP) -e '.[bench]'
+	$(PY) scripts/bench_step.py
+	$(PY) scripts/bench_optim.py
+	$(PY) scripts/bench_polar.py
+
 lint: install
 	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
 
 install: $(STAMP)
 

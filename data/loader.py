@@ -26,6 +26,7 @@ from data.shards import DataError, open_shard
 
 Batch = tuple[Tensor, Tensor]
 IGNORED = -100  # the target that cross-entropy leaves out
+UNLIMITED = 2**32  # more than any token of the format
 
 
 class Loader:
@@ -52,7 +53,7 @@ class Loader:
         if order not in ("sequential", "shuffled"):
             raise DataError(f"data.order={order}: choose sequential or shuffled")
         self.seq_len, self.batch_sequences, self.order, self.seed = seq_len, batch_sequences, order, seed
-        self.rank, self.device, self.vocab_size = rank, torch.device(device), vocab_size
+        self.rank, self.device, self.limit = rank, torch.device(device), vocab_size or UNLIMITED
         self.local_sequences = batch_sequences // world_size
         self.micro_batch = micro_batch or self.local_sequences
         if batch_sequences % (world_size * self.micro_batch):
@@ -114,9 +115,10 @@ class Loader:
     def _read(self, step: int) -> list[Batch]:
         mine = slice(self.rank * self.local_sequences, (self.rank + 1) * self.local_sequences)
         length = self.seq_len + 1
-        rows = np.stack([self.shards[shard][offset : offset + length] for shard, offset in self.windows(step)[mine]])
-        if self.vocab_size is not None and int(rows.max()) >= self.vocab_size:
-            self._refuse(step)
+        windows = self.windows(step)[mine]
+        rows = np.stack([self.shards[shard][offset : offset + length] for shard, offset in windows])
+        for row in np.flatnonzero(rows.max(axis=1) >= self.limit):
+            refuse(self.files[windows[row][0]], windows[row][1], rows[row], self.limit)
         pin = self.device.type == "cuda"
         pairs = []
         for part in np.split(rows, len(rows) // self.micro_batch):
@@ -124,14 +126,13 @@ class Loader:
             pairs.append(tuple(tensor.pin_memory() if pin else tensor for tensor in pair))
         return pairs
 
-    def _refuse(self, step: int) -> None:
-        for shard, offset in self.windows(step):
-            largest = int(self.shards[shard][offset : offset + self.seq_len + 1].max())
-            if largest >= self.vocab_size:
-                raise DataError(
-                    f"{self.files[shard]}: token {largest} near place {offset} is not in the vocabulary "
-                    f"of {self.vocab_size}: check data.tokenizer and the file"
-                )
+
+def refuse(file: Path, place: int, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises the DataError for a window with a token that is not in the vocabulary."""
+    raise DataError(
+        f"{file}: token {int(tokens.max())} near place {place} is not in the vocabulary of {vocab_size}: "
+        "check data.tokenizer and the file"
+    )
 
 
 def document_ids(inputs: Tensor, eos: int) -> Tensor:
@@ -161,6 +162,7 @@ def eval_batches(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
+    vocab_size: int | None = None,
 ) -> Iterator[Batch]:
     """The first `tokens` targets of the validation shards, in order, a contiguous part for each rank.
 
@@ -176,6 +178,9 @@ def eval_batches(
         inputs = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
         targets = torch.full((micro_batch, seq_len), IGNORED, dtype=torch.int64)
         for row, (shard, offset, count) in enumerate(mine[start : start + micro_batch]):
-            window = torch.from_numpy(shards[shard][offset : offset + count + 1].astype(np.int64))
+            tokens_read = shards[shard][offset : offset + count + 1]
+            if tokens_read.max() >= (vocab_size or UNLIMITED):
+                refuse(Path(files[shard]), offset, tokens_read, vocab_size)
+            window = torch.from_numpy(tokens_read.astype(np.int64))
             inputs[row, :count], targets[row, :count] = window[:-1], window[1:]
         yield inputs.to(device), targets.to(device)

@@ -246,12 +246,10 @@ class ShardedTransfer(Transfer):
         }
 
     def send_back(self, results):
-        targets, sources = [], []
         for i, rows in zip(self.owned, self._pieces(), strict=True):
-            targets += rows
-            sources += results[i].reshape(-1).split([row.numel() for row in rows])
-        if targets:
-            torch._foreach_copy_(targets, sources)
+            flat = results.pop(i).reshape(-1)
+            torch._foreach_copy_(rows, flat.split([row.numel() for row in rows]))
+            del flat  # one matrix at a time: a transposed result is copied here
         self.shards = torch.empty(sum(self.to_owner), dtype=self.dtype, device=self.whole.device)
         self.work = dist.all_to_all_single(
             self.shards, self.whole, self.to_owner, self.from_rank, group=self.group, async_op=True
@@ -259,6 +257,7 @@ class ShardedTransfer(Transfer):
 
     def updates(self):
         self.work.wait()
+        self.whole = None
         return dict(zip(self.order, _views(self.shards, self.shapes), strict=True))
 
 
@@ -292,8 +291,9 @@ class Exchange:
         self.layout, self.group, self.dtype = layout, group, dtype
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
-        # Three buckets are alive at once (scattered, computed, gathered), five buffers in all: two fifths each.
-        self.plan = Plan(items, world_size, max(1, 2 * bucket_bytes // 5 // dtype.itemsize))
+        # Three buckets are alive at once: the one scattered has two buffers, the one gathered two, the one computed
+        # its buffer and the joined matrices.  Six parts, which together are two bucket_bytes.
+        self.plan = Plan(items, world_size, max(1, bucket_bytes // 3 // dtype.itemsize))
         self.transfer = self.TRANSFERS[layout]
         self._buckets: dict[tuple[int, ...], list] = {}
         self.host_group = _host_group(group)
@@ -329,20 +329,17 @@ class Exchange:
         if key not in self._buckets:
             self._buckets[key] = self.plan.buckets(active)
         buckets = self._buckets[key]
-        gathering = [self._start(bucket, prepare) for bucket in buckets[:1]]
-        scattering: list[Transfer] = []
+        gathering = self._start(buckets[0], prepare) if buckets else None
+        scattering = None
         for following in [*buckets[1:], None]:
-            if not gathering:
-                break
-            current = gathering.pop()
-            if following is not None:
-                gathering.append(self._start(following, prepare))
+            if gathering is None:
+                return
+            current, gathering = gathering, self._start(following, prepare) if following else None
             current.send_back(precondition(current.wholes()))
-            for done in scattering:
-                apply(done.updates())
-            scattering = [current]
-        for done in scattering:
-            apply(done.updates())
+            if scattering is not None:
+                apply(scattering.updates())
+            scattering = current
+        apply(scattering.updates())
 
     def _start(self, bucket, prepare) -> Transfer:
         transfer = self.transfer(self.plan, bucket, self.rank, self.group, self.dtype)

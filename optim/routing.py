@@ -11,7 +11,7 @@ Every parameter has exactly one role:
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -139,6 +139,65 @@ class Optimizers:
                 group["lr"] = lr * multiplier
         return {role: member.param_groups[0]["lr"] for role, member in self.members.items()}
 
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What this rank holds of the state, by parameter name, so that it loads under any other sharding.
+
+        Returns:
+            ``tensors``: "<role>/<parameter>/<key>" -> the live tensor: shards as DTensors, and the state of whole
+            matrices on its owner alone.  ``numbers``: the same or "<role>/<group>/<key>" -> int or float (counters;
+            not the lr, which the schedule sets).
+        """
+        tensors, numbers = {}, {}
+        for role, member in self.members.items():
+            for number, group in enumerate(member.param_groups):
+                for key, value in group.items():
+                    if key not in ("lr", "initial_lr") and _is_number(value):
+                        numbers[f"{role}/{number}/{key}"] = value
+                for parameter, name in zip(group["params"], group["param_names"], strict=True):
+                    for key, value in member.state.get(parameter, {}).items():
+                        if isinstance(value, Tensor):
+                            tensors[f"{role}/{name}/{key}"] = value
+                        elif _is_number(value):
+                            numbers[f"{role}/{name}/{key}"] = value
+        return {"tensors": tensors, "numbers": numbers}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Copy ``tensors`` into the live ones (those that are these very tensors are left) and set ``numbers``.
+
+        State that an optimizer creates in its first step must exist: see :meth:`allocate`.
+        """
+        live = self.state_dict()["tensors"]
+        for name, value in state["tensors"].items():
+            if name in live and live[name] is not value:
+                live[name].copy_(value)
+        for role, member in self.members.items():
+            for number, group in enumerate(member.param_groups):
+                for key in group:
+                    group[key] = state["numbers"].get(f"{role}/{number}/{key}", group[key])
+                for parameter, name in zip(group["params"], group["param_names"], strict=True):
+                    prefix = f"{role}/{name}/"
+                    for full, value in state["numbers"].items():
+                        if full.startswith(prefix):
+                            member.state[parameter][full.removeprefix(prefix)] = value
+
+    def allocate(self, names: Iterable[str]) -> None:
+        """Create the state that torch's optimizers create in their first step, where ``names`` (as in
+        :meth:`state_dict`) has it, and drop it where ``names`` has none.
+
+        This takes a step with zero gradients and lr 0, so load the weights, state and numbers afterwards.
+        """
+        names = set(names)
+        for role, member in self.members.items():
+            if isinstance(member, MatrixOptimizer):
+                continue  # all of its state exists from the start, and a step would communicate
+            held = {name for name in self.state_dict()["tensors"] if name.startswith(f"{role}/")}
+            if any(name.startswith(f"{role}/") for name in names - held):
+                _step_on_zeros(member)
+            for group in member.param_groups:
+                for parameter, name in zip(group["params"], group["param_names"], strict=True):
+                    if not any(f"{role}/{name}/{key}" in names for key in member.state.get(parameter, {})):
+                        member.state.pop(parameter, None)
+
     def table(self) -> list[dict[str, Any]]:
         """A row per role: role, tensors, parameters (elements), optimizer, lr."""
         rows = []
@@ -155,3 +214,19 @@ class Optimizers:
                 }
             )
         return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _step_on_zeros(optimizer: torch.optim.Optimizer) -> None:
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -1,8 +1,80 @@
-"""Steepest descent under a norm (Bernstein and Newhouse, "Old Optimizer, New Norm", arXiv 2409.20325)."""
+"""Steepest descent under any norm (Bernstein and Newhouse, "Old Optimizer, New Norm", arXiv 2409.20325)."""
 
 import torch
 from torch import Tensor
 
-from optim.lmo import dual_norm, lmo
+from optim.lmo import NORMS, lmo
 from optim.matrix import Group, MatrixOptimizer
 from optim.polar import polar_flops
+
+STEPS = ("normalised", "regularised")
+POLAR_NORMS = ("spectral", "rms_to_rms")  # their oracle is a polar factor
+
+
+class Steepest(MatrixOptimizer):
+    """M <- mu M + (1-mu) G;  W <- (1 - lr wd) W + lr a LMO(M), where LMO minimises <M, X> over the norm's unit ball and
+    a = 1 (normalised) or a = ||M||* = -<M, LMO(M)> (regularised).
+
+    ``norm="spectral"`` without momentum is the lecture's last slide: W <- W - lr U Vᵀ.
+
+    Args:
+        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        lr: length of a step in the norm (normalised), or 1 / the smoothness constant (regularised).
+        norm: a matrix norm of ``optim.lmo``.
+        step: ``normalised`` or ``regularised``.
+        momentum: mu, in [0, 1).
+        weight_decay: decoupled, multiplied by lr.
+        polar: method of ``optim.polar`` for the norms that need a polar factor.
+        polar_steps: iterations (``None``: the method's default).
+
+    Raises:
+        ValueError: a setting out of range or an unknown name.
+    """
+
+    transposable = False  # some norms tell rows from columns
+    half_precision = True
+
+    def __init__(
+        self,
+        params,
+        lr: float = 0.02,
+        norm: str = "spectral",
+        step: str = "normalised",
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        polar: str = "polar_express",
+        polar_steps: int | None = None,
+        **engine,
+    ):
+        for name, value, choices in (("norm", norm, NORMS), ("step", step, STEPS)):
+            if value not in choices:
+                raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum={momentum} is not in [0, 1)")
+        polar_flops((2, 2), polar, polar_steps)
+        settings = dict(lr=lr, norm=norm, rule=step, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, dict(settings, polar=polar, polar_steps=polar_steps), **engine)
+
+    def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        if not group["momentum"]:
+            return {}
+        return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
+
+    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+        if not group["momentum"]:
+            return grads
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        return momenta
+
+    def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
+        direction = lmo(stack, group["norm"], group["polar"], group["polar_steps"]).neg_()
+        if group["rule"] == "regularised":
+            wide = torch.promote_types(stack.dtype, torch.float32)
+            direction = direction * (stack.to(wide) * direction).sum((-2, -1), keepdim=True).to(stack.dtype)
+        return direction
+
+    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+        if group["norm"] in POLAR_NORMS:
+            return polar_flops(shape, group["polar"], group["polar_steps"])
+        return 4.0 * shape[0] * shape[1]

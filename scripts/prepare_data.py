@@ -72,7 +72,8 @@ class Display:
         done = f"{tokens:,} tokens"
         if seconds > 0:
             done += f"  {(tokens - self.first[1]) / seconds / 1e6:.2f}M tokens/s"
-        self.bar.update(self.task, completed=fraction or 0.0, done=done)
+        total = None if fraction is None else 1.0  # None: the bar pulses, no time left is shown
+        self.bar.update(self.task, completed=fraction or 0.0, total=total, done=done)
         if not self.console.is_terminal and now - self.spoke >= LINE_SECONDS:
             self.spoke = now
             gained = (fraction or 0.0) - self.first[2]

@@ -8,14 +8,12 @@ wrote any other can read:
     rng/<rank>/<device>                 random state of a rank
 
 Everything else is numbers and stands in state.json.  Nothing from the disk is unpickled freely: DCP loads tensors with
-``weights_only``, and its index is read here with a list of the few harmless classes that it consists of.
+``weights_only``, and ``index.py`` reads DCP's index.
 """
 
 import json
-import pickle
-import time
-import warnings
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,31 +25,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from optim.routing import Optimizers
 from trainer import commit
 from trainer.commit import STATE, CheckpointError
+from trainer.index import load_tensors, one_line, read_index
 from trainer.parallel import Parallel, unwrap
-from trainer.rundir import write_atomically
-
-__all__ = ["CheckpointError", "Checkpoints", "Progress", "read_weights"]
-
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP in one process
-
-# What DCP's index (.metadata) consists of; every class only holds values.
-INDEX = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
-        *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
-    },
-    "pathlib": {"PosixPath", "WindowsPath"},
-}
+from trainer.rundir import settings, write_atomically
+from trainer.schema import Config
 
 
 @dataclass
@@ -67,29 +49,32 @@ class Progress:
     # What the record's line of this step says so far, while its evaluation is still to be done; None when written.
     line: dict[str, Any] | None = field(default_factory=dict)
 
+    def note_val_loss(self, loss: float) -> None:
+        self.val_loss, self.val_step = loss, self.step
+        if math.isfinite(loss):
+            self.best_val_loss = loss if self.best_val_loss is None else min(loss, self.best_val_loss)
+
 
 class Checkpoints:
     """Saves and loads the state of one run.  All ranks call alike; only :meth:`outcome` may differ in time.
 
     Args:
-        folder: of all checkpoints of the run.
-        keep_last, keep_best: how many of the newest, and of the lowest validation loss, stay.
-        about: goes into every state.json, for whoever resumes.
+        config: ``run.dir`` and the section ``checkpoint``; all of it goes into state.json, for whoever resumes.
+        before_commit: called in the background, on rank 0.
     """
 
     def __init__(
         self,
-        folder: Path,
+        config: Config,
         parallel: Parallel,
         model: nn.Module,
         optimizers: Optimizers,
-        *,
-        keep_last: int = 2,
-        keep_best: int = 0,
-        about: Mapping[str, Any] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
     ):
-        self.folder, self.parallel, self.model, self.optimizers = folder, parallel, unwrap(model), optimizers
-        self.keep_last, self.keep_best, self.about = keep_last, keep_best, dict(about or {})
+        self.folder, self.keep = Path(config.run.dir) / "checkpoints", config.checkpoint
+        self.parallel, self.model, self.optimizers = parallel, unwrap(model), optimizers
+        self.before_commit = before_commit
+        self.about = {"world_size": parallel.world_size, "mode": parallel.mode, "config": settings(config)}
         self.group = None
         if parallel.world_size > 1:  # its own: DCP talks in the background, while training does
             timeout = timedelta(minutes=parallel.config.timeout_minutes)
@@ -106,30 +91,26 @@ class Checkpoints:
 
     # Saving --------------------------------------------------------------------------------------------------
 
-    def save(self, progress: Progress) -> float:
-        """Copy the state and write it in the background; returns the seconds for which the caller stood still.
-
-        An earlier save is finished first; ask for its :meth:`outcome` before.
-        """
-        start = time.perf_counter()
-        self.wait()
+    def save(self, progress: Progress) -> None:
+        """Copy the state; the background writes the copy.  Ask for the ``outcome`` of the save before first."""
         tensors = self.stager.stage(self.tensors())
         state = {**asdict(progress), "numbers": self.optimizers.state_dict()["numbers"], **self.about}
         self.writing = self.pool.submit(self._write, tensors, json.dumps(state, indent=1) + "\n", progress.step)
-        return time.perf_counter() - start
 
     def wait(self) -> None:
         """Until the background has written what it was given; says nothing about success."""
         if self.writing is not None:
             self.writing.exception()
 
-    def outcome(self) -> Path | CheckpointError | None:
-        """What became of the last save, told once: its folder or its fault; None if it still runs."""
+    def outcome(self, wait: bool = False) -> Path | CheckpointError | None:
+        """What became of the last save, told once: its folder or its fault.  None if nothing is new."""
+        if wait:
+            self.wait()
         if self.writing is None or not self.writing.done():
             return None
         done, self.writing = self.writing, None
         if done.exception() is not None:
-            return CheckpointError(_one_line(done.exception()))
+            return CheckpointError(one_line(done.exception()))
         self.latest = commit.step_of(done.result())
         return done.result()
 
@@ -154,6 +135,7 @@ class Checkpoints:
             names += [".metadata", STATE] if self.parallel.is_main else []
             parts = self._together(lambda: {name: commit.fingerprint(partial / name) for name in names})
             files = {name: found for part in parts for name, found in part.items()}
+            self._on_main(self.before_commit)
             self._on_main(lambda: commit.commit(folder, files))
         except BaseException:
             if self.parallel.is_main:
@@ -161,7 +143,7 @@ class Checkpoints:
             raise
         if self.parallel.is_main:
             with suppress(OSError):  # an old one too many harms nobody
-                commit.prune(self.folder, self.keep_last, self.keep_best)
+                commit.prune(self.folder, self.keep.keep_last, self.keep.keep_best)
         return folder
 
     def _together(self, act: Callable[[], Any]) -> list[Any]:
@@ -169,7 +151,7 @@ class Checkpoints:
         try:
             mine = (act(), None)
         except Exception as error:
-            mine = (None, _one_line(error))
+            mine = (None, one_line(error))
         everywhere = [mine]
         if self.group is not None:
             everywhere = [None] * self.parallel.world_size
@@ -201,7 +183,7 @@ class Checkpoints:
         for name in sorted(names - asked):
             if not name.startswith("rng/"):
                 raise CheckpointError(f"checkpoint {folder} has {name}, which this model and optimizer do not")
-        _load(tensors, folder, metadata, self.group)
+        load_tensors(tensors, folder, metadata, self.group)
         self.optimizers.load_state_dict({"tensors": {}, "numbers": state["numbers"]})
         for name, value in tensors.items():
             if name.endswith("/cpu"):
@@ -216,72 +198,3 @@ class Checkpoints:
         self.wait()
         self.pool.shutdown()
         self.stager.close()
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in INDEX.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads tensors by an index that has been read and checked already."""
-
-    def __init__(self, folder: Path, metadata: Metadata):
-        super().__init__(folder)
-        self.metadata = metadata
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self.metadata
-
-
-def read_index(folder: Path) -> Metadata:
-    """DCP's index of a checkpoint.
-
-    Raises:
-        CheckpointError: it holds anything but tensors in this folder's files.
-    """
-    try:
-        with (folder / ".metadata").open("rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        files = {info.relative_path for info in metadata.storage_data.values()}
-        tensors_only = all(isinstance(m, TensorStorageMetadata) for m in metadata.state_dict_metadata.values())
-    except Exception as error:  # a foreign pickle fails in any way it likes
-        raise CheckpointError(f"checkpoint {folder}: .metadata is not an index of tensors ({_one_line(error)})") from None
-    if not tensors_only or any(Path(name).name != name for name in files):
-        raise CheckpointError(f"checkpoint {folder}: .metadata is not an index of tensors in this folder")
-    return metadata
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The whole weights of a checkpoint by parameter name, in one process, on the CPU.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    commit.verify(folder)
-    metadata = read_index(folder)
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-        if name.startswith("model/")
-    }
-    _load(tensors, folder, metadata, None)
-    return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
-
-
-def _load(tensors: dict[str, Tensor], folder: Path, metadata: Metadata, group: dist.ProcessGroup | None) -> None:
-    try:
-        dcp.load(tensors, storage_reader=_Reader(folder, metadata), process_group=group, no_dist=group is None)
-    except CheckpointException as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be loaded: {_one_line(error)}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    """The first failure that DCP reports, or the error itself, without its trace."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {_one_line(cause)}"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text or type(error).__name__).splitlines()[0]

@@ -8,6 +8,7 @@ A folder gets its final name by one rename, after everything in it is on the dis
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -154,11 +155,11 @@ def prune(checkpoints: Path, keep_last: int, keep_best: int) -> None:
     losses = {}
     for folder in newest if keep_best else []:
         try:
-            loss = read_json(folder, STATE).get("val_loss_here")
+            state = read_json(folder, STATE)
         except CheckpointError:
             continue
-        if loss is not None and loss == loss:
-            losses[folder] = loss
+        if state.get("val_step") == state.get("step") and math.isfinite(state["val_loss"]):
+            losses[folder] = state["val_loss"]
     best = sorted(losses, key=losses.get)[:keep_best]
     for folder in newest[keep_last:]:
         if folder not in best:

@@ -25,14 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.shards import DataError
 from optim.routing import ROLES
-from trainer import rundir, schema
+from trainer import resume, rundir, schema
 from trainer.agree import agree, meet_anew, rank, report
+from trainer.commit import CheckpointError
 from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.loop import TrainingError
 from trainer.schema import Config, ConfigError, world_size
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-USER_ERRORS = (ConfigError, DataError, TrainingError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, TrainingError)
 
 
 class JobFailed(Exception):
@@ -89,7 +90,9 @@ def prepare() -> list[str]:
 
 
 def settings_are_open(override: str) -> str:
-    """Let ``optim.<role>.<setting>`` be set where the preset does not list it; the schema checks it by the class."""
+    """Let ``optim.<role>.<setting>`` be set where the preset does not list it; the schema checks it by the class.
+    ``run.from`` is ``run.from_`` inside, because Python keeps the word for itself."""
+    override = re.sub(r"^run\.from=", "run.from_=", override)
     return re.sub(rf"^\+*(optim\.(?:{'|'.join(ROLES)})\.[^=]+=)", r"++\1", override)
 
 
@@ -138,6 +141,12 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], varying: Sequ
             config.run.dir = str(Path(job.sweep.dir) / name)
         number = OmegaConf.select(job, "job.num", default=0)
         config.run.dir = agree(f"job {number}", lambda: rundir.claim(config))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        done = agree(f"finished {number} {attempt}", lambda: resume.finished(config))
+        if done:
+            if rank() == 0:
+                print(done)
+            return
         meet_anew(number)
         train(config)
     except USER_ERRORS as error:

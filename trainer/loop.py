@@ -1,25 +1,26 @@
 """The Trainer: one run from the first batch to the last line of its record.
 
-    tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to their owner) -> weights -> record
+tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to their owner) -> weights -> record
 """
 
-import math
+import time
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from data import Loader, eval_batches, open_split, prepare
 from optim import routing, schedule
 from trainer import parallel as parallel_module
+from trainer import resume
+from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.clock import Clock
 from trainer.evaluate import validation_loss
+from trainer.faults import Preempted, Stop, TrainingError, Watch, is_notable, lost_ranks_named, set_timeouts
 from trainer.parallel import unwrap
 from trainer.record import Record
 from trainer.schema import Config
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says at which step and why."""
 
 
 class Trainer:
@@ -33,15 +34,17 @@ class Trainer:
         train = config.train
         self.config = config
         self.parallel = parallel_module.setup(config.parallel, dtype=train.dtype, seed=config.seed)
+        set_timeouts(config.parallel.timeout_minutes)
+        self.lock = resume.hold(Path(config.run.dir)) if self.parallel.is_main else None
+        self.stop = Stop(self.parallel, train.max_minutes, config.checkpoint.minutes)
         self.record = Record(config, self.parallel)
         if self.parallel.local_rank == 0:
             prepare(config.data)
         self.parallel.barrier()
         self.split = open_split(config.data)
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len)
-        self.optimizers = routing.build(
-            unwrap(self.model), asdict(config.optim), torch.distributed.group.WORLD if self.parallel.mode == "ddp" else None
-        )
+        replicas = torch.distributed.group.WORLD if self.parallel.mode == "ddp" else None
+        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas)
         self.multiplier = schedule.build(**asdict(config.schedule), steps=train.steps)
         self.loader = Loader(
             self.split.train,
@@ -56,33 +59,71 @@ class Trainer:
             vocab_size=self.split.vocab_size,
         )
         self.local_tokens = train.batch_tokens // self.parallel.world_size
+        self.watch = Watch(train, self.parallel)
         self.clock = Clock(self.parallel.synchronize)
+        self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.record.sync)
+        self.progress, self.news = resume.resume(config, self.parallel, self.checkpoints)
+        self.clock.load_state_dict({"seconds": self.progress.seconds})
+        self.watch.skipped = self.progress.skipped
+        self.to_tell: dict[str, Any] = {}  # goes into the next line of the record
 
-    def run(self) -> float:
-        """Train for ``train.steps`` updates.  Returns the last validation loss, in nats per token.
+    def run(self) -> float | None:
+        """Train for ``train.steps`` updates, or until all ranks agree to stop.  Returns the last validation loss.
 
         A line of the record at step s holds what was measured on and after update s (s = 0: before the first).
         """
-        steps, every = self.config.train.steps, self.config.eval.every
-        self.record.start(self.optimizers.table(), unwrap(self.model).flops_per_token())
-        self.warm_up()
-        val_loss = self.evaluate()
-        self.write(0, {"val/loss": val_loss})
-        self.clock.start()
-        for step in range(steps):
-            metrics = self.update(step)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                metrics["val/loss"] = val_loss = self.evaluate()
-            self.write(step + 1, metrics)
-        self.clock.stop()
-        self.record.finish()
+        table, flops, farewell = self.optimizers.table(), unwrap(self.model).flops_per_token(), None
+        with self.stop, lost_ranks_named(self.parallel):
+            unfinished = self.progress.line is not None
+            self.record.start(table, flops, step=self.progress.step, unfinished=unfinished)
+            for line in self.news:
+                self.record.message(line)
+            self.warm_up()
+            try:
+                self.train()
+            except Preempted as reason:
+                farewell = self.leave(reason)
+            self.record.finish(farewell)
+        self.checkpoints.close()
         self.loader.close()
+        if self.lock:
+            self.lock.close()
         self.parallel.shutdown()
-        return val_loss
+        return self.progress.val_loss
 
-    def update(self, step: int) -> dict[str, float]:
+    def train(self) -> None:
+        """Every update still to be done, each with its evaluation, its line of the record and its checkpoint."""
+        progress, first, steps = self.progress, self.progress.step + 1, self.config.train.steps
+        if progress.line is not None:  # the run begins, or was stopped before this evaluation was done
+            self.evaluate()
+            self.write()
+        self.clock.start()
+        while progress.step < steps:
+            progress.line = self.update(progress.step)
+            progress.step += 1
+            told_to_stop, time_to_save = self.stop.answer()
+            if broken := self.watch.verdict():
+                self.write()
+                self.checkpoints.wait()
+                raise broken
+            if self.is_time(self.config.eval.every, progress.step):
+                if told_to_stop:
+                    raise Preempted(told_to_stop)
+                self.evaluate()
+            self.write()
+            if told_to_stop:
+                raise Preempted(told_to_stop)
+            if time_to_save or self.is_time(self.config.checkpoint.every, progress.step):
+                self.save()
+            self.hear_of_save()
+            if progress.step == first:  # everything is compiled and connected
+                set_timeouts(self.config.train.timeout_minutes, but=self.checkpoints.group)
+        self.clock.stop()
+        if self.config.checkpoint.every or self.config.checkpoint.minutes:
+            self.save(wait=True)
+
+    def update(self, step: int) -> dict[str, Any]:
         """One update of the weights on the global batch of ``step``; returns what was measured, if it was due."""
-        due = (step + 1) % self.config.logger.every == 0 or step + 1 == self.config.train.steps
         rates = self.optimizers.set_lr(self.multiplier(step))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.parallel.device)
         batches = self.loader.batch(step)
@@ -91,20 +132,24 @@ class Trainer:
                 loss = self.model(inputs, targets)
                 (loss / self.local_tokens).backward()
             loss_sum += loss.detach()
-        clip = self.config.train.clip
-        norm = self.parallel.clip(self.model, clip) if clip or due else None
-        self.optimizers.step()
+        norm = self.parallel.clip(self.model, self.config.train.clip)
+        self.stop.ask()
+        self.watch.step(self.optimizers, step + 1, self.parallel.sum(torch.stack([loss_sum, norm.double()])))
         self.optimizers.zero_grad()
-        if not due:
-            return {}
-        loss = (self.parallel.sum(loss_sum) / self.config.train.batch_tokens).item()
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss of step {step + 1} is {loss}: lower optim.*.lr or set train.clip=1.0")
-        lr = {f"lr/{role}": rate for role, rate in rates.items()}
-        return {"train/loss": loss, "grad_norm": norm.item(), **lr}
+        due = self.is_time(self.config.logger.every, step + 1) or self.is_time(self.config.eval.every, step + 1)
+        if not due and not self.watch.on_host:
+            return {}  # the device is not waited for
+        *earlier, (_, line) = self.watch.read()
+        self.log_notable(earlier)
+        return line | {f"lr/{role}": rate for role, rate in rates.items()} if due or is_notable(line) else {}
 
-    def evaluate(self) -> float:
-        """Validation loss over ``eval.tokens`` tokens, off the clock."""
+    def evaluate(self) -> None:
+        """Add the validation loss over ``eval.tokens`` tokens to the line; off the clock.
+
+        Raises:
+            Preempted: all ranks agreed to stop in the middle.
+        """
+        progress = self.progress
         with self.clock.paused():
             batches = eval_batches(
                 self.split.val,
@@ -115,17 +160,61 @@ class Trainer:
                 world_size=self.parallel.world_size,
                 device=self.parallel.device,
             )
-            return validation_loss(self.model, self.parallel, batches)
+            progress.note_val_loss(validation_loss(self.model, self.parallel, self.stop.between(batches)))
+        progress.line["val/loss"] = progress.val_loss
 
     def warm_up(self) -> None:
         """Compile and load kernels on a first pass whose gradients are thrown away, before the clock starts."""
-        inputs, targets = self.loader.batch(0)[0]
+        inputs, targets = self.loader.batch(self.progress.step)[0]
         with self.parallel.accumulate(self.model, last=True):
             (self.model(inputs, targets) * 0.0).backward()
         self.optimizers.zero_grad()
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """A line of the record, if there is anything to say."""
+    def save(self, wait: bool = False) -> None:
+        """A checkpoint of this step, written in the background (or at once); off the clock."""
+        start = time.perf_counter()
+        with self.clock.paused():
+            self.hear_of_save(wait=True)
+            if self.checkpoints.latest == self.progress.step:
+                return
+            self.log_notable(self.watch.read())
+            self.progress.seconds, self.progress.skipped = self.clock.seconds, self.watch.skipped
+            self.checkpoints.save(self.progress)
+            self.stop.saving()
+            self.hear_of_save(wait=wait)
+        self.to_tell["perf/checkpoint_pause_s"] = time.perf_counter() - start
+
+    def hear_of_save(self, wait: bool = False) -> None:
+        """A checkpoint that failed is shown and recorded; training goes on."""
+        outcome = self.checkpoints.outcome(wait)
+        if isinstance(outcome, CheckpointError):
+            self.record.message(f"warning: a checkpoint failed, the one before it stays: {outcome}")
+            self.to_tell["checkpoint/failed"] = str(outcome)
+
+    def leave(self, reason: Preempted) -> str:
+        """Save at once; returns how to go on."""
+        self.save(wait=True)
+        where = f"stopped by {reason} after update {self.progress.step} of {self.config.train.steps}"
+        if self.checkpoints.latest != self.progress.step:
+            raise TrainingError(f"{where}, which could not be saved")
+        return f"{where}, and saved; to go on, start the same command with run.dir={self.config.run.dir}"
+
+    def is_time(self, every: int | None, step: int) -> bool:
+        """Whether what happens every so many updates, and after the last, happens after update ``step``."""
+        return bool(every) and (step % every == 0 or step == self.config.train.steps)
+
+    def write(self) -> None:
+        """The line of the current step, if there is anything to say."""
+        line, self.progress.line = self.progress.line, None
+        if line:
+            self.log(self.progress.step, line)
+
+    def log_notable(self, measured: list[tuple[int, dict[str, Any]]]) -> None:
+        for step, line in measured:
+            if is_notable(line):
+                self.log(step, line)
+
+    def log(self, step: int, line: dict[str, Any]) -> None:
+        told, self.to_tell = self.to_tell, {}
         tokens = step * self.config.train.batch_tokens
-        if metrics:
-            self.record.log(step=step, tokens=tokens, train_time_s=self.clock.seconds, **metrics)
+        self.record.log(step=step, tokens=tokens, train_time_s=self.clock.seconds, **line, **told)

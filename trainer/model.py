@@ -99,9 +99,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.q, self.k, self.v, self.o = (
-            nn.Linear(config.n_embd, config.n_embd, bias=config.bias) for _ in range(4)
-        )
+        self.q, self.k, self.v, self.o = (nn.Linear(config.n_embd, config.n_embd, bias=config.bias) for _ in range(4))
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         heads = (*x.shape[:2], self.config.n_head, self.config.head_dim)

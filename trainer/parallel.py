@@ -46,17 +46,23 @@ def check_parallel(config: ParallelConfig, world_size: int | None = None, local_
 
     world_size, local_world_size: ranks in all and on this node, by default as torchrun or accelerate launch set them.
     """
-    launched = world_size is not None or "WORLD_SIZE" in os.environ
+    launched = world_size is not None or "LOCAL_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
     world_size = world_size or int(os.environ.get("WORLD_SIZE", 1))
     if config.mode not in MODES:
         raise ValueError(f"parallel.mode={config.mode} is unknown: choose one of {', '.join(MODES)}")
-    mode = {True: "single", False: "fsdp"}[world_size == 1] if config.mode == "auto" else config.mode
+    mode = config.mode
+    if mode == "auto":
+        mode = "single" if world_size == 1 else "fsdp"
     if mode == "single" and world_size > 1:
-        raise ValueError(f"parallel.mode=single but {world_size} processes were started: "
-                         "choose ddp, fsdp or hsdp, or start one process")
+        raise ValueError(
+            f"parallel.mode=single but {world_size} processes were started: "
+            "choose ddp, fsdp or hsdp, or start one process"
+        )
     if mode in ("ddp", "fsdp") and not launched:
-        raise ValueError(f"parallel.mode={mode} needs a launcher: torchrun --nproc-per-node N train.py … "
-                         "(or parallel=single for one process)")
+        raise ValueError(
+            f"parallel.mode={mode} needs a launcher: torchrun --nproc-per-node N train.py … "
+            "(or parallel=single for one process)"
+        )
     if mode == "hsdp":
         shard_group_size(config, world_size, local_world_size)
     elif config.shard_size is not None:
@@ -69,53 +75,76 @@ def shard_group_size(config: ParallelConfig, world_size: int, local_world_size: 
     local = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     proper = [s for s in range(2, world_size) if world_size % s == 0]
     if not proper:
-        raise ValueError(f"parallel.mode=hsdp needs a number of processes that factors, not {world_size}: "
-                         "choose parallel=fsdp, or start 4, 6, 8, … processes")
+        raise ValueError(
+            f"parallel.mode=hsdp needs a number of processes that factors, not {world_size}: "
+            "choose parallel=fsdp, or start 4, 6, 8, … processes"
+        )
     if config.shard_size is None:
         return local if local < world_size and local in proper else proper[-1]
     if config.shard_size not in proper:
-        raise ValueError(f"parallel.shard_size={config.shard_size} must be a proper divisor of the {world_size} "
-                         f"processes: choose one of {', '.join(map(str, proper))}")
+        raise ValueError(
+            f"parallel.shard_size={config.shard_size} must be a proper divisor of the {world_size} "
+            f"processes: choose one of {', '.join(map(str, proper))}"
+        )
     return config.shard_size
 
 
-def setup(config: ParallelConfig, *, dtype: str = "auto", seed: int = 0, log_with: Any = None,
-          project_dir: str | None = None) -> "Parallel":
+def setup(
+    config: ParallelConfig, *, dtype: str = "auto", seed: int = 0, log_with: Any = None, project_dir: str | None = None
+) -> "Parallel":
     """Start the process group and the mesh. The one Accelerator of the run is `.accelerator` of the result.
 
     dtype: of the computation, see DTYPES; auto is bfloat16 on CUDA and float32 on the CPU, weights float32 in both;
     float64 keeps everything in float64, for proofs. log_with, project_dir: as Accelerator takes them.
     Raises ValueError for a setting that cannot work, and where this process is alone although WORLD_SIZE > 1.
     """
-    mode = check_parallel(config)
     if dtype not in DTYPES:
         raise ValueError(f"train.dtype={dtype} is unknown: choose one of {', '.join(DTYPES)}")
-    on_cpu = not torch.cuda.is_available()
-    expected = int(os.environ.get("WORLD_SIZE", 1))
-    if on_cpu and expected > 1:
-        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", expected)))
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
-    # mixed_precision is set here because `accelerate launch` would otherwise set it from the user's own file.
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[timeout], log_with=log_with,
-                              project_dir=project_dir)
-    if accelerator.num_processes != expected:
-        raise ValueError(f"WORLD_SIZE={expected} but {accelerator.num_processes} process was found by Accelerate: start "
-                         "the run with torchrun or accelerate launch, which set RANK and LOCAL_RANK too")
+    mode = check_parallel(config)
+    accelerator = start_processes(kwargs_handlers=[timeout], log_with=log_with, project_dir=project_dir)
     set_seed(seed)
-    if not on_cpu:
+    on_cuda = accelerator.device.type == "cuda"
+    if on_cuda:
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     if dtype == "auto":
-        dtype = "float32" if on_cpu else "bfloat16"
+        dtype = "bfloat16" if on_cuda else "float32"
     if dtype == "bfloat16":
         torch.set_float32_matmul_precision("high")
-    mesh = None
+    return Parallel(config, mode, accelerator, build_mesh(config, mode, accelerator), getattr(torch, dtype), seed)
+
+
+def start_processes(**kwargs: Any) -> Accelerator:
+    """Accelerate's process state, which must find as many processes as the launcher announced."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    missing = [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
+    mend = "start with torchrun or accelerate launch, or unset WORLD_SIZE"
+    if world_size > 1 and missing:
+        raise ValueError(f"WORLD_SIZE={world_size} but only this process was found ({missing[0]} is not set): {mend}")
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # or Accelerate counts the cores its own way
+        torch.set_num_threads(threads)
+    # Without cpu=True every rank on a CPU would believe that it is alone. mixed_precision is set because
+    # `accelerate launch` would otherwise take it from the user's own file.
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", **kwargs)
+    if accelerator.num_processes != world_size:
+        raise ValueError(
+            f"WORLD_SIZE={world_size} but Accelerate found {accelerator.num_processes} process(es): {mend}"
+        )
+    return accelerator
+
+
+def build_mesh(config: ParallelConfig, mode: str, accelerator: Accelerator) -> DeviceMesh | None:
+    """The ranks as (shard,) for fsdp, (replicate, shard) for hsdp; None where each rank holds all weights."""
+    device, ranks = accelerator.device.type, accelerator.num_processes
+    if mode == "fsdp":
+        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
     if mode == "hsdp":
-        size = shard_group_size(config, expected)
-        mesh = init_device_mesh(accelerator.device.type, (expected // size, size), mesh_dim_names=("replicate", "shard"))
-    elif mode == "fsdp":
-        mesh = init_device_mesh(accelerator.device.type, (expected,), mesh_dim_names=("shard",))
-    return Parallel(config=config, mode=mode, accelerator=accelerator, mesh=mesh, dtype=getattr(torch, dtype), seed=seed)
+        size = shard_group_size(config, ranks)
+        return init_device_mesh(device, (ranks // size, size), mesh_dim_names=("replicate", "shard"))
+    return None
 
 
 @dataclass
@@ -264,8 +293,7 @@ def initialise(model: GPT, seed: int) -> None:
     No rank ever holds more than one whole tensor. (Random calls on shards would give every rank the same shard.)"""
     for name, parameter in model.named_parameters():
         value = model.init_parameter(name, seed).to(parameter.device, parameter.dtype)
-        if isinstance(parameter, DTensor):
-            # src_data_rank=None: cut without sending; all ranks have the whole value.
+        if isinstance(parameter, DTensor):  # src_data_rank=None: cut without sending, all ranks have the whole
             value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.copy_(value)
 

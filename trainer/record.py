@@ -24,7 +24,7 @@ from trainer.jsonl import JsonLines
 from trainer.parallel import Parallel
 from trainer.picture import loss_vs_time
 from trainer.progress import Display, duration
-from trainer.rundir import write_atomically
+from trainer.rundir import run_id, write_atomically
 from trainer.schema import Config, LoggerKind
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
@@ -64,7 +64,11 @@ class Record:
             self.display = display or Display(config.train.steps)
 
     def start(
-        self, table: Sequence[Mapping[str, Any]] = (), flops_per_token: float | None = None, step: int = 0
+        self,
+        table: Sequence[Mapping[str, Any]] = (),
+        flops_per_token: float | None = None,
+        step: int = 0,
+        unfinished: bool = False,
     ) -> None:
         """Write what is known before the first step.
 
@@ -72,6 +76,7 @@ class Record:
             table: a row per role of the optimizers; printed.
             flops_per_token: of a forward and backward pass, for MFU.
             step: updates already done, by the run that is resumed; lines of later steps are removed.
+            unfinished: the line of ``step`` itself is still to be written.
         """
         self.flops_per_token = flops_per_token
         if self.parallel.is_main:
@@ -79,7 +84,7 @@ class Record:
             write_atomically(
                 self.directory / "environment.json", json.dumps(environment(self.parallel), indent=1) + "\n"
             )
-            self.metrics = JsonLines(self.directory / "metrics.jsonl", last_step=step if step else -1)
+            self.metrics = JsonLines(self.directory / "metrics.jsonl", last_step=step - (unfinished or step == 0))
             for line in self.metrics.lines:
                 self._remember(line)
             self.message(f"run directory {self.directory}, {self.describe()}")
@@ -112,8 +117,13 @@ class Record:
         if self.parallel.is_main:
             self.display.message(text)
 
-    def finish(self) -> None:
-        """Draw the picture and print the last line; the trackers are closed with the processes."""
+    def sync(self) -> None:
+        """Make what is written durable.  From any thread."""
+        if self.parallel.is_main:
+            os.fsync(self.metrics.file.fileno())
+
+    def finish(self, text: str | None = None) -> None:
+        """Draw the picture and print the last line, or ``text``; the trackers are closed with the processes."""
         if not self.parallel.is_main:
             return
         self.display.stop()
@@ -123,7 +133,8 @@ class Record:
         seconds, tokens = self.last.get("train_time_s", 0.0), self.last.get("tokens", 0)
         speed = f", {tokens / seconds:,.0f} tokens/s" if seconds else ""
         val_loss = self.last.get("val/loss", float("nan"))
-        self.message(f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}")
+        final = f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}"
+        self.message(text or final)
 
     def _remember(self, line: Mapping[str, Any]) -> None:
         self.last |= line
@@ -155,6 +166,8 @@ class Record:
             quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
             settings = {
                 "dir": str(self.directory),
+                "id": run_id(self.directory),
+                "resume": "allow",  # a run that is started again goes on under its id
                 "name": config.run.name,
                 "group": config.logger.group,
                 "tags": [config.optim.name, config.model.name, config.data.name, *config.logger.tags],

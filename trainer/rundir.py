@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import tempfile
 import time
 from dataclasses import asdict
@@ -19,7 +20,8 @@ from trainer.schema import Config, ConfigError, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
 FREE = ("run", "eval", "checkpoint", "parallel", "logger")
-FREE += ("train.micro_batch", "train.non_finite", "data.download", "data.processes")
+FREE += ("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes")
+FREE += ("data.download", "data.processes")
 
 
 def new_directory(config: Config) -> Path:
@@ -40,10 +42,19 @@ def job_name(overrides: list[str], seed: int) -> str:
     return name
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of every setting."""
+    return _flatten(asdict(config))
+
+
+def is_free(key: str) -> bool:
+    """Whether a setting may differ between two parts of the same run."""
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
+
+
 def identity(config: Config) -> dict[str, Any]:
     """Dotted key -> value of every setting that makes this run differ from others."""
-    flat = _flatten(asdict(config))
-    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+    return {key: value for key, value in settings(config).items() if not is_free(key)}
 
 
 def claim(config: Config) -> str:
@@ -65,10 +76,19 @@ def claim(config: Config) -> str:
         raise ConfigError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(mark, json.dumps({"name": config.run.name, "identity": mine}, indent=1) + "\n")
+        said = {"name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
+        write_atomically(mark, json.dumps(said, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
+
+
+def run_id(directory: Path) -> str | None:
+    """The random name under which trackers know the run, from its run.json; None if there is none."""
+    try:
+        return json.loads((directory / "run.json").read_text(encoding="utf-8"))["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_atomically(path: Path, text: str) -> None:

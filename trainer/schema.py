@@ -55,6 +55,7 @@ class RunConfig:
     name: str | None = None  # default: <optim>-<model>-<data>-s<seed>
     dir: str | None = None  # the run's directory; default: runs/<date>-<time>-<name>
     resume: Resume = Resume.auto
+    from_: str | None = None  # typed run.from: another run, or one of its checkpoints, to go on from
 
 
 @dataclass
@@ -66,6 +67,9 @@ class TrainConfig:
     dtype: Dtype = Dtype.auto  # of the parameters and activations
     clip: float | None = None  # largest global gradient norm; default: no clipping
     non_finite: NonFinite = NonFinite.stop  # when a loss or gradient is not finite: end the run, or skip the update
+    max_skips: int = 10  # updates in a row that may be skipped
+    max_minutes: float | None = None  # of wall-clock time, after which the run saves and ends; default: no limit
+    timeout_minutes: float = 10.0  # of a collective after the first update; before it, parallel.timeout_minutes
 
 
 @dataclass
@@ -76,7 +80,10 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int | None = None  # updates between checkpoints; default: none are written
+    every: int | None = None  # updates between checkpoints; default: none, but for a run that is told to stop
+    minutes: float | None = None  # of wall-clock time between checkpoints, beside or in place of `every`
+    keep_last: int = 2  # newest checkpoints that stay
+    keep_best: int = 0  # checkpoints of the lowest validation loss that stay beside them
 
 
 @dataclass
@@ -167,9 +174,9 @@ def validate(composed: DictConfig, world_size: int) -> Config:
 
 def check_positive(config: Config) -> None:
     for section, names in {
-        "train": ("steps", "batch_tokens", "seq_len", "micro_batch", "clip"),
+        "train": ("steps", "batch_tokens", "seq_len", "micro_batch", "clip", "max_minutes", "timeout_minutes"),
         "eval": ("every", "tokens"),
-        "checkpoint": ("every",),
+        "checkpoint": ("every", "minutes", "keep_last"),
         "logger": ("every",),
     }.items():
         for name in names:

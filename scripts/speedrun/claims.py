@@ -10,6 +10,8 @@ from .records import SETTING
 from .statistics import ALPHA, CONFIDENCE, Z_LIMIT, Ratio, z_pvalue
 from .table import Row, interval, pvalue
 
+NO_CLAIM = "Nothing: there is neither a target nor a baseline to compare with."
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -135,6 +135,8 @@
     drawRatios();
   }
 
+  const shorten = (text, most = narrow() ? 14 : 44) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+
   function drawRatios() {
     const rows = data.groups.filter((g, i) => g.ratio && g.ratio[state.unit] && state.groups.has(i)).reverse();
     if (!ratios) return;
@@ -153,7 +155,8 @@
       margin: { l: 60, r: 16, t: 4, b: 44 }, shapes: [{ type: "line", yref: "paper", x0: 1, x1: 1, y0: 0, y1: 1,
         line: { color: css("--ink"), width: 1.2, dash: "dot" } }],
       xaxis: axis(`times as fast as ${safe(data.baseline)}`, { rangemode: "normal", ticksuffix: "×", nticks: narrow() ? 5 : 10 }),
-      yaxis: axis("", { type: "category", categoryarray: rows.map((g) => g.label), range: [-0.6, rows.length - 0.4] }) },
+      yaxis: axis("", { type: "category", categoryarray: rows.map((g) => g.label), range: [-0.6, rows.length - 0.4],
+        tickvals: rows.map((g) => g.label), ticktext: rows.map((g) => safe(shorten(g.label))) }) },
     { ...config, displayModeBar: false });
   }
 

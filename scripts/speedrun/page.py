@@ -13,7 +13,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from . import table
-from .claims import Claim, scope
+from .claims import NO_CLAIM, Claim, scope
 from .groups import Comparison
 from .records import SETTING, Run
 from .statistics import CONFIDENCE
@@ -197,7 +197,7 @@ def _table(comparison: Comparison, rows: list[Row]) -> str:
 
 def _claims(claims: list[Claim]) -> str:
     if not claims:
-        return "<p>Nothing: there is neither a target nor a baseline to compare with.</p>"
+        return f"<p>{NO_CLAIM}</p>"
     marks = {True: '<span class="mark shown">shown</span>', False: '<span class="mark">not shown</span>'}
     parts = []
     for label in dict.fromkeys(claim.label for claim in claims):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from . import table
-from .claims import Claim, scope
+from .claims import NO_CLAIM, Claim, scope
 from .groups import Comparison
 from .page import legend, setting
 from .table import Row
@@ -31,6 +31,8 @@ def to_markdown(title: str, comparison: Comparison, rows: list[Row], claims: lis
     if rows:
         parts += [_table(comparison, rows), _plain(legend(comparison))]
     parts.append("## What may be claimed")
+    if not claims:
+        parts.append(NO_CLAIM)
     for label in dict.fromkeys(claim.label for claim in claims):
         parts.append(f"**{_plain(label)}**")
         parts.append(_list(f"{'shown' if c.shown else 'not shown'}: {c.text}" for c in claims if c.label == label))

@@ -197,6 +197,6 @@ def amount(value: Estimate, unit: str, with_error: bool = True) -> str:
     if unit != "loss":
         digits = 0 if size >= 1000 else 1 if unit == "steps" or size >= 100 else 2
     if value.error is None or not with_error:
-        digits = 0 if size == int(size) else digits
+        digits = 0 if unit == "steps" and size == int(size) else digits
         return f"{size:,.{digits}f}{suffix}"
     return f"{size:,.{digits}f} ± {value.error / scale:,.{digits}f}{suffix}"

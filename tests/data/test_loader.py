@@ -188,6 +188,9 @@ def test_a_token_outside_the_vocabulary_is_refused_by_name(tmp_path):
         loader.batch(step)
     with pytest.raises(DataError, match=r"odd.bin: token 300 near place 96 is not in the vocabulary of 257"):
         loader.batch(3)
+    evaluation = eval_batches([tmp_path / "odd.bin"], seq_len=8, tokens=None, micro_batch=4, vocab_size=257)
+    with pytest.raises(DataError, match=r"odd.bin: token 300 near place 96"):
+        list(evaluation)
 
 
 @settings(deadline=None, max_examples=40)

@@ -38,8 +38,9 @@ class WorkerError(AssertionError):
     """A rank failed or did not finish in time."""
 
 
-def run_workers(worker: Callable, world_size: int, tmp_path: Path, *, timeout: float = 120, env: dict | None = None,
-                **kwargs) -> list:
+def run_workers(
+    worker: Callable, world_size: int, tmp_path: Path, *, timeout: float = 120, env: dict | None = None, **kwargs
+) -> list:
     """Call `worker(rank, world_size, **kwargs)` in each process; return what each rank returned, in rank order."""
     out = _fresh_folder(tmp_path)
     source = inspect.getsourcefile(worker)
@@ -48,8 +49,15 @@ def run_workers(worker: Callable, world_size: int, tmp_path: Path, *, timeout: f
     return [torch.load(out / f"result{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def run_command(command: list[str], world_size: int, tmp_path: Path, *, timeout: float = 120, env: dict | None = None,
-                cwd: Path = ROOT) -> list[str]:
+def run_command(
+    command: list[str],
+    world_size: int,
+    tmp_path: Path,
+    *,
+    timeout: float = 120,
+    env: dict | None = None,
+    cwd: Path = ROOT,
+) -> list[str]:
     """Run the same command as every rank; return each rank's stdout."""
     out = _fresh_folder(tmp_path)
     _run(command, world_size, out, timeout, env or {}, cwd)
@@ -71,8 +79,9 @@ def _run(command: list[str], world_size: int, out: Path, timeout: float, env: di
         for rank in range(world_size):
             full = os.environ | _rank_env(rank, world_size, store.port) | {k: str(v) for k, v in env.items()}
             with open(out / f"stdout{rank}", "w") as stdout, open(out / f"stderr{rank}", "w") as stderr:
-                processes.append(subprocess.Popen(command, env=full, cwd=cwd, stdout=stdout, stderr=stderr,
-                                                  start_new_session=True))
+                processes.append(
+                    subprocess.Popen(command, env=full, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True)
+                )
         _wait(processes, out, time.monotonic() + timeout, timeout)
     finally:
         for process in processes:
@@ -101,7 +110,9 @@ def _wait(processes: list[subprocess.Popen], out: Path, deadline: float, timeout
         if failed:
             time.sleep(0.5)  # the first to fail is often the victim of another: let that one fail too
             failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
-            raise WorkerError("\n".join(f"rank {r} exited with {processes[r].poll()}:\n{_tail(out, r)}" for r in failed))
+            raise WorkerError(
+                "\n".join(f"rank {r} exited with {processes[r].poll()}:\n{_tail(out, r)}" for r in failed)
+            )
         if time.monotonic() > deadline:
             late = [rank for rank, code in enumerate(codes) if code is None]
             logs = "\n".join(f"rank {r}:\n{_tail(out, r)}" for r in late)

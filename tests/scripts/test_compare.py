@@ -216,10 +216,17 @@ def test_after_a_resume_the_later_lines_count(tmp_path):
     assert [line for line, _ in run.warnings] == [8]
 
 
+def test_a_resumed_run_is_not_ahead_of_itself(tmp_path):
+    """Killed after step 300, resumed from 200, now at 250: what it had measured at 300 is no longer its own."""
+    run = read(tmp_path, [*lines(), '{"event": "resumed"}', '{"step": 250, "train/loss": 3}'])
+    assert run.steps == [0, 100, 200] and run.last_step == 250
+    assert groups.compare([run]).aside[0][1] == ["stopped early, at step 250 of 300"]
+
+
 def test_records_are_found_once_and_named_without_the_machine(tmp_path):
     for name in ("sweep/b", "sweep/a/deeper"):
         read(tmp_path / name, lines())
-    found = records.find_records([tmp_path / "sweep", tmp_path / "sweep" / "b", tmp_path / "sweep/b/metrics.jsonl"])
+    found = records.find_records([tmp_path / "sweep", tmp_path / "sweep/a/../b", tmp_path / "sweep/b/metrics.jsonl"])
     assert [place for _, place in found] == ["sweep/a/deeper/metrics.jsonl", "sweep/b/metrics.jsonl"]
 
 

@@ -76,7 +76,9 @@ def test_a_model_of_ours_loads_in_transformers():
 def test_names_without_prefix_and_with_causal_masks_are_understood():
     """The released GPT-2 files are those of the headless GPT2Model and carry masks."""
     theirs = random_hf(GPT2, vocab_size=130, seq_len=16).state_dict()
-    released = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items() if name != "lm_head.weight"}
+    released = {
+        name.removeprefix("transformer."): tensor for name, tensor in theirs.items() if name != "lm_head.weight"
+    }
     released |= {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16) for i in range(GPT2.n_layer)}
     assert all(torch.equal(a, b) for a, b in zip(from_hf(released, GPT2).values(), from_hf(theirs, GPT2).values(),
                                                  strict=True))  # fmt: skip

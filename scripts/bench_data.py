@@ -1,0 +1,155 @@
+"""How fast the data path is: preparation, loader, opening, memory. Prints the figures of docs/data.md.
+
+    python scripts/bench_data.py [DIR]     # DIR: where some 300 MB may be written; default: the temporary folder
+
+Each line ends with the requirement and whether it was met. Rates that are compared are measured alternately, so
+that other work on the machine disturbs both; each is the best of its rounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data.build import build  # noqa: E402
+from data.config import DataConfig  # noqa: E402
+from data.loader import Loader  # noqa: E402
+from data.sample import documents  # noqa: E402
+from data.shards import header, open_shard, write_shard  # noqa: E402
+from data.tokenizer import load_tokenizer  # noqa: E402
+from trainer.model import GPT, ModelConfig  # noqa: E402
+
+ROUNDS = 5
+SHARD = 50_000_000  # tokens, real data on disk
+UINT16 = np.dtype("<u2")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def verdict(text: str, met: bool) -> None:
+    print(f"{text}: {'met' if met else 'NOT MET'}", flush=True)
+
+
+def preparation(folder: Path) -> None:
+    """`build` from parquet to shards against tiktoken alone on the same texts, already in memory."""
+    paragraphs = [p for part in documents() for document in part for p in document.split("\n")]
+    texts = ["\n".join(paragraphs[i : i + 10]) for i in range(0, len(paragraphs), 10)] * 6  # ≈ 740 tokens each
+    (folder / "text").mkdir()
+    pq.write_table(pa.table({"text": texts}), folder / "text" / "a.parquet", row_group_size=1000)
+    encoding = load_tokenizer("gpt2").encoding
+    tokens = sum(map(len, encoding.encode_ordinary_batch(texts))) + len(texts)
+    best = {"build": float("inf"), "bare": float("inf")}
+    for round_ in range(ROUNDS):
+        config = DataConfig("local", str(folder / "text"), dir=str(folder / f"out{round_}"), tokenizer="gpt2")
+        best["build"] = min(best["build"], seconds(lambda config=config: build(config)))
+        for threads in (torch.get_num_threads(), 8):  # tiktoken's own default is 8: take the faster
+            bare = seconds(lambda threads=threads: encoding.encode_ordinary_batch(texts, num_threads=threads))
+            best["bare"] = min(best["bare"], bare)
+    rate = {name: tokens / least / 1e6 for name, least in best.items()}
+    ratio = rate["build"] / rate["bare"]
+    verdict(
+        f"preparation: {rate['build']:.2f}M tokens/s, bare encode_ordinary_batch {rate['bare']:.2f}M tokens/s, "
+        f"ratio {ratio:.2f} (at least 0.85)",
+        ratio >= 0.85,
+    )
+
+
+def throughput(folder: Path) -> None:
+    """The loader alone, from real shards, batches of 512 x 1024 with the vocabulary checked."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        write_shard(folder / f"{i}.bin", rng.integers(50257, size=SHARD, dtype=np.uint16))
+    for order in ("sequential", "shuffled"):
+        loader = Loader(
+            sorted(folder.glob("*.bin")), seq_len=1024, batch_sequences=512, micro_batch=64, order=order, vocab_size=50257
+        )
+        steps = 20
+        best = min(
+            seconds(lambda first=first: [loader.batch(first + step) for step in range(steps)])
+            for first in range(0, ROUNDS * steps, steps)
+        )
+        loader.close()
+        rate = steps * 512 * 1024 / best / 1e6
+        verdict(f"loader, {order}: {rate:.0f}M tokens/s (at least 50M)", rate >= 50)
+
+
+def share_of_a_step(folder: Path) -> None:
+    """What `batch` costs the loop, beside forward and backward of experiment=smoke's model, on as many threads."""
+    smoke = OmegaConf.load(ROOT / "configs/experiment/smoke.yaml").train
+    sizes = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/model/tiny.yaml"))
+    model = GPT(ModelConfig(**sizes), 257, smoke.seq_len)
+    sequences = smoke.batch_tokens // smoke.seq_len
+    config = DataConfig("sample", "sample", dir=str(folder / "sample"), tokenizer="byte")
+    from data.split import open_split, prepare
+
+    prepare(config)
+    loader = Loader(
+        open_split(config).train, seq_len=smoke.seq_len, batch_sequences=sequences, order="shuffled", vocab_size=257
+    )
+    loading, stepping = [], []
+    for step in range(40):
+        batch: list = []
+        loading.append(seconds(lambda step=step, batch=batch: batch.extend(loader.batch(step))))
+        stepping.append(seconds(lambda batch=batch: [model(*pair).backward() for pair in batch]))
+    loader.close()
+    share = float(np.median(loading) / np.median(stepping))
+    verdict(
+        f"loader in a smoke step: {1e3 * np.median(loading):.2f} ms of {1e3 * np.median(stepping):.0f} ms, "
+        f"{100 * share:.2f}% (below 1%)",
+        share < 0.01,
+    )
+
+
+def hundred_shards(folder: Path) -> None:
+    """10B tokens in 100 sparse files: the time to open them, and the memory of the shuffled order."""
+    for i in range(100):
+        with open(folder / f"{i:03d}.bin", "wb") as file:
+            file.write(header(10**8, UINT16))
+            file.truncate(1024 + 2 * 10**8)
+    files = sorted(folder.glob("*.bin"))
+    took = seconds(lambda: [open_shard(file) for file in files])
+    verdict(f"opening 100 shards: {1e3 * took:.1f} ms (below 1 s)", took < 1)
+    gc.collect()
+    before = anonymous_memory()
+    loader = Loader(files, seq_len=1024, batch_sequences=512, order="shuffled")
+    for step in range(200):
+        loader.windows(step * 97)
+    used = anonymous_memory() - before
+    loader.close()
+    verdict(f"shuffled order over 10B tokens: {used / 1e6:.1f} MB (below 50 MB)", used < 50e6)
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process's own memory, mapped files left out (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    parent = sys.argv[1] if len(sys.argv) > 1 else None
+    for measure in (preparation, throughput, share_of_a_step, hundred_shards):
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            measure(Path(folder))
+
+
+if __name__ == "__main__":
+    main()

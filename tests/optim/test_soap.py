@@ -1,0 +1,132 @@
+"""SOAP against a plain float64 loop in numpy, and the laws that it owes to Adam."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optim import SOAP
+from tests.optim.reference import relative, seeded
+
+SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
+STEPS = 7
+
+
+def gradient(shape, t, i):
+    return seeded(shape, 1 + t, i, dtype=torch.float64)
+
+
+def train(shapes=SHAPES, steps=STEPS, prepare=lambda optimizer: None, **settings):
+    weights = [nn.Parameter(seeded(s, 0, i, dtype=torch.float64)) for i, s in enumerate(shapes)]
+    optimizer = SOAP(weights, **settings)
+    prepare(optimizer)
+    for t in range(steps):
+        for i, w in enumerate(weights):
+            w.grad = gradient(w.shape, t, i)
+        optimizer.step()
+    return [w.detach() for w in weights]
+
+
+def plain_soap(w, grads, lr, beta1, beta2, eps, wd, every, max_dim):
+    """The paper's algorithm 3 on one matrix: momentum in the original space, turned anew in every step."""
+    sides = [size <= max_dim for size in w.shape]
+    stats = [np.zeros((size, size)) for size in w.shape]
+    bases = [np.eye(size) for size in w.shape]
+    momentum, second = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads):
+        w = w * (1 - lr * wd)
+        if t > 0:
+            momentum = beta1 * momentum + (1 - beta1) * g
+            second = beta2 * second + (1 - beta2) * (bases[0].T @ g @ bases[1]) ** 2
+            turned = bases[0].T @ momentum @ bases[1] / (1 - beta1**t)
+            w = w - lr * bases[0] @ (turned / (np.sqrt(second / (1 - beta2**t)) + eps)) @ bases[1].T
+        for side, outer in enumerate((g @ g.T, g.T @ g)):
+            stats[side] = beta2 * stats[side] + (1 - beta2) * outer
+            if not sides[side]:
+                continue
+            if t == 0:
+                bases[side] = np.linalg.eigh(stats[side])[1]
+            elif t % every == 0:
+                order = np.argsort(-np.diag(bases[side].T @ stats[side] @ bases[side]), kind="stable")
+                second = second[order] if side == 0 else second[:, order]
+                bases[side] = np.linalg.qr(stats[side] @ bases[side][:, order])[0]
+    return w
+
+
+@pytest.mark.parametrize(("every", "max_dim"), [(1, 100), (3, 100), (2, 4), (1, 2)])
+def test_is_the_paper(every, max_dim):
+    got = train(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, every=every, max_dim=max_dim)
+    for i, (shape, weight) in enumerate(zip(SHAPES, got, strict=True)):
+        grads = [gradient(shape, t, i).numpy() for t in range(STEPS)]
+        want = plain_soap(seeded(shape, 0, i, dtype=torch.float64).numpy(), grads, 0.1, 0.8, 0.9, 1e-3, 0.3, every, max_dim)
+        assert relative(weight, torch.from_numpy(want)) < 1e-10
+
+
+def test_first_step_only_initialises():
+    got = train(steps=1, lr=0.1)
+    assert all(torch.equal(w, seeded(s, 0, i, dtype=torch.float64)) for i, (s, w) in enumerate(zip(SHAPES, got, strict=True)))
+
+
+@pytest.mark.parametrize("max_dim", [0, 100])
+def test_identity_bases_are_adam(max_dim):
+    """No side short enough for a basis, or bases that are never computed: Adam, one step later."""
+
+    def late(optimizer):
+        optimizer.param_groups[0]["step"] = 1  # the first gradients of all matrices come after the step that initialises
+
+    settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, every=10**9)
+    got = train(max_dim=max_dim, prepare=late, **settings)
+    weights = [nn.Parameter(seeded(s, 0, i, dtype=torch.float64)) for i, s in enumerate(SHAPES)]
+    adam = torch.optim.Adam(weights, lr=0.1, betas=(0.8, 0.9), eps=1e-3)
+    for t in range(STEPS):
+        for i, w in enumerate(weights):
+            w.grad = gradient(w.shape, t, i)
+        adam.step()
+    assert max(relative(a, b.detach()) for a, b in zip(got, weights, strict=True)) < 1e-12
+
+
+def test_turned_gradients_give_turned_updates():
+    """Unlike Adam's, the update of Q G P is Q U P, as long as the bases are exact."""
+
+    def update(left, right):
+        weight = nn.Parameter(torch.zeros(5, 7, dtype=torch.float64))
+        optimizer = SOAP([weight], lr=1.0, betas=(0.8, 0.9), every=10**9)
+        for t in range(STEPS):
+            weight.grad = left @ gradient((5, 7), t, 0) @ right
+            optimizer.step()
+        return weight.detach()
+
+    left, right = (torch.linalg.qr(seeded((size, size), 9, size, dtype=torch.float64)).Q for size in (5, 7))
+    eye = torch.eye
+    assert relative(update(left, right), left @ update(eye(5).double(), eye(7).double()) @ right) < 1e-6
+
+
+def test_bases_become_eigenvectors_and_stay_orthogonal():
+    weight = nn.Parameter(torch.zeros(6, 4, dtype=torch.float64))
+    optimizer = SOAP([weight], betas=(0.9, 0.999), every=1)
+    for t in range(300):
+        weight.grad = gradient((6, 4), t % 3, 0)
+        optimizer.step()
+    state = optimizer.state[weight]
+    for side in ("left", "right"):
+        basis, stats = state[f"{side}_basis"][0], state[side][0]
+        assert relative(basis.T @ basis, torch.eye(len(basis), dtype=torch.float64)) < 1e-12
+        diagonal = basis.T @ stats @ basis
+        assert (diagonal - diagonal.diag().diag()).norm() < 0.02 * diagonal.norm()
+        assert (diagonal.diag().diff() <= 1e-3 * diagonal.norm()).all(), "sorted by eigenvalue"
+
+
+def test_nan_stays_in_its_matrix():
+    weights = [nn.Parameter(seeded((4, 4), 0, i)) for i in range(3)]
+    optimizer = SOAP(weights, every=1)
+    for t in range(3):
+        for i, w in enumerate(weights):
+            w.grad = seeded((4, 4), 1 + t, i) * (float("nan") if (t, i) == (1, 1) or t == 0 and i == 2 else 1)
+        optimizer.step()
+    assert [bool(w.isfinite().all()) for w in weights] == [True, False, False]
+
+
+def test_wrong_settings_are_named():
+    for settings, words in [(dict(betas=(0.9, 1.0)), "betas="), (dict(every=0), "every=0: give a number of steps")]:
+        with pytest.raises(ValueError, match=words):
+            SOAP([nn.Parameter(torch.zeros(2, 2))], **settings)

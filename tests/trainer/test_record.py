@@ -1,0 +1,284 @@
+"""The record: what is written, that it survives crashes and resumes, and that its failures do not end a run."""
+
+import io
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from trainer import record as record_module
+from trainer.jsonl import JsonLines, parse
+from trainer.progress import Display, duration
+from trainer.record import Record, wandb_mode
+
+
+class Accelerated(SimpleNamespace):
+    """An Accelerator's trackers, without processes."""
+
+    trackers = ()
+
+    def gather(self, value):
+        return torch.cat([value, 2 * value])
+
+    def log(self, line, step):
+        for tracker in self.trackers:
+            tracker(line, step)
+
+
+def processes(**changes):
+    known = {
+        "is_main": True,
+        "world_size": 1,
+        "mode": "single",
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "accelerator": Accelerated(),
+        "peak_memory_bytes": lambda: 1000,
+    }
+    return SimpleNamespace(**known | changes)
+
+
+@pytest.fixture
+def shown():
+    return io.StringIO()
+
+
+@pytest.fixture
+def open_record(configure, tmp_path, shown):
+    def opened(*overrides, **changes):
+        config = configure("experiment=smoke", "logger=jsonl", "train.steps=40", f"run.dir={tmp_path}", *overrides)
+        display = Display(config.train.steps, Console(file=shown, width=200))
+        return Record(config, processes(**changes), display)
+
+    return opened
+
+
+def lines(tmp_path):
+    return [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
+    monkeypatch.setenv("SOME_API_TOKEN", "hunter2")
+    record = open_record()
+    record.start([{"role": "matrix", "tensors": 4, "parameters": 1234567, "optimizer": "optim.Muon", "lr": 0.02}])
+    record.log(step=0, tokens=0, train_time_s=0.0, **{"val/loss": 5.5})
+    for step in range(1, 41):
+        record.log(step=step, tokens=3072 * step, train_time_s=step / 3, **{"train/loss": 5 / step, "lr/matrix": 0.02})
+    record.log(step=40, tokens=3072 * 40, train_time_s=40 / 3, **{"val/loss": math.pi / 3})
+    record.finish()
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [*range(41), 40]
+    assert all({"step", "tokens", "train_time_s"} <= set(line) for line in found)
+    assert found[3]["train/loss"] == 5 / 3 and found[-1]["val/loss"] == math.pi / 3, "full precision"
+    assert found[1]["perf/tokens_per_s"] == pytest.approx(9216) and "perf/tokens_per_s" not in found[0]
+    assert found[0]["perf/peak_memory_bytes"] == 2000, "the largest of all ranks"
+    assert (tmp_path / "loss_vs_time.png").read_bytes().startswith(b"\x89PNG")
+    config = OmegaConf.load(tmp_path / "config.yaml")
+    assert isinstance(config.optim.matrix.lr, float) and config.train.micro_batch > 0
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__ and environment["device"] and environment["command"]
+    assert "1,234,567" in shown.getvalue()
+    last = shown.getvalue().splitlines()[-1]
+    assert "final val loss 1.0472" in last and "13.3 s" in last and "9,216 tokens/s" in last
+    for path in tmp_path.iterdir():
+        assert b"hunter2" not in path.read_bytes()
+
+
+def test_only_rank_0_writes(open_record, tmp_path, shown):
+    record = open_record(is_main=False, world_size=2)
+    record.start([{"role": "matrix"}])
+    record.log(step=0, tokens=0, train_time_s=0.0, **{"val/loss": 1.0})
+    record.message("hello")
+    record.finish()
+    assert not list(tmp_path.iterdir()) and not shown.getvalue()
+
+
+def test_resume_keeps_every_step_once(open_record, tmp_path):
+    record = open_record()
+    record.start()
+    for step in range(1, 8):
+        record.log(step=step, tokens=step, train_time_s=float(step), **{"train/loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "tok')  # killed while writing
+    again = open_record()
+    again.start(step=5)
+    again.log(step=6, tokens=6, train_time_s=5.5, **{"train/loss": 60.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert lines(tmp_path)[-1]["perf/tokens_per_s"] == 2.0, "speed goes on from the last line that is kept"
+
+
+def test_a_new_start_empties_the_record(open_record, tmp_path):
+    for _ in range(2):
+        record = open_record()
+        record.start()
+        record.log(step=0, tokens=0, train_time_s=0.0, **{"val/loss": 5.0})
+    assert len(lines(tmp_path)) == 1
+
+
+def test_mfu(open_record, tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "peak_flops", lambda device: 1e6)
+    record = open_record(world_size=2, dtype=torch.bfloat16)
+    record.start(flops_per_token=100.0)
+    record.log(step=1, tokens=1000, train_time_s=0.5)
+    assert lines(tmp_path)[0]["perf/mfu"] == pytest.approx(2000 * 100 / 2e6)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"), [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA Foo", None)]
+)
+def test_peak_of_known_devices(monkeypatch, name, flops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert record_module.peak_flops(torch.device("cuda")) == flops
+    assert record_module.peak_flops(torch.device("cpu")) is None
+
+
+def test_failing_parts_are_told_once_and_left_out(open_record, tmp_path, shown, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no route")
+
+    record = open_record()
+    record.start()
+    record.parallel.accelerator.trackers = [broken]
+    monkeypatch.setattr(record_module, "loss_vs_time", broken)
+    for step in (1, 2, 3):
+        record.log(step=step, tokens=step, train_time_s=float(step), **{"train/loss": 1.0})
+    record.finish()
+    assert len(lines(tmp_path)) == 3
+    assert shown.getvalue().count("wandb failed") == 1 and shown.getvalue().count("loss_vs_time.png failed") == 1
+
+
+def wandb_records(path):
+    """The records of an offline run: a LevelDB log (32 KiB blocks; crc, length, type of a piece) behind 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record as Entry
+
+    data, at, entry = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        entry += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield Entry.FromString(entry)
+            entry = b""
+
+
+def test_offline_wandb(configure, tmp_path, shown):
+    config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]")
+    accelerator = Accelerator(cpu=True)
+    record = Record(config, processes(accelerator=accelerator), Display(2, Console(file=shown, width=200)))
+    record.start()
+    record.log(step=1, tokens=3072, train_time_s=0.5, **{"val/loss": 4.25})
+    record.finish()
+    accelerator.end_training()
+    assert "warning" not in shown.getvalue(), shown.getvalue()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    entries = list(wandb_records(path))
+    (run,) = [entry.run for entry in entries if entry.WhichOneof("record_type") == "run"]
+    axes = {entry.metric.name: entry.metric.step_metric for entry in entries if entry.HasField("metric")}
+    history = [entry.history.item for entry in entries if entry.HasField("history")]
+    points = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items} for items in history
+    ]
+    assert run.project == "nanomuon" and run.display_name == config.run.name
+    assert set(run.tags) == {"muon", "tiny", "sample", "mine"}
+    assert axes["val/loss"] == "train_time_s"
+    (point,) = [point for point in points if "val/loss" in point]
+    assert (point["val/loss"], point["train_time_s"], point["tokens"]) == (4.25, 0.5, 3072)
+    assert "offline" in shown.getvalue() and "WARNING" not in shown.getvalue()
+
+
+def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert wandb_mode() is None
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode() is None
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode() is None
+
+
+@given(st.integers(0, 400), st.integers(-1, 6))
+def test_a_file_cut_anywhere_loses_no_whole_line(tmp_path_factory, cut, last_step):
+    path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
+    written = [{"step": step, "train/loss": 1 / (step + 1)} for step in range(8)]
+    whole = [json.dumps(line) + "\n" for line in written]
+    path.write_text("".join(whole)[:cut])
+    complete = [line for n, line in enumerate(written) if len("".join(whole[: n + 1]).rstrip("\n")) <= cut]
+    file = JsonLines(path, last_step)
+    file.append({"step": 99})
+    file.close()
+    kept = [parse(text) for text in path.read_text().splitlines()]
+    assert kept == [line for line in complete if line["step"] <= last_step] + [{"step": 99}]
+
+
+def test_a_full_disk_delays_lines(tmp_path):
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    file.append({"step": 1})
+    real = file.file
+
+    class Full:
+        """Accepts five bytes, then no more."""
+
+        def write(self, data):
+            return real.write(data[:5])
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    file.file = Full()
+    for step in (2, 3):
+        with pytest.raises(OSError):
+            file.append({"step": step})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n', "no half line"
+    file.file = real
+    file.append({"step": 4})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_what_json_cannot_say_becomes_null(tmp_path):
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    file.append({"step": 1, "train/loss": math.nan, "grad_norm": math.inf})
+    assert lines(tmp_path) == [{"step": 1, "train/loss": None, "grad_norm": None}]
+
+
+def test_lines_without_a_terminal(shown):
+    display = Display(1000, Console(file=shown, width=200))
+    display.start()
+    for step in range(1, 1001):
+        display.update({"step": step, "train_time_s": step / 10, "train/loss": 3.0, "perf/tokens_per_s": 12345.6})
+    display.update({"step": 1000, "train_time_s": 100.0, "val/loss": 2.5})
+    display.stop()
+    text = shown.getvalue().splitlines()
+    assert len(text) == 21 and "val 2.5" in text[-1]
+    assert text[0] == "step 50/1000  train 3.0000  12,346 tokens/s  5.0 s trained, 1:35 left"
+
+
+def test_bar_in_a_terminal(shown):
+    console = Console(file=shown, force_terminal=True, width=120, color_system=None)
+    display = Display(10, console)
+    display.start(step=4)
+    display.update({"step": 5, "train_time_s": 60.0, "train/loss": 3.25, "perf/mfu": 0.415})
+    display.update({"step": 5, "train_time_s": 60.0, "val/loss": 3.5})
+    display.message("saved [1]")
+    display.stop()
+    for words in ("5/10", "train 3.2500  val 3.5000", "MFU 41.5%", "1:00 < 1:00", "saved [1]"):
+        assert words in shown.getvalue()
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.94, 245, 7384)] == ["0.0 s", "59.9 s", "4:05", "2:03:04"]

@@ -1,0 +1,136 @@
+"""Starting again: whether the run is finished, whether it is in use, where it goes on, and what has changed."""
+
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from trainer import commit, rundir
+from trainer.checkpoint import CheckpointError, Checkpoints, Progress
+from trainer.jsonl import parse
+from trainer.parallel import Parallel
+from trainer.schema import Config, ConfigError, Resume
+
+PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
+
+
+def finished(config: Config) -> str:
+    """One line if the run in ``run.dir`` has done all its steps; otherwise nothing."""
+    record = Path(config.run.dir) / "metrics.jsonl"
+    lines = record.read_text(encoding="utf-8", errors="replace").splitlines() if record.exists() else []
+    last = parse(lines[-1]) if lines else None
+    if last is None or last.get("step") != config.train.steps or last.get("val/loss") is None:
+        return ""
+    return f"{config.run.dir} is finished: step {last['step']}, val loss {last['val/loss']:.4f}; nothing to do"
+
+
+def hold(directory: Path, patience: float = PATIENCE) -> IO | None:
+    """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
+
+    Raises:
+        ConfigError: another process holds it, and still does after ``patience`` seconds.
+    """
+    file = (directory / "run.json").open()
+    deadline, told = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise ConfigError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
+            if not told:
+                print(f"{directory} is still in use, waiting up to {patience:.0f} s", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return file
+
+
+def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
+    """Load the newest good checkpoint, if there is one; returns where the run stands and what to tell about it.
+
+    Raises:
+        CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
+        ConfigError: ``run.from`` is of a run whose settings differ in what matters.
+    """
+    folder, news = _on_main(parallel, lambda: find(config))
+    if folder is None:
+        return Progress(), news
+    saved = commit.read_json(folder, commit.STATE)
+    news += changes(saved, config, parallel, folder)
+    progress = checkpoints.load(folder)
+    own = folder.parent == checkpoints.folder
+    if not own:
+        checkpoints.latest = None  # it is not in this run's folder
+    if parallel.is_main and not own:
+        _take_record(folder, Path(config.run.dir))
+    return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
+
+
+def find(config: Config) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from: of this run, else of ``run.from``; and what is wrong with newer ones."""
+    own = Path(config.run.dir) / "checkpoints"
+    commit.remove_partial(own)
+    folder, faults = commit.newest_good(own)
+    if folder is None and not faults and config.run.from_:
+        own, folder, faults = _other(Path(config.run.from_))
+    if folder is None and faults:
+        raise CheckpointError(f"{faults[0]}; no good one is left in {own}: remove that folder to start anew")
+    if folder is None and config.run.resume == Resume.must:
+        raise CheckpointError(f"run.resume=must, but {own} holds no checkpoint: use run.resume=auto to start anew")
+    return folder, [f"warning: {fault}; it is not used" for fault in faults]
+
+
+def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
+    """``run.from``: a run's directory, or one of its checkpoints."""
+    if commit.step_of(source) is not None and (source / commit.MANIFEST).exists():
+        commit.verify(source)
+        return source.parent, source, []
+    folder, faults = commit.newest_good(source / "checkpoints")
+    if folder is None and not faults:
+        raise CheckpointError(f"run.from={source} holds no checkpoint: give the directory of a run or of a checkpoint")
+    return source / "checkpoints", folder, faults
+
+
+def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: Path) -> list[str]:
+    """Settings that differ from those of the checkpoint and do not matter, in words.
+
+    Raises:
+        ConfigError: for those that matter, each with both values.
+    """
+    then, now = saved["config"], rundir.settings(config)
+    different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
+    wrong = [f"{key} is {then.get(key)} there and {now.get(key)} here" for key in different if not rundir.is_free(key)]
+    if wrong:
+        raise ConfigError(f"checkpoint {folder} is of another run: {'; '.join(wrong)}; choose the same settings")
+    told = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
+    before, here = (saved["world_size"], saved["mode"]), (parallel.world_size, parallel.mode)
+    if before != here:
+        told.append(f"{before[0]} ranks ({before[1]}) -> {here[0]} ({here[1]})")
+    return [f"changed since the checkpoint: {', '.join(told)}"] if told else []
+
+
+def _take_record(folder: Path, directory: Path) -> None:
+    """Begin the record with that of the run the checkpoint comes from."""
+    theirs, mine = folder.parent.parent / "metrics.jsonl", directory / "metrics.jsonl"
+    if theirs.exists() and not mine.exists():
+        shutil.copyfile(theirs, mine)
+
+
+def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:
+    """Rank 0's result, or its error, on every rank."""
+    result = None
+    if parallel.is_main:
+        try:
+            result = act()
+        except (CheckpointError, ConfigError) as error:
+            result = error
+    result = parallel.broadcast_object(result)
+    if isinstance(result, Exception):
+        raise result
+    return result
