@@ -77,7 +77,9 @@ def open_source(config: DataConfig, progress: dict | None):
 
         return HubText(config.source, config.revision or (progress or {}).get("revision"))
     if config.source in ("", "shards", "sample"):
-        raise DataError(f"data.source={config.source!r}: nothing to prepare; name a folder: data=local data.source=FOLDER")
+        raise DataError(
+            f"data.source={config.source!r}: nothing to prepare; name a folder: data=local data.source=FOLDER"
+        )
     return LocalText(config.source)
 
 

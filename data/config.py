@@ -12,7 +12,9 @@ from data.shards import DataError
 @dataclass
 class DataConfig:
     name: str = "sample"  # names the default folder and the shard files
-    source: str = "sample"  # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
+    source: str = (
+        "sample"  # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
+    )
     pretokenized: str | None = None  # OWNER/DATASET on the hub that holds ready-made shards
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
@@ -32,7 +34,9 @@ class DataConfig:
             if value is not None and value < least:
                 raise DataError(f"data.{key}={value}: must be at least {least}")
         if self.shard_tokens >= 2**31:
-            raise DataError(f"data.shard_tokens={self.shard_tokens}: a shard's header counts at most {2**31 - 1} tokens")
+            raise DataError(
+                f"data.shard_tokens={self.shard_tokens}: a shard's header counts at most {2**31 - 1} tokens"
+            )
         if self.order not in ("shuffled", "sequential"):
             raise DataError(f"data.order={self.order}: choose shuffled or sequential")
         if not self.name or "/" in self.name:

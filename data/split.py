@@ -34,15 +34,15 @@ def prepare(config: DataConfig) -> None:
     to scripts/prepare_data.py. Raises DataError.
     """
     config.check()
-    if config.source == "sample":
-        try:
+    try:
+        if config.source == "sample":
             prepare_sample(config)
-        except OSError as error:
-            raise DataError(f"data.dir={config.folder}: cannot be written ({error.strerror})") from None
-    elif config.download:
-        from data.fineweb import download
+        elif config.download:
+            from data.fineweb import download
 
-        download(config)
+            download(config)
+    except OSError as error:
+        raise DataError(f"data.dir={config.folder}: cannot be written ({error.strerror})") from None
 
 
 def open_split(config: DataConfig) -> Split:

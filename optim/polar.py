@@ -23,7 +23,7 @@ from optim.minimax import Quintic, polar_express_coefficients
 CACHE_BYTES = 2**20
 """On a CPU a stack is worked through in pieces of about this size, which stay in the cache between products."""
 
-BLOCK_ROWS, MAX_BLOCKS = 64, 4
+BLOCK_ROWS, MAX_BLOCKS = 128, 4
 """On a CPU a symmetric product is computed in up to 4 row blocks; narrower blocks cost more than they save."""
 
 
@@ -69,21 +69,22 @@ def newton_schulz(x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.
         return newton_schulz(x.mT, coefficients, safety, form).mT
     segments = _segments(coefficients, form, x.shape, x.dtype)
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    matrices, out = x.reshape(-1, *x.shape[-2:]), result.view(-1, *x.shape[-2:])
-    for source, target in zip(_pieces(matrices), _pieces(out), strict=True):
-        # X moves between two buffers once a segment; started in the right one, it ends in the result.
-        buffers = [torch.empty_like(target), target]
-        if len(segments) % 2 == 0:
-            buffers.reverse()
+    pieces, out = (_pieces(t.reshape(-1, *x.shape[-2:])) for t in (x, result))
+    spare = torch.empty_like(out[0])
+    squares = [x.new_empty(*spare.shape[:-1], x.shape[-2]) for _ in range(4)]
+    for source, target in zip(pieces, out, strict=True):
+        # X moves between two buffers, once a segment; started in the right one, it ends in the result.
+        size = len(source)
+        buffers = (target, spare[:size]) if len(segments) % 2 == 0 else (spare[:size], target)
         _normalise(source, safety, out=buffers[0])
-        _apply(segments, *buffers)
+        _apply(segments, *buffers, *(square[:size] for square in squares))
     return result
 
 
 def _pieces(x: Tensor) -> Sequence[Tensor]:
     if x.device.type != "cpu":
         return (x,)
-    return x.split(max(1, CACHE_BYTES // (x.element_size() * x.shape[-2] * x.shape[-1])))
+    return x.split(max(1, CACHE_BYTES // max(1, x.element_size() * x.shape[-2] * x.shape[-1])))
 
 
 def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
@@ -93,9 +94,8 @@ def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
     out.mul_((norm * (1 + safety)).clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_())
 
 
-def _apply(segments: Sequence[Sequence[Quintic]], x: Tensor, y: Tensor) -> None:
-    """Run the segments on x [b, m, n], m <= n; x and y are overwritten in turn."""
-    r, p, q, spare = (x.new_empty(*x.shape[:-1], x.shape[-2]) for _ in range(4))
+def _apply(segments: list[Sequence[Quintic]], x: Tensor, y: Tensor, r: Tensor, p: Tensor, q: Tensor, s: Tensor) -> None:
+    """Run the segments on x [b, m, n], m <= n, by turns in x and y; r, p, q, s [b, m, m] are overwritten."""
     for segment in segments:
         _symmetric_product(x, x.mT, out=r)
         if len(segment) == 1 and x.element_size() < 4:
@@ -107,13 +107,13 @@ def _apply(segments: Sequence[Sequence[Quintic]], x: Tensor, y: Tensor) -> None:
             for step, (a, b, c) in enumerate(segment):
                 _polynomial(r, a, b, c, out=p)
                 if step < len(segment) - 1:
-                    _symmetric_product(r, p, out=spare)
-                    _symmetric_product(spare, p, out=r)
+                    _symmetric_product(r, p, out=s)
+                    _symmetric_product(s, p, out=r)
                 if step == 0:
                     p, q = q, p
                 else:
-                    _symmetric_product(q, p, out=spare)
-                    q, spare = spare, q
+                    _symmetric_product(q, p, out=s)
+                    q, s = s, q
             torch.bmm(q, x, out=y)
         x, y = y, x
 
@@ -121,25 +121,22 @@ def _apply(segments: Sequence[Sequence[Quintic]], x: Tensor, y: Tensor) -> None:
 def _polynomial(r: Tensor, a: float, b: float, c: float, out: Tensor) -> None:
     """out = aI + bR + cR²."""
     if c:
-        _symmetric_product(r, r, out=out)
-        out.mul_(c).add_(r, alpha=b)
+        out.copy_(r)
+        _symmetric_product(r, r, out=out, beta=b, alpha=c)
     else:
         torch.mul(r, b, out=out)
     if a:
         out.diagonal(dim1=-2, dim2=-1).add_(a)
 
 
-def _symmetric_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = ab [b, m, m], known to be symmetric: on a CPU the blocks above the diagonal are copied, not computed."""
+def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alpha: float = 1.0) -> None:
+    """out = beta·out + alpha·ab [b, m, m], known to be symmetric: a CPU copies the blocks above the diagonal."""
     rows = a.shape[-2]
-    blocks = min(rows // BLOCK_ROWS, MAX_BLOCKS) if a.device.type == "cpu" else 1
-    if blocks < 2:
-        torch.bmm(a, b, out=out)
-        return
-    bounds = [rows * i // blocks for i in range(blocks + 1)]
-    for top, bottom in pairwise(bounds):
-        torch.bmm(a[:, top:bottom], b[:, :, :bottom], out=out[:, top:bottom, :bottom])
-        out[:, :top, top:bottom] = out[:, top:bottom, :top].mT
+    blocks = max(1, min(rows // BLOCK_ROWS, MAX_BLOCKS)) if a.device.type == "cpu" else 1
+    for top, bottom in pairwise(rows * i // blocks for i in range(blocks + 1)):
+        out[:, top:bottom, :bottom].baddbmm_(a[:, top:bottom], b[:, :, :bottom], beta=beta, alpha=alpha)
+        if top:
+            out[:, :top, top:bottom] = out[:, top:bottom, :top].mT
 
 
 def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> list:

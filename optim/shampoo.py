@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from optim.matrix import Group, MatrixOptimizer
-from optim.roots import inverse_root
+from optim.roots import inverse_root, inverse_root_flops
 
 STATISTICS = ("ema", "sum")
 GRAFTS = ("none", "adam", "sgd")
@@ -126,9 +126,10 @@ class Shampoo(MatrixOptimizer):
         return update * (length / _norm(update).clamp_min(torch.finfo(update.dtype).tiny))
 
     def flops(self, group: Group, shape: tuple[int, int]) -> float:
-        m, n = shape
-        blocks, rows, cols = 1, *(_cut(size, group["block"]) for size in shape)
-        ...
+        (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
+        sides = (rows,) if group["one_sided"] else (rows, cols)
+        products = sum(2 * 2 * size * rows * cols for size in sides)  # statistics, preconditioning
+        return down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
 
 
 def _cut(size: int, block: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from optim.matrix import Group, MatrixOptimizer
-from optim.roots import eigenbasis
+from optim.roots import eigh
 
 SIDES = {"left": -2, "right": -1}
 
@@ -68,7 +68,7 @@ class SOAP(MatrixOptimizer):
                 continue
             state[side].lerp_(outer(), 1 - group["betas"][1])
             if updates == 0:
-                state[f"{side}_basis"].copy_(eigenbasis(state[side]))
+                state[f"{side}_basis"].copy_(_eigenbasis(grad if side == "left" else grad.mT))
             elif updates % group["every"] == 0:
                 _power_iteration(state, side)
         return update
@@ -96,6 +96,20 @@ def _turn(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """leftᵀ x right, where a missing basis is the identity."""
     x = x if left is None else left.mT @ x
     return x if right is None else x @ right
+
+
+def _eigenbasis(x: Tensor) -> Tensor:
+    """Eigenvectors of x xᵀ, largest eigenvalue first, for x [k, m, n].
+
+    Where m > n, eigenvectors of the eigenvalue 0 are a matter of choice: eigh's would hang on rounding, and so on the
+    number of ranks; the orthogonal complement that QR gives is a smooth function of x.
+    """
+    if x.shape[-2] <= x.shape[-1]:
+        return eigh(x @ x.mT)[1].flip(-1)
+    complete, triangle = torch.linalg.qr(x, mode="complete")
+    rank = x.shape[-1]
+    span = complete[..., :rank] @ _eigenbasis(triangle[..., :rank, :])
+    return torch.cat([span, complete[..., rank:]], -1)
 
 
 def _power_iteration(state: dict[str, Tensor], side: str) -> None:

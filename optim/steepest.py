@@ -7,7 +7,7 @@ from optim.lmo import NORMS, lmo
 from optim.matrix import Group, MatrixOptimizer
 from optim.polar import polar_flops
 
-STEPS = ("normalised", "regularised")
+FORMS = ("normalised", "regularised")
 POLAR_NORMS = ("spectral", "rms_to_rms")  # their oracle is a polar factor
 
 
@@ -21,7 +21,7 @@ class Steepest(MatrixOptimizer):
         params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
         lr: length of a step in the norm (normalised), or 1 / the smoothness constant (regularised).
         norm: a matrix norm of ``optim.lmo``.
-        step: ``normalised`` or ``regularised``.
+        form: ``normalised`` or ``regularised``.
         momentum: mu, in [0, 1).
         weight_decay: decoupled, multiplied by lr.
         polar: method of ``optim.polar`` for the norms that need a polar factor.
@@ -39,20 +39,20 @@ class Steepest(MatrixOptimizer):
         params,
         lr: float = 0.02,
         norm: str = "spectral",
-        step: str = "normalised",
+        form: str = "normalised",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         polar: str = "polar_express",
         polar_steps: int | None = None,
         **engine,
     ):
-        for name, value, choices in (("norm", norm, NORMS), ("step", step, STEPS)):
+        for name, value, choices in (("norm", norm, NORMS), ("form", form, FORMS)):
             if value not in choices:
                 raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum={momentum} is not in [0, 1)")
         polar_flops((2, 2), polar, polar_steps)
-        settings = dict(lr=lr, norm=norm, rule=step, momentum=momentum, weight_decay=weight_decay)
+        settings = dict(lr=lr, norm=norm, form=form, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, dict(settings, polar=polar, polar_steps=polar_steps), **engine)
 
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class Steepest(MatrixOptimizer):
 
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
         direction = lmo(stack, group["norm"], group["polar"], group["polar_steps"]).neg_()
-        if group["rule"] == "regularised":
+        if group["form"] == "regularised":
             wide = torch.promote_types(stack.dtype, torch.float32)
             direction = direction * (stack.to(wide) * direction).sum((-2, -1), keepdim=True).to(stack.dtype)
         return direction

@@ -9,10 +9,12 @@ that other work on the machine disturbs both; each is the best of its rounds.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +31,13 @@ from data.config import DataConfig  # noqa: E402
 from data.loader import Loader  # noqa: E402
 from data.sample import documents  # noqa: E402
 from data.shards import header, open_shard, write_shard  # noqa: E402
+from data.split import open_split, prepare  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
 from trainer.model import GPT, ModelConfig  # noqa: E402
 
 ROUNDS = 5
+STEPS = 20
+CORES = len(os.sched_getaffinity(0))
 SHARD = 50_000_000  # tokens, real data on disk
 UINT16 = np.dtype("<u2")
 
@@ -60,9 +65,8 @@ def preparation(folder: Path) -> None:
     for round_ in range(ROUNDS):
         config = DataConfig("local", str(folder / "text"), dir=str(folder / f"out{round_}"), tokenizer="gpt2")
         best["build"] = min(best["build"], seconds(lambda config=config: build(config)))
-        for threads in (torch.get_num_threads(), 8):  # tiktoken's own default is 8: take the faster
-            bare = seconds(lambda threads=threads: encoding.encode_ordinary_batch(texts, num_threads=threads))
-            best["bare"] = min(best["bare"], bare)
+        bare = seconds(lambda: encoding.encode_ordinary_batch(texts, num_threads=CORES))
+        best["bare"] = min(best["bare"], bare)
     rate = {name: tokens / least / 1e6 for name, least in best.items()}
     ratio = rate["build"] / rate["bare"]
     verdict(
@@ -72,6 +76,11 @@ def preparation(folder: Path) -> None:
     )
 
 
+def read(loader: Loader, first: int) -> None:
+    for step in range(first, first + STEPS):
+        loader.batch(step)
+
+
 def throughput(folder: Path) -> None:
     """The loader alone, from real shards, batches of 512 x 1024 with the vocabulary checked."""
     rng = np.random.default_rng(0)
@@ -79,43 +88,66 @@ def throughput(folder: Path) -> None:
         write_shard(folder / f"{i}.bin", rng.integers(50257, size=SHARD, dtype=np.uint16))
     for order in ("sequential", "shuffled"):
         loader = Loader(
-            sorted(folder.glob("*.bin")), seq_len=1024, batch_sequences=512, micro_batch=64, order=order, vocab_size=50257
+            sorted(folder.glob("*.bin")),
+            seq_len=1024,
+            batch_sequences=512,
+            micro_batch=64,
+            order=order,
+            vocab_size=50257,
         )
-        steps = 20
-        best = min(
-            seconds(lambda first=first: [loader.batch(first + step) for step in range(steps)])
-            for first in range(0, ROUNDS * steps, steps)
-        )
+        best = min(seconds(partial(read, loader, first)) for first in range(0, ROUNDS * STEPS, STEPS))
         loader.close()
-        rate = steps * 512 * 1024 / best / 1e6
+        rate = STEPS * 512 * 1024 / best / 1e6
         verdict(f"loader, {order}: {rate:.0f}M tokens/s (at least 50M)", rate >= 50)
 
 
 def share_of_a_step(folder: Path) -> None:
-    """What `batch` costs the loop, beside forward and backward of experiment=smoke's model, on as many threads."""
+    """What `batch` costs the loop, beside forward and backward of experiment=smoke's model."""
     smoke = OmegaConf.load(ROOT / "configs/experiment/smoke.yaml").train
     sizes = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/model/tiny.yaml"))
-    model = GPT(ModelConfig(**sizes), 257, smoke.seq_len)
-    sequences = smoke.batch_tokens // smoke.seq_len
     config = DataConfig("sample", "sample", dir=str(folder / "sample"), tokenizer="byte")
-    from data.split import open_split, prepare
-
     prepare(config)
+    split = open_split(config)
+    model = GPT(ModelConfig(**sizes), split.vocab_size, smoke.seq_len)
     loader = Loader(
-        open_split(config).train, seq_len=smoke.seq_len, batch_sequences=sequences, order="shuffled", vocab_size=257
+        split.train,
+        seq_len=smoke.seq_len,
+        batch_sequences=smoke.batch_tokens // smoke.seq_len,
+        order="shuffled",
+        vocab_size=split.vocab_size,
     )
     loading, stepping = [], []
-    for step in range(40):
+    for step in range(20):
         batch: list = []
         loading.append(seconds(lambda step=step, batch=batch: batch.extend(loader.batch(step))))
         stepping.append(seconds(lambda batch=batch: [model(*pair).backward() for pair in batch]))
+    reading = [seconds(lambda step=step: loader._read(step)) for step in range(20)]
     loader.close()
-    share = float(np.median(loading) / np.median(stepping))
+    wait, step, read = (1e3 * float(np.median(each)) for each in (loading, stepping, reading))
     verdict(
-        f"loader in a smoke step: {1e3 * np.median(loading):.2f} ms of {1e3 * np.median(stepping):.0f} ms, "
-        f"{100 * share:.2f}% (below 1%)",
-        share < 0.01,
+        f"loader in a smoke step: {wait:.2f} ms of {step:.0f} ms, {100 * wait / step:.2f}% (below 1%); "
+        f"without reading ahead it would wait {read:.2f} ms",
+        wait < 0.01 * step,
     )
+
+
+def pinned_memory() -> None:
+    """Copies to the device from pinned against pageable memory: a batch of 512 x 1024 int64."""
+    if not torch.cuda.is_available():
+        print("pinned memory: no CUDA device here, not measured")
+        return
+    pageable = torch.zeros(512, 1024, dtype=torch.int64)
+    rates = []
+    for source in (pageable, pageable.pin_memory()):
+
+        def copy(source=source) -> None:
+            for _ in range(50):
+                source.to("cuda", non_blocking=True)
+            torch.cuda.synchronize()
+
+        copy()
+        rates.append(50 * source.nbytes / seconds(copy) / 1e9)
+    print(f"copies to the device: {rates[0]:.1f} GB/s pageable, {rates[1]:.1f} GB/s pinned")
 
 
 def hundred_shards(folder: Path) -> None:
@@ -128,11 +160,12 @@ def hundred_shards(folder: Path) -> None:
     took = seconds(lambda: [open_shard(file) for file in files])
     verdict(f"opening 100 shards: {1e3 * took:.1f} ms (below 1 s)", took < 1)
     gc.collect()
-    before = anonymous_memory()
+    before, used = anonymous_memory(), 0
     loader = Loader(files, seq_len=1024, batch_sequences=512, order="shuffled")
     for step in range(200):
-        loader.windows(step * 97)
-    used = anonymous_memory() - before
+        windows = loader.windows(step * 97)
+        used = max(used, anonymous_memory() - before)
+    del windows
     loader.close()
     verdict(f"shuffled order over 10B tokens: {used / 1e6:.1f} MB (below 50 MB)", used < 50e6)
 
@@ -144,11 +177,12 @@ def anonymous_memory() -> int:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{CORES} cores, load {os.getloadavg()[0]:.1f} before the start")
     parent = sys.argv[1] if len(sys.argv) > 1 else None
     for measure in (preparation, throughput, share_of_a_step, hundred_shards):
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             measure(Path(folder))
+    pinned_memory()
 
 
 if __name__ == "__main__":

@@ -21,16 +21,18 @@ from optim.polar import POLAR_METHODS, Iteration, _segments, newton_schulz, pola
 
 def bare_products(x: torch.Tensor, segments) -> Callable[[], None]:
     """The products of these segments of steps on the stack x [b, m, n], m <= n."""
-    r, p = (x.new_empty(*x.shape[:-1], x.shape[-2]) for _ in range(2))
+    r, p, q = (torch.randn_like(x[..., : x.shape[-2]]) for _ in range(3))
+    out = [torch.empty_like(r) for _ in range(2)]
     y = torch.empty_like(x)
-    square = sum(3 * (len(segment) - 1) + sum(c != 0 for _, _, c in segment) for segment in segments)
 
     def run() -> None:
-        for _ in segments:
-            torch.bmm(x, x.mT, out=r)
+        for segment in segments:
+            torch.bmm(x, x.mT, out=out[0])
+            for step, (_, _, c) in enumerate(segment):
+                factors = ([(r, r)] if c else []) + ([(r, p), (p, q), (q, r)] if step else [])
+                for index, (left, right) in enumerate(factors):
+                    torch.bmm(left, right, out=out[index % 2])
             torch.bmm(r, x, out=y)
-        for _ in range(square):
-            torch.bmm(r, r, out=p)
 
     return run
 

@@ -59,7 +59,12 @@ class Display:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("tokenizing", total=1.0, done="")
         self.first: tuple[float, int, float] | None = None
@@ -91,8 +96,10 @@ def run(config: DataConfig) -> None:
             content = build(config, display.report)
     documents, tokens = content["documents"], content["tokens"]
     bad = ", ".join(f"{count} {kind}" for kind, count in sorted(documents.items()) if kind != "written")
-    print(f"{config.folder}: {len(content['shards'])} shards, {tokens['val']:,} validation and {tokens['train']:,} "
-          f"training tokens of {content['tokenizer']['name']} from {documents.get('written', 'unknown')} documents")
+    print(
+        f"{config.folder}: {len(content['shards'])} shards, {tokens['val']:,} validation and {tokens['train']:,} "
+        f"training tokens of {content['tokenizer']['name']} from {documents.get('written', 'unknown')} documents"
+    )
     if bad:
         print(f"counted besides: {bad} (docs/data.md says how each is treated)")
 
@@ -109,7 +116,9 @@ def verify(folder: Path) -> None:
         print(f"fault: {fault}")
     if found:
         raise DataError(f"{folder}: {len(found)} fault{'s' * (len(found) > 1)}")
-    checked = "headers, sizes, token range and sha256" if manifest.read_manifest(folder) else "no manifest: headers and sizes"
+    checked = (
+        "headers, sizes, token range and sha256" if manifest.read_manifest(folder) else "no manifest: headers and sizes"
+    )
     print(f"{folder}: good ({checked}; {total:,} bytes in {time.monotonic() - start:.1f} s)")
 
 

@@ -11,6 +11,7 @@ from functools import cache
 
 import torch.distributed as dist
 
+from data import DataError
 from trainer.schema import ConfigError, world_size
 
 
@@ -46,14 +47,14 @@ def agree(key: str, compute: Callable[[], str]) -> str:
     """``compute()`` of rank 0, on every rank.  Workers that torchrun restarts get what the first ones agreed on.
 
     Raises:
-        ConfigError: on every rank, if ``compute`` raised it.
+        ConfigError: on every rank, if ``compute`` raised it or a DataError.
     """
     if world_size() == 1:
         return compute()
     if rank() == 0 and not store().check([key]):
         try:
             said = {"value": compute()}
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             said = {"error": str(error)}
         store().set(key, json.dumps(said))
     said = json.loads(store().get(key))

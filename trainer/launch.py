@@ -23,7 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from data.shards import DataError
+from data import DataError, open_split
+from data import prepare as prepare_data
 from optim.routing import ROLES
 from trainer import resume, rundir, schema
 from trainer.agree import agree, meet_anew, rank, report
@@ -137,10 +138,12 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], varying: Sequ
             config.logger.group = config.logger.group or Path(job.sweep.dir).name
             kept = [o for o in job.overrides.task if o.lstrip("+").partition("=")[0] in varying]
             name = rundir.job_name(kept, config.seed)
+            also = [o for o in kept if o.partition("=")[0] not in ("optim", "seed")]
+            config.logger.label = config.logger.label or ",".join([config.optim.name, *also])
             config.run.name = composed.run.name or name
             config.run.dir = str(Path(job.sweep.dir) / name)
         number = OmegaConf.select(job, "job.num", default=0)
-        config.run.dir = agree(f"job {number}", lambda: rundir.claim(config))
+        config.run.dir = agree(f"job {number}", lambda: settle(config))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         done = agree(f"finished {number} {attempt}", lambda: resume.finished(config))
         if done:
@@ -155,6 +158,14 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], varying: Sequ
     except Exception:
         traceback.print_exc()
         fail(in_sweep)
+
+
+def settle(config: Config) -> str:
+    """On rank 0: see that the data can be read, then take the run's directory; returns its path."""
+    if not config.data.download:  # which may take long; the Trainer does it, one rank a node
+        prepare_data(config.data)
+        open_split(config.data)
+    return rundir.claim(config)
 
 
 def fail(in_sweep: bool) -> None:

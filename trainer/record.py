@@ -107,10 +107,28 @@ class Record:
         line = {"step": step, "tokens": tokens, "train_time_s": train_time_s, **metrics}
         line |= {**self._speed(tokens, train_time_s), **peak}
         self._remember(line)
-        self._try("metrics.jsonl", lambda: self.metrics.append(line))
+        whole = {**line, "run": self.header()} if step == 0 else line
+        self._try("metrics.jsonl", lambda: self.metrics.append(whole))
         self.display.update(line)
         if self.parallel.accelerator.trackers:
             self._try("wandb", lambda: self.parallel.accelerator.log(line, step=step))
+
+    def header(self) -> dict[str, Any]:
+        """What a comparison of records must know of a run; on the line of step 0."""
+        config, train = self.config, self.config.train
+        return {
+            "name": config.run.name,
+            "optim": config.logger.label or config.optim.name,
+            "model": config.model.name,
+            "data": f"{config.data.name}-{config.data.tokenizer or 'gpt2'}",
+            "seed": config.seed,
+            "steps": train.steps,
+            "batch_tokens": train.batch_tokens,
+            "seq_len": train.seq_len,
+            "eval_tokens": config.eval.tokens,
+            "target": config.eval.target,
+            "device": self.describe(),
+        }
 
     def message(self, text: str) -> None:
         """Print above the bar, on rank 0."""

@@ -76,6 +76,7 @@ class TrainConfig:
 class EvalConfig:
     every: int = MISSING  # updates between evaluations; the last update is always followed by one
     tokens: int = MISSING  # tokens of the validation set that are read, over all ranks
+    target: float | None = None  # validation loss [nats per token] that a speedrun is timed to; only recorded
 
 
 @dataclass
@@ -112,6 +113,7 @@ class LoggerConfig:
     kind: LoggerKind = MISSING
     every: int = 10  # updates between records of the training loss
     project: str = "nanomuon"  # W&B project
+    label: str | None = None  # the method's name in comparisons; default: the optimizer and what a sweep varies
     group: str | None = None  # W&B group; default: the sweep's folder in a sweep
     tags: list[str] = field(default_factory=list)  # W&B tags beside optimizer, model and data
 

@@ -124,6 +124,10 @@ def _reasons(run: Run, setting: tuple, target: float | None) -> list[str]:
     bad = [step for step, loss in zip(run.steps, run.losses, strict=True) if not math.isfinite(loss)]
     if bad:
         reasons.append(f"{DIVERGED}: the validation loss at step {bad[0]} is not a finite number")
+    elif run.last_step < run.planned_steps and run.ends_broken:
+        reasons.append(
+            f"{DIVERGED}: its loss or gradient is not a finite number when it stops, at step {run.last_step}"
+        )
     elif run.last_step < run.planned_steps:
         reasons.append(f"stopped early, at step {run.last_step} of {run.planned_steps}")
     elif run.steps[-1] < run.planned_steps:

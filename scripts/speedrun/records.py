@@ -1,8 +1,8 @@
 """Reads `metrics.jsonl` records into runs and says, by line, what is wrong with them.
 
-A record is one JSON object a line: a header `{"run": {...}}`, events (`{"event": ...}`), and metrics with
-`step`, `tokens`, `train_time_s` and, where an evaluation took place, `val/loss`. Nothing else is read: a run is
-what its record says.
+A record is one JSON object a line: a header `{"run": {...}}`, alone or on the line of step 0, events
+(`{"event": ...}`), and metrics with `step`, `tokens`, `train_time_s` and, where an evaluation took place, `val/loss`.
+Nothing else is read: a run is what its record says.
 """
 
 import json
@@ -40,6 +40,7 @@ class Run:
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     last_step: int = -1
+    ends_broken: bool = False  # training loss or gradient norm of the last line is not a finite number
     faults: list[Remark] = field(default_factory=list)
     warnings: list[Remark] = field(default_factory=list)
 
@@ -104,9 +105,9 @@ def read_run(path: Path, place: str) -> Run:
     for number, entry in _entries(raw, run):
         if isinstance(entry.get("run"), dict):
             _take_header(run, number, entry["run"])
-        elif "step" in entry:
+        if "step" in entry:
             _take_metrics(run, number, entry)
-        elif "event" not in entry:
+        elif "event" not in entry and "run" not in entry:
             run.faults.append((number, "object with neither step, run nor event"))
     if not run.header:
         run.faults.append((None, "no header line: optimizer, model and data are unknown"))
@@ -167,6 +168,7 @@ def _take_metrics(run: Run, number: int, entry: dict) -> None:
         run.warnings.append((number, text))
         _forget_from(run, step)
     run.last_step = step
+    run.ends_broken = any(key in entry and not _is_number(entry[key]) for key in ("train/loss", "grad_norm"))
     if "val/loss" in entry:
         _take_evaluation(run, number, step, entry)
 

@@ -28,6 +28,14 @@ class Crash(BaseException):
     """Nothing catches this, as nothing catches a power cut."""
 
 
+def lose_what_is_buffered(self: writer.ShardWriter) -> None:
+    """In place of ShardWriter.close: a killed process does not flush."""
+    if self.file is not None and not self.file.closed:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+        self.file.close()
+
+
 @pytest.mark.parametrize("shard_tokens", [60_000, 10_000_000])
 def test_stopping_at_every_commit(rows, local, monkeypatch, shard_tokens):
     """Stop at the n-th call that makes something durable or visible, for every n, then continue.
@@ -42,6 +50,7 @@ def test_stopping_at_every_commit(rows, local, monkeypatch, shard_tokens):
     for number in range(1, 1000):
         config.dir = f"{config.dir}x"
         with monkeypatch.context() as patch:
+            patch.setattr(writer.ShardWriter, "close", lose_what_is_buffered)
             crashes_at(number, patch)
             try:
                 build(config)
@@ -72,6 +81,31 @@ def crashes_at(number: int, patch: pytest.MonkeyPatch) -> None:
 
     for module, name in [(shards.os, "fsync"), (shards.os, "replace"), (writer, "sync_folder")]:
         patch.setattr(module, name, partial(counted, getattr(module, name)))
+
+
+def test_final_names_come_from_renames_of_synced_files(rows, local, monkeypatch):
+    """Against a power cut too: a file is synced before it gets its name, tokens before the progress that counts them."""
+    monkeypatch.setattr(building, "CHECKPOINT_SECONDS", 0.0)
+    config, events = local(rows[:600], shard_tokens=60_000), []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        events.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def note_replace(source, target):
+        assert os.stat(source).st_ino in events, f"{source} was not synced before it became {target}"
+        if Path(target).name == building.PROGRESS:
+            parts = [file.stat().st_ino for file in config.folder.glob("*.part")]
+            assert not parts or parts[0] in events
+        events.append(Path(target).name)
+        replace(source, target)
+        events[:] = [event for event in events if isinstance(event, str)]
+
+    monkeypatch.setattr(shards.os, "fsync", note_fsync)
+    monkeypatch.setattr(shards.os, "replace", note_replace)
+    build(config)
+    assert set(contents(config.folder)) <= set(events) and building.PROGRESS in events
 
 
 CHILD = """

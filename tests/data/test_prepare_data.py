@@ -62,7 +62,10 @@ def test_the_contract_from_another_folder(folder):
         (["data=local", "data.tokens=0"], "data.tokens=0"),
         (["seed=1"], "seed"),
         (["data=local"], "data.source=''"),
-        (["data=local", "data.source=text", "data.dir=/proc/version/out"], "data.dir=/proc/version/out: cannot be used"),
+        (
+            ["data=local", "data.source=text", "data.dir=/proc/version/out"],
+            "data.dir=/proc/version/out: cannot be used",
+        ),
         (["data=local", "data.source=text", "data.tokenizer=gpt5"], "data.tokenizer=gpt5"),
         (["data=sample", "data.dir=text"], "data.dir=text: the folder exists"),
         (["data=sample", "data.dir=/proc/version/out"], "data.dir=/proc/version/out: cannot be written"),

@@ -111,7 +111,7 @@ def use(config) -> None:
     loader = Loader(split.train, seq_len=64, batch_sequences=8, vocab_size=split.vocab_size)
     for step in range(loader.windows_per_epoch // 8):
         for inputs, targets in loader.batch(step):
-            assert 0 <= int(inputs.min()) and int(targets.max()) < 257
+            assert int(inputs.min()) >= 0 and int(targets.max()) < 257
     loader.close()
 
 

@@ -39,7 +39,7 @@ class WorkerError(AssertionError):
 
 
 def run_workers(
-    worker: Callable, world_size: int, tmp_path: Path, *, timeout: float = 120, env: dict | None = None, **kwargs
+    worker: Callable, world_size: int, tmp_path: Path, *, timeout: float = 300, env: dict | None = None, **kwargs
 ) -> list:
     """Call `worker(rank, world_size, **kwargs)` in each process; return what each rank returned, in rank order."""
     out = _fresh_folder(tmp_path)
@@ -54,7 +54,7 @@ def run_command(
     world_size: int,
     tmp_path: Path,
     *,
-    timeout: float = 120,
+    timeout: float = 300,
     env: dict | None = None,
     cwd: Path = ROOT,
 ) -> list[str]:

@@ -1,26 +1,28 @@
 """Start training jobs in a fraction of a second: every rank is a fork of one process that has imported everything.
 
     with Template(tmp_path) as template:
-        job = template.start(["experiment=smoke", "run.dir=…"], ranks=2, hook="hooks.py:at_step_3")
+        job = template.start(["experiment=smoke", "run.dir=…"], ranks=2, hook=["poison", {"step": 3}])
         job.kill(rank=1)                     # SIGKILL
         codes = job.wait(timeout=60)         # of every rank, negative for a signal
         job.output(0)                        # stdout and stderr of rank 0
 
 Ranks see what torchrun would show them, except that nobody restarts them or kills the rest when one has died.  A hook
-is a function ``(rank)`` of a Python file, called in every rank before training begins: it may change anything.
+is a function ``(rank, **arguments)`` of hooks.py, called in every rank before training begins.
 """
 
-import importlib.util
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,9 +37,8 @@ class Template:
     def __init__(self, folder: Path):
         self.folder, self.jobs = Path(folder), []
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, __file__], env=environment, cwd=ROOT, **pipes)
 
     def __enter__(self) -> "Template":
         return self
@@ -54,7 +55,7 @@ class Template:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, arguments: list[str], ranks: int = 1, hook: str | None = None) -> "Job":
+    def start(self, arguments: list[str], ranks: int = 1, hook: list | None = None) -> "Job":
         out = self.folder / f"job{len(self.jobs)}"
         out.mkdir(parents=True)
         store = None
@@ -68,7 +69,7 @@ class Template:
         self.jobs.append(Job(self, pids, out, store))
         return self.jobs[-1]
 
-    def run(self, arguments: list[str], ranks: int = 1, hook: str | None = None, timeout: float = 120) -> "Job":
+    def run(self, arguments: list[str], ranks: int = 1, hook: list | None = None, timeout: float = 120) -> "Job":
         """Start a job and wait for its success."""
         job = self.start(arguments, ranks, hook)
         codes = job.wait(timeout)
@@ -128,57 +129,78 @@ def lines(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
 
 
-def call(hook: str, rank: int) -> None:
-    path, _, name = hook.rpartition(":")
-    spec = importlib.util.spec_from_file_location("hooks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    getattr(module, name)(rank)
+def _train(request: dict, composed: DictConfig) -> int:
+    """In a fork: become the rank that the request describes, and do what trainer/launch.py does after Hydra."""
+    from tests.distributed import hooks
+    from trainer import launch, record, resume, rundir, schema
+    from trainer.agree import agree, report
+    from trainer.loop import Trainer
 
-
-def _train(request: dict) -> int:
-    """In a fork: become the rank that the request describes."""
     os.setsid()
     out = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for descriptor in (1, 2):
         os.dup2(out, descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request["environment"])
-    sys.argv = ["train.py", *request["arguments"]]
-    from trainer import launch
-    from trainer.loop import Trainer
-
+    record.loss_vs_time = lambda *arguments: None  # a second, and tested elsewhere
+    if request["hook"]:
+        name, arguments = request["hook"]
+        getattr(hooks, name)(request["rank"], **arguments)
     try:
-        if request["hook"]:
-            call(request["hook"], request["rank"])
-        launch.main(lambda config: Trainer(config).run() and None)
-    except SystemExit as leaving:
-        return leaving.code or 0
+        config = schema.validate(composed, schema.world_size())
+        config.run.dir = agree("job", lambda: rundir.claim(config))
+        done = agree("finished", lambda: resume.finished(config))
+        print(done) if done else Trainer(config).run()
+    except launch.USER_ERRORS as error:
+        report(error)
+        return 1
     return 0
 
 
+def _compose(arguments: tuple[str, ...]) -> DictConfig:
+    import hydra
+
+    from trainer import launch, schema
+
+    schema.register()
+    overrides = [launch.settings_are_open(argument) for argument in arguments]
+    with hydra.initialize_config_dir(str(launch.CONFIGS), job_name="train", version_base="1.3"):
+        return hydra.compose("train", overrides=overrides)
+
+
 def _serve() -> None:
+    import matplotlib.pyplot  # noqa: F401
+    import torch._dynamo  # noqa: F401  # optimizers import it when they are built
+    import torch.distributed.fsdp  # noqa: F401
     import wandb  # noqa: F401
 
-    from trainer import launch, loop  # noqa: F401
+    from trainer import loop  # noqa: F401
 
+    compose = functools.cache(_compose)
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
         else:
+            composed = compose(tuple(request["arguments"]))
             pid = os.fork()
             if pid == 0:
-                code = 1
-                try:
-                    code = _train(request)
-                finally:
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                    os._exit(code)
+                _run_fork(request, composed)
             answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
+
+
+def _run_fork(request: dict, composed: DictConfig) -> None:
+    code = 1
+    try:
+        code = _train(request, composed)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ UNTIED = ModelConfig(
     family="modern", n_layer=2, n_head=2, n_embd=8, position="half_rope", embed_norm=True, qk_norm=True, softcap=15.0
 )
 MODELS = {"tied": TIED, "untied": UNTIED}
-VOCABULARY, LENGTH, SEQUENCES, STEPS = 70, 9, 24, 6
+VOCABULARY, LENGTH, SEQUENCES, STEPS = 70, 9, 24, 4
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def every_arrangement(rank: int, world_size: int) -> dict:
     modes = {1: ["single", "ddp", "fsdp"], 4: ["ddp", "fsdp", "hsdp"]}.get(world_size, ["ddp", "fsdp"])
     results = {}
     for dtype in ("float32", "float64"):
-        for mode in [*modes, "fsdp again"]:
+        for mode in [*modes, *(["fsdp again"] if dtype == "float32" else [])]:
             for name, config in MODELS.items():
                 parallel = setup(ParallelConfig(mode=mode.split()[0]), dtype=dtype, seed=3)
                 results[f"{dtype} {mode} {name}"] = train(parallel, config)
@@ -94,7 +94,7 @@ def reference(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_numbers_do_not_depend_on_the_arrangement(world_size, reference, tmp_path):
     results = run_workers(every_arrangement, world_size, tmp_path)
-    assert len(results[0]) == 2 * 2 * {1: 4, 4: 4}.get(world_size, 3)
+    assert len(results[0]) == 2 * {1: 7, 4: 7}.get(world_size, 5)
     for key in results[0]:
         dtype, name = key.split()[0], key.split()[-1]
         expected = reference[f"{dtype} {name}"]

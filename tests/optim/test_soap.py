@@ -27,13 +27,17 @@ def train(shapes=SHAPES, steps=STEPS, prepare=lambda optimizer: None, **settings
     return [w.detach() for w in weights]
 
 
-def plain_soap(w, grads, lr, beta1, beta2, eps, wd, every, max_dim):
-    """The paper's algorithm 3 on one matrix: momentum in the original space, turned anew in every step."""
+def plain_soap(w, grads, lr, beta1, beta2, eps, wd, every, max_dim, bases=None):
+    """The paper's algorithm 3 on one matrix: momentum in the original space, turned anew in every step.
+
+    From ``bases`` (size -> basis) if given, else from those of the first gradient.
+    """
     sides = [size <= max_dim for size in w.shape]
     stats = [np.zeros((size, size)) for size in w.shape]
-    bases = [np.eye(size) for size in w.shape]
+    given = bases is not None
+    bases = [bases[size].numpy() if given else np.eye(size) for size in w.shape]
     momentum, second = np.zeros_like(w), np.zeros_like(w)
-    for t, g in enumerate(grads):
+    for t, g in enumerate(grads, start=1 if given else 0):
         w = w * (1 - lr * wd)
         if t > 0:
             momentum = beta1 * momentum + (1 - beta1) * g
@@ -53,13 +57,35 @@ def plain_soap(w, grads, lr, beta1, beta2, eps, wd, every, max_dim):
     return w
 
 
-@pytest.mark.parametrize(("every", "max_dim"), [(1, 100), (3, 100), (2, 4), (1, 2)])
-def test_is_the_paper(every, max_dim):
-    got = train(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, every=every, max_dim=max_dim)
-    for i, (shape, weight) in enumerate(zip(SHAPES, got, strict=True)):
+def compare(got, shapes, **settings):
+    for i, (shape, weight) in enumerate(zip(shapes, got, strict=True)):
         grads = [gradient(shape, t, i).numpy() for t in range(STEPS)]
-        want = plain_soap(seeded(shape, 0, i, dtype=torch.float64).numpy(), grads, 0.1, 0.8, 0.9, 1e-3, 0.3, every, max_dim)
-        assert relative(weight, torch.from_numpy(want)) < 1e-10
+        want = plain_soap(seeded(shape, 0, i, dtype=torch.float64).numpy(), grads, 0.1, 0.8, 0.9, 1e-3, 0.3, **settings)
+        assert relative(weight, torch.from_numpy(want)) < 1e-9
+
+
+@pytest.mark.parametrize(("every", "max_dim"), [(1, 5), (3, 5), (2, 4), (1, 2)])
+def test_is_the_paper(every, max_dim):
+    """Both sides have a basis where the first gradient determines it: in square matrices."""
+    shapes = [(5, 5), (4, 6), (6, 4), (4, 4), (1, 6)]
+    settings = dict(every=every, max_dim=max_dim)
+    got = train(shapes, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, **settings)
+    compare(got, shapes, **settings)
+
+
+def test_rectangles_from_given_bases():
+    """The first gradient leaves a part of the longer side's basis open; from the same bases everything is the paper's."""
+    shapes = [(6, 4), (4, 6)]
+    bases = {size: torch.linalg.qr(seeded((size, size), 3, size, dtype=torch.float64)).Q for size in (4, 6)}
+
+    def begin(optimizer):
+        optimizer.param_groups[0]["step"] = 1
+        for state in optimizer.state.values():
+            for side in ("left", "right"):
+                state[f"{side}_basis"][:] = bases[state[side].shape[-1]]
+
+    got = train(shapes, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, every=3, prepare=begin)
+    compare(got, shapes, every=3, max_dim=100, bases=bases)
 
 
 def test_first_step_only_initialises():
@@ -89,16 +115,31 @@ def test_turned_gradients_give_turned_updates():
     """Unlike Adam's, the update of Q G P is Q U P, as long as the bases are exact."""
 
     def update(left, right):
-        weight = nn.Parameter(torch.zeros(5, 7, dtype=torch.float64))
+        weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
         optimizer = SOAP([weight], lr=1.0, betas=(0.8, 0.9), every=10**9)
         for t in range(STEPS):
-            weight.grad = left @ gradient((5, 7), t, 0) @ right
+            weight.grad = left @ gradient((6, 6), t, 0) @ right
             optimizer.step()
         return weight.detach()
 
-    left, right = (torch.linalg.qr(seeded((size, size), 9, size, dtype=torch.float64)).Q for size in (5, 7))
-    eye = torch.eye
-    assert relative(update(left, right), left @ update(eye(5).double(), eye(7).double()) @ right) < 1e-6
+    left, right = (torch.linalg.qr(seeded((6, 6), 9, i, dtype=torch.float64)).Q for i in range(2))
+    eye = torch.eye(6, dtype=torch.float64)
+    assert relative(update(left, right), left @ update(eye, eye) @ right) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (4, 12)])
+def test_rounding_does_not_choose_the_bases(shape):
+    """Gradients that differ in the last bits, as over two numbers of ranks, give weights that differ as little."""
+
+    def weights(noise):
+        weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        optimizer = SOAP([weight], lr=1.0, every=5)
+        for t in range(STEPS):
+            weight.grad = gradient(shape, t, 0) * (1 + noise * seeded(shape, 50 + t, dtype=torch.float64))
+            optimizer.step()
+        return weight.detach()
+
+    assert relative(weights(1e-14), weights(0.0)) < 1e-9
 
 
 def test_bases_become_eigenvectors_and_stay_orthogonal():

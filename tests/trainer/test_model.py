@@ -93,11 +93,15 @@ class LargestLogits(TorchDispatchMode):
 @pytest.mark.parametrize("training", [True, False])
 def test_logits_of_more_than_a_chunk_never_exist(training):
     model, batch = build(dataclasses.replace(GPT2, loss_chunk=17)), draw(batch=10)
+    kept = []  # shapes of what the forward pass leaves for the backward pass
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t)
     with LargestLogits() as seen, torch.set_grad_enabled(training):
-        loss = model(*batch)
+        with hooks:
+            loss = model(*batch)
         if training:
             loss.backward()
     assert seen.rows == 17
+    assert bool(kept) == training and not any(shape[-1:] in ((VOCABULARY,), (128,)) for shape in kept)
 
 
 def test_ignored_targets_carry_no_gradient():

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -181,7 +182,12 @@ def test_offline_wandb(configure, tmp_path, shown):
     accelerator.end_training()
     assert "warning" not in shown.getvalue(), shown.getvalue()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    entries = list(wandb_records(path))
+    deadline = time.monotonic() + 60
+    entries = []
+    while not entries or entries[-1].WhichOneof("record_type") != "exit":  # W&B's own process writes a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        entries = list(wandb_records(path))
     (run,) = [entry.run for entry in entries if entry.WhichOneof("record_type") == "run"]
     axes = {entry.metric.name: entry.metric.step_metric for entry in entries if entry.HasField("metric")}
     history = [entry.history.item for entry in entries if entry.HasField("history")]
