@@ -10,5 +10,21 @@ from optim.elementwise import AdagradInside, Lion, RMSpropInside, Signum
 from optim.matrix import MatrixOptimizer
 from optim.muon import Muon
 from optim.normuon import NorMuon
+from optim.scion import Scion
+from optim.shampoo import Shampoo
+from optim.soap import SOAP
+from optim.steepest import Steepest
 
-__all__ = ["AdagradInside", "Lion", "MatrixOptimizer", "Muon", "NorMuon", "RMSpropInside", "Signum"]
+__all__ = [
+    "SOAP",
+    "AdagradInside",
+    "Lion",
+    "MatrixOptimizer",
+    "Muon",
+    "NorMuon",
+    "RMSpropInside",
+    "Scion",
+    "Shampoo",
+    "Signum",
+    "Steepest",
+]

@@ -71,6 +71,6 @@ def polar_express_coefficients(
         # The interval follows the shrunk polynomial even where the last one, published unshrunk, ends the list.
         shrunk = tuple(x / (1 + safety) ** power for x, power in zip(fit, (1, 3, 5), strict=True))
         result.append(shrunk if step < steps - 1 else fit)
-        lower = evaluate(shrunk, lower)
+        lower = min(evaluate(shrunk, lower), 1.0)  # rounding may carry it past upper
         upper = 2 - lower
     return tuple(result)

@@ -174,7 +174,7 @@ def _flops(shape: Sequence[int], segments: Sequence[Sequence[Quintic]]) -> float
 @torch.no_grad()
 def polar_svd(x: Tensor) -> Tensor:
     """The exact factor by SVD; directions below numerical rank, max(m, n)·eps·σ_max, are left out."""
-    work, finite = _finite(x, torch.promote_types(x.dtype, torch.float32))
+    work, finite = finite_part(x, torch.promote_types(x.dtype, torch.float32))
     u, s, vh = torch.linalg.svd(work, full_matrices=False)
     kept = s > s[..., :1] * (max(x.shape[-2:]) * torch.finfo(s.dtype).eps)
     return torch.where(finite, (u * kept.unsqueeze(-2)) @ vh, torch.nan).to(x.dtype)
@@ -185,7 +185,7 @@ def polar_eigh(x: Tensor) -> Tensor:
     """The exact factor (XXᵀ)^(-1/2) X on the shorter side, in float64 since XXᵀ squares the condition number."""
     if x.shape[-2] > x.shape[-1]:
         return polar_eigh(x.mT).mT
-    work, finite = _finite(x, torch.float64)
+    work, finite = finite_part(x, torch.float64)
     work = work / work.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     values, vectors = torch.linalg.eigh(work @ work.mT)
     kept = values > values[..., -1:] * (x.shape[-1] * torch.finfo(torch.float64).eps)
@@ -193,7 +193,7 @@ def polar_eigh(x: Tensor) -> Tensor:
     return torch.where(finite, (vectors * roots) @ (vectors.mT @ work), torch.nan).to(x.dtype)
 
 
-def _finite(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def finite_part(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x in dtype with its non-finite matrices zeroed, and the mask [..., 1, 1] of the others: LAPACK rejects NaN."""
     finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     return torch.where(finite, x, 0.0).to(dtype), finite

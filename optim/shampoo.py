@@ -64,6 +64,7 @@ class Shampoo(MatrixOptimizer):
             if value < 1:
                 raise ValueError(f"{name}={value}: give a number of at least 1")
         exponent = exponent or (0.5 if one_sided else 0.25)
+        inverse_root(torch.zeros(1, 1), exponent, eps, root)  # says what is wrong with them now, not in the first step
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
         settings |= dict(one_sided=one_sided, block=block, every=every, graft=graft, graft_eps=graft_eps)
         super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)

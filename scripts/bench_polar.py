@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python scripts/bench_polar.py
     OMP_NUM_THREADS=1 python scripts/bench_polar.py --dim 768 --count 2 --methods polar_express newton_schulz5
 
-A method's bare products are its torch.bmm calls alone: the same shapes and number on preallocated stacks, without norms,
-additions, symmetry or working through the stack in cached pieces; so a ratio below 1 is time that those save.
+A method's bare products are as many torch.bmm calls of the same shapes on preallocated stacks. They leave out norms and
+additions, but also symmetry and working in cached pieces: a ratio below 1 is time that those save.
 Ratios are medians over the repeats, with (min-max); each repeat times every contender once, in turn.
 """
 

@@ -19,6 +19,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def attempt() -> int:
+    """How often torchrun has restarted the workers."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 @cache
 def store() -> dist.Store:
     """The store of this job: torchrun's agent holds it; without an agent rank 0 does, on the same port.
@@ -64,9 +69,10 @@ def agree(key: str, compute: Callable[[], str]) -> str:
 
 
 def meet_anew(number: int) -> None:
-    """Give job ``number`` of a sweep a store of its own: a new process group would trip over the last one's keys."""
-    if world_size() > 1 and number > 0:
-        os.environ["MASTER_PORT"] = agree(f"port {number}", _free_port)
+    """Give job ``number`` of a sweep, and restarted workers, a store of their own: a new process group would trip over
+    the last one's keys."""
+    if world_size() > 1 and (number > 0 or attempt() > 0):
+        os.environ["MASTER_PORT"] = agree(f"port {number} {attempt()}", _free_port)
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # rank 0 holds it, on the new port
 
 
@@ -82,7 +88,7 @@ def report(error: Exception) -> None:
     if world_size() > 1:
         mine = f"{rank()} {line}"
         try:
-            first = store().compare_set("error", "", mine).decode()
+            first = store().compare_set(f"error {attempt()}", "", mine).decode()
         except (ConfigError, RuntimeError):
             first = mine
         if first != mine:

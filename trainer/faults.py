@@ -240,8 +240,7 @@ def lost_ranks_named(parallel: Parallel, wait: float = 5.0) -> Iterator[None]:
 
 
 def _silent_ranks(parallel: Parallel, wait: float) -> list[int]:
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    keys: Mapping[int, str] = {rank: f"alive {attempt} {rank}" for rank in range(parallel.world_size)}
+    keys = {rank: f"alive {agree.attempt()} {rank}" for rank in range(parallel.world_size)}
     silent = set(keys)
     deadline = time.monotonic() + wait
     try:

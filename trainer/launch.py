@@ -27,7 +27,7 @@ from data import DataError, open_split
 from data import prepare as prepare_data
 from optim.routing import ROLES
 from trainer import resume, rundir, schema
-from trainer.agree import agree, meet_anew, rank, report
+from trainer.agree import agree, attempt, meet_anew, rank, report
 from trainer.commit import CheckpointError
 from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.loop import TrainingError
@@ -144,8 +144,7 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], varying: Sequ
             config.run.dir = str(Path(job.sweep.dir) / name)
         number = OmegaConf.select(job, "job.num", default=0)
         config.run.dir = agree(f"job {number}", lambda: settle(config))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        done = agree(f"finished {number} {attempt}", lambda: resume.finished(config))
+        done = agree(f"finished {number} {attempt()}", lambda: resume.finished(config))
         if done:
             if rank() == 0:
                 print(done)

@@ -15,6 +15,7 @@ from data import manifest
 from data.build import build, encode, locked
 from data.config import DataConfig
 from data.documents import decode_json, decode_text
+from data.local import LocalText
 from data.shards import DataError, open_shard
 from data.split import open_split
 from data.tokenizer import load_tokenizer
@@ -73,6 +74,21 @@ def test_shards_are_the_speedrun_s_byte_for_byte(rows, gpt2, tmp_path, form):
     assert len(expected) == 7 and written(out) == expected
     assert sorted(file.name for file in out.iterdir()) == sorted([*expected, "manifest.json"])
     assert manifest.faults(out) == []
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "jsonl.gz", "txt"])
+def test_a_source_continues_where_its_cursor_says(rows, tmp_path, form):
+    source = tmp_path / "text"
+    source.mkdir()
+    rows = rows[:1200]
+    write_source(source, rows, form)
+    (source / "z.jsonl").write_bytes(b"\n" + as_jsonl(rows[:3]) + b"\n" + as_jsonl(rows[3:9]))
+    whole = list(LocalText(str(source)).batches(None))
+    assert [decode(raw) for batch in whole for decode, raw in batch.items] == [r["text"] for r in [*rows, *rows[:9]]]
+    assert whole[-1].fraction == 1 and [b.fraction for b in whole] == sorted(b.fraction for b in whole)
+    for at in range(len(whole)):
+        rest = list(LocalText(str(source)).batches(json.loads(json.dumps(whole[at].cursor))))
+        assert rest == whole[at + 1 :]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -58,7 +58,7 @@ def test_raw_text_is_streamed_and_tokenized(hub, rows, gpt2, tmp_path):
 def test_a_stream_continues_where_its_cursor_says(hub):
     whole = list(HubText(FINEWEB["source"], COMMIT).batches(None))
     assert sum(len(batch.items) for batch in whole) == 1500
-    for at in range(0, len(whole) - 1, 2):
+    for at in (0, 1, len(whole) // 2):
         rest = list(HubText(FINEWEB["source"], COMMIT).batches(json.loads(json.dumps(whole[at].cursor))))
         assert [batch.items for batch in rest] == [batch.items for batch in whole[at + 1 :]]
         again = list(HubText(FINEWEB["source"], COMMIT).batches(json.loads(json.dumps(rest[0].cursor))))
@@ -131,7 +131,7 @@ def ready(tmp_path, **keys) -> DataConfig:
     return DataConfig(**FINEWEB, tokenizer="gpt2", **keys)
 
 
-def test_the_first_shards_are_fetched_and_later_more(tmp_path, shelf):
+def test_the_first_shards_are_fetched_and_later_more(tmp_path, shelf, monkeypatch):
     _, fetched = shelf
     prepare(ready(tmp_path, tokens=1500))
     assert fetched == ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
@@ -140,6 +140,7 @@ def test_the_first_shards_are_fetched_and_later_more(tmp_path, shelf):
     assert manifest.faults(tmp_path / "out") == []
     prepare(ready(tmp_path, tokens=2000))
     assert len(fetched) == 3, "two shards are enough"
+    monkeypatch.setattr(fineweb, "commit", lambda repository, revision: revision or "f" * 40)  # main has moved on
     prepare(ready(tmp_path))
     prepare(ready(tmp_path))
     assert fetched[3:] == ["fineweb_train_000003.bin"]

@@ -84,7 +84,7 @@ def crashes_at(number: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_final_names_come_from_renames_of_synced_files(rows, local, monkeypatch):
-    """Against a power cut too: a file is synced before it gets its name, tokens before the progress that counts them."""
+    """Against a power cut too: a file is synced before it gets its name, tokens before what counts them."""
     monkeypatch.setattr(building, "CHECKPOINT_SECONDS", 0.0)
     config, events = local(rows[:600], shard_tokens=60_000), []
     fsync, replace = os.fsync, os.replace

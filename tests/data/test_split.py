@@ -70,6 +70,16 @@ def test_many_processes_write_the_sample_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"] and manifest.faults(tmp_path / "s") == []
 
 
+def test_the_sample_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.split.os.rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config_of("sample", dir=str(tmp_path / "s")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sample_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("dear diary")
     with pytest.raises(DataError, match=f"data.dir={tmp_path}: the folder exists and is not data=sample"):

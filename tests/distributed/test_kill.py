@@ -122,7 +122,7 @@ def test_full_disk(template, tmp_path):
     assert job.wait(60) == [0, 0], job.output()
     assert "warning: a checkpoint failed, the one before it stays: rank 0: File too large" in job.output()
     failed = [line["step"] for line in lines(tmp_path / "run") if "checkpoint/failed" in line]
-    assert failed and set(failed) <= {7, 8, 9, 10, 11}
+    assert len(failed) == 3 and set(failed) <= set(range(7, 13)), "the saves of steps 6, 8 and 10"
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step_00000004", "step_00000012"]
@@ -147,7 +147,8 @@ class Torchrun:
 
     def __exit__(self, *error: object) -> None:
         for process in [*self.workers(), self.process]:
-            process.kill()
+            if process.is_running():
+                process.kill()
         self.process.wait()
 
     def workers(self) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest
+from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest, lmo
 from optim.exchange import Plan
 from tests.optim.reference import SCALES, relative, seeded, svd_polar
 
@@ -117,6 +117,7 @@ def max_entry(x):
 # ANCHORS: direction -LMO(X), dual norm of X, norm of X.
 NORMS = {
     "l1": (max_entry, lambda x: x.abs().max(), lambda x: x.abs().sum()),
+    "l2": (lambda x: x / x.norm(), lambda x: x.norm(), lambda x: x.norm()),
     "frobenius": (lambda x: x / x.norm(), lambda x: x.norm(), lambda x: x.norm()),
     "linf": (torch.sign, lambda x: x.abs().sum(), lambda x: x.abs().max()),
     "spectral": (svd_polar, lambda x: singular(x)[1].sum(), lambda x: singular(x)[1].max()),
@@ -142,6 +143,10 @@ NORMS = {
         lambda x: x.norm(dim=1).max() * math.sqrt(x.shape[1]),
     ),
 }
+
+
+def test_every_norm_is_tested():
+    assert set(NORMS) == set(lmo.NORMS)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])

@@ -165,7 +165,9 @@ def test_wrong_settings_are_named():
         (dict(block=0), "block=0: give a number"),
         (dict(graft="rmsprop"), "graft=rmsprop is unknown: choose one of none, adam, sgd"),
         (dict(statistics="mean"), "statistics=mean is unknown"),
-        (dict(root="cholesky"), "cholesky"),
+        (dict(root="cholesky"), "root=cholesky is unknown: choose one of eigh, newton"),
+        (dict(root="newton", exponent=0.3), "root=newton needs an exponent 1/p"),
+        (dict(eps=-1.0), "eps=-1.0"),
     ]:
         with pytest.raises(ValueError, match=words):
             Shampoo([nn.Parameter(torch.zeros(2, 2))], **settings)

@@ -1,0 +1,96 @@
+"""Inverse roots of stacks of symmetric positive semi-definite matrices, for Shampoo and its relatives."""
+
+import torch
+from torch import Tensor
+
+from optim.polar import finite_part
+
+ROOT_METHODS = ("eigh", "newton")
+NEWTON_STEPS = 100
+"""A step multiplies the smallest eigenvalue by up to e, so that 100 reach any condition number of float64."""
+
+
+@torch.no_grad()
+def inverse_root(a: Tensor, exponent: float, eps: float = 0.0, method: str = "eigh") -> Tensor:
+    """(A + eps·I)^(-exponent) of every symmetric positive semi-definite A of a [..., n, n], in a's shape and dtype.
+
+    Eigenvalues that rounding made negative count as zero. With eps = 0 the power is that of the pseudo-inverse:
+    eigenvalues below n·(machine epsilon)·λ_max give 0. A matrix with a NaN or an infinity becomes NaN.
+    method: "eigh", or "newton" for exponents 1/p with a whole p, which is made of matrix products and in float32 more
+    accurate; it leaves the matrices on which it does not converge, such as singular ones with eps = 0, to eigh.
+    Raises ValueError for exponent <= 0, eps < 0, an unknown method, or an exponent that newton cannot take.
+    """
+    if exponent <= 0 or eps < 0:
+        raise ValueError(f"inverse_root needs exponent > 0 and eps >= 0, got exponent={exponent}, eps={eps}")
+    _check(method)
+    p = round(1 / exponent)
+    if method == "newton" and abs(p * exponent - 1) > 1e-6:
+        raise ValueError(f"root=newton needs an exponent 1/p with a whole p, got {exponent}: use root=eigh")
+    work, finite = finite_part(a, torch.promote_types(a.dtype, torch.float32))
+    root = _newton_root(work, p, eps) if method == "newton" else _eigh_root(work, exponent, eps)
+    return torch.where(finite, root, torch.nan).to(a.dtype)
+
+
+def inverse_root_flops(n: int, method: str = "eigh") -> float:
+    """About what one n×n root costs; Newton's at 20 steps of four products. For balancing work, not for accounting."""
+    _check(method)
+    return (9.0 + 2.0) * n**3 if method == "eigh" else 20 * 4 * 2.0 * n**3
+
+
+def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.linalg.eigh, tried again in float64 where it fails or returns something that is not finite.
+
+    A matrix of the stack [..., n, n] with a NaN or an infinity gets NaN eigenvalues and eigenvectors.
+    """
+    part, finite = finite_part(a, a.dtype)
+    try:
+        values, vectors = torch.linalg.eigh(part)
+        failed = not (values.isfinite().all() and vectors.isfinite().all())
+    except torch.linalg.LinAlgError:
+        failed = True
+    if failed:
+        values, vectors = (x.to(a.dtype) for x in torch.linalg.eigh(part.double()))
+    return torch.where(finite.squeeze(-1), values, torch.nan), torch.where(finite, vectors, torch.nan)
+
+
+def _check(method: str) -> None:
+    if method not in ROOT_METHODS:
+        raise ValueError(f"root={method} is unknown: choose one of {', '.join(ROOT_METHODS)}")
+
+
+def _eigh_root(a: Tensor, exponent: float, eps: float) -> Tensor:
+    values, vectors = eigh(a)
+    values = values.clamp_min(0)
+    floor = 0.0 if eps else values[..., -1:] * (a.shape[-1] * torch.finfo(a.dtype).eps)
+    powers = torch.where(values + eps > floor, (values + eps).pow(-exponent), 0.0)
+    return (vectors * powers.unsqueeze(-2)) @ vectors.mT
+
+
+def _newton_root(a: Tensor, p: int, eps: float) -> Tensor:
+    """Coupled Newton iteration for A^(-1/p) (Guo and Higham 2006, section 3; Anil et al., arXiv 2002.09018).
+
+    M = X^p A is kept beside X and goes to I. Scaled so that the eigenvalues of M start in (0, (p+1)/2], each step maps
+    them to μ((p+1-μ)/p)^p, which is at most 1 and increases to it.
+    """
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    m = a + eps * identity
+    scale = (1 + p) / (2 * torch.linalg.matrix_norm(m, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny))
+    m, x = m * scale, identity * scale.pow(1 / p)
+    residual = _residual(m)
+    for _ in range(NEWTON_STEPS):
+        factor = ((p + 1) * identity - m) / p
+        next_x, next_m = x @ factor, torch.linalg.matrix_power(factor, p) @ m
+        next_residual = _residual(next_m)
+        # Near I the residual is squared by every step, until rounding stops it: keep what is best before that.
+        settled = (residual < 0.1) & (next_residual > residual / 2)
+        x, m = torch.where(settled, x, next_x), torch.where(settled, m, next_m)
+        residual = torch.where(settled, residual, next_residual)
+        if settled.all():
+            break
+    return torch.where(residual < 0.1, x, _eigh_root(a, 1 / p, eps)) if (residual >= 0.1).any() else x
+
+
+def _residual(m: Tensor) -> Tensor:
+    """The largest entry of |M - I|, [..., 1, 1]; NaN counts as infinity."""
+    deviation = m - torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
+    return deviation.abs().amax(dim=(-2, -1), keepdim=True).nan_to_num(torch.inf)
