@@ -134,7 +134,8 @@ def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alp
     rows = a.shape[-2]
     blocks = max(1, min(rows // BLOCK_ROWS, MAX_BLOCKS)) if a.device.type == "cpu" else 1
     for top, bottom in pairwise(rows * i // blocks for i in range(blocks + 1)):
-        out[:, top:bottom, :bottom].baddbmm_(a[:, top:bottom], b[:, :, :bottom], beta=beta, alpha=alpha)
+        block = out[:, top:bottom, :bottom]
+        torch.baddbmm(block, a[:, top:bottom], b[:, :, :bottom], beta=beta, alpha=alpha, out=block)
         if top:
             out[:, :top, top:bottom] = out[:, top:bottom, :top].mT
 

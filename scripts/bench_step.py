@@ -6,6 +6,7 @@
 4 layers, 4 heads, 128 dimensions, 12 sequences of 64 tokens, vocabulary 65, float32, AdamW, no bias, no compilation.
 nanoGPT's model and optimizer come from its checkout; the step around them does what its train.py does. Blocks of steps
 alternate between the two, so that a change of the machine's speed meets both; each pair of blocks gives one ratio.
+Before that, the two models with the same weights must give the same loss: they do the same work.
 """
 
 import argparse
@@ -20,22 +21,57 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from trainer.model import ModelConfig
-from trainer.parallel import ParallelConfig, setup
+from trainer.parallel import Parallel, ParallelConfig, setup
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
 LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
 
 
-def nanogpt_step(checkout: Path, tokens: Path) -> Callable[[], torch.Tensor]:
-    """A closure that takes one step as nanoGPT's train.py does with --device=cpu --compile=False."""
+def nanogpt_model(checkout: Path) -> nn.Module:
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shape = dict(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, block_size=LENGTH, vocab_size=VOCABULARY)
     with contextlib.redirect_stdout(io.StringIO()):  # it announces its parameter counts
-        model = module.GPT(module.GPTConfig(**shape, bias=False, dropout=0.0))
+        return module.GPT(module.GPTConfig(**shape, bias=False, dropout=0.0))
+
+
+def our_model(parallel: Parallel) -> nn.Module:
+    """GPT-2's architecture, with nanoGPT's form of GELU and without biases."""
+    config = ModelConfig(
+        n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, position="learned", norm="layernorm", activation="gelu_erf",
+        tied=True, bias=False, family="gpt2",
+    )  # fmt: skip
+    return parallel.wrap(config, VOCABULARY, LENGTH)
+
+
+def check_same_work(theirs: nn.Module, ours: nn.Module) -> None:
+    """Give ours nanoGPT's weights and compare the losses; exit where they differ by more than rounding."""
+    state = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
+    names = {"norm1": "ln_1", "norm2": "ln_2", "attn.o": "attn.c_proj", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
+    with torch.no_grad():
+        ours.wte.weight[:VOCABULARY] = state["wte.weight"]
+        ours.wpe.weight.copy_(state["wpe.weight"])
+        ours.norm.weight.copy_(state["ln_f.weight"])
+        for i, block in enumerate(ours.blocks):
+            for part, tensor in zip("qkv", state[f"h.{i}.attn.c_attn.weight"].chunk(3), strict=True):
+                block.get_submodule(f"attn.{part}").weight.copy_(tensor)
+            for here, there in names.items():
+                block.get_submodule(here).weight.copy_(state[f"h.{i}.{there}.weight"])
+        tokens, targets = torch.randint(VOCABULARY, (2, SEQUENCES, LENGTH))
+        expected = theirs(tokens, targets)[1].item()
+        actual = ours(tokens, targets).item() / (SEQUENCES * LENGTH)
+    if abs(actual - expected) > 1e-5:
+        raise SystemExit(f"error: with the same weights nanoGPT's loss is {expected} and ours {actual}")
+    print(f"same weights, same loss: nanoGPT {expected:.6f}, ours {actual:.6f}")
+
+
+def nanogpt_step(model: nn.Module, tokens: Path) -> Callable[[], torch.Tensor]:
+    """A closure that takes one step as nanoGPT's train.py does with --device=cpu --compile=False."""
+    with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(DECAY, LR, BETAS, "cpu")
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,12 +100,8 @@ def nanogpt_step(checkout: Path, tokens: Path) -> Callable[[], torch.Tensor]:
     return step
 
 
-def our_step(tokens: Path) -> Callable[[], torch.Tensor]:
-    """A closure that takes one step of ours: GPT-2's architecture and torch's fused AdamW."""
-    parallel = setup(ParallelConfig(mode="single", compile=False), dtype="float32")
-    config = ModelConfig(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, position="learned", norm="layernorm",
-                         activation="gelu_erf", tied=True, bias=False, family="gpt2")  # fmt: skip
-    model = parallel.wrap(config, VOCABULARY, LENGTH)
+def our_step(parallel: Parallel, model: nn.Module, tokens: Path) -> Callable[[], torch.Tensor]:
+    """A closure that takes one step of ours with torch's fused AdamW."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [dict(params=matrices, weight_decay=DECAY), dict(params=vectors, weight_decay=0.0)]
@@ -114,7 +146,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "train.bin"
         np.random.default_rng(0).integers(VOCABULARY, size=1_000_000, dtype=np.uint16).tofile(tokens)
-        theirs, ours = nanogpt_step(args.nanogpt, tokens), our_step(tokens)
+        parallel = setup(ParallelConfig(mode="single", compile=False), dtype="float32")
+        their_model, model = nanogpt_model(args.nanogpt), our_model(parallel)
+        check_same_work(their_model, model)
+        theirs, ours = nanogpt_step(their_model, tokens), our_step(parallel, model, tokens)
         for step in (theirs, ours):
             time_block(step, args.steps)
         pairs = []

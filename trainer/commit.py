@@ -62,8 +62,7 @@ def commit(folder: Path, files: Files) -> None:
         files: fingerprints of everything in the partial folder; the files themselves are on the disk.
     """
     partial = partial_of(folder)
-    manifest = {"format": FORMAT, "step": step_of(folder), "files": files}
-    write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_manifest(partial, step_of(folder), files)
     sync_folder(partial)
     if folder.exists():
         aside = folder.with_name(f"{folder.name}.replaced.partial")
@@ -73,6 +72,11 @@ def commit(folder: Path, files: Files) -> None:
     else:
         os.rename(partial, folder)
     sync_folder(folder.parent)
+
+
+def write_manifest(folder: Path, step: int, files: Files) -> None:
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def remove(folder: Path) -> None:

@@ -12,7 +12,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -48,12 +48,19 @@ class Stop:
     Args:
         max_minutes: wall-clock limit of this process.
         save_minutes: wall-clock time between checkpoints.
+        now: seconds of a monotonic clock; tests give their own.
     """
 
-    def __init__(self, parallel: Parallel, max_minutes: float | None = None, save_minutes: float | None = None):
-        self.max_minutes, self.save_minutes = max_minutes, save_minutes
+    def __init__(
+        self,
+        parallel: Parallel,
+        max_minutes: float | None = None,
+        save_minutes: float | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.max_minutes, self.save_minutes, self.now = max_minutes, save_minutes, now
         self.group = dist.new_group(backend="gloo") if parallel.world_size > 1 else None
-        self.began = self.saved = time.monotonic()
+        self.began = self.saved = now()
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.signal = 0
         self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -62,13 +69,13 @@ class Stop:
         self.signal = number
 
     def ask(self) -> None:
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (self.now() - self.began) / 60
         reason = self.signal
         if not reason and self.parent not in (None, os.getppid()):
             reason = LAUNCHER_GONE
         if not reason and self.max_minutes is not None and minutes >= self.max_minutes:
             reason = TIME_OVER
-        save = self.save_minutes is not None and time.monotonic() - self.saved >= 60 * self.save_minutes
+        save = self.save_minutes is not None and self.now() - self.saved >= 60 * self.save_minutes
         self.wishes = torch.tensor([reason, int(save)])
         if self.group is not None:
             self.work = dist.all_reduce(self.wishes, dist.ReduceOp.MAX, group=self.group, async_op=True)
@@ -96,7 +103,7 @@ class Stop:
 
     def saving(self) -> None:
         """A checkpoint is being saved: its time runs anew."""
-        self.saved = time.monotonic()
+        self.saved = self.now()
 
     def __enter__(self) -> "Stop":
         return self

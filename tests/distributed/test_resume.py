@@ -15,7 +15,7 @@ LAYOUTS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 2), ("fsd
 ROUND = [("single", 1), ("fsdp", 2), ("ddp", 3), ("hsdp", 4), ("fsdp", 3), ("ddp", 2), ("fsdp", 4), ("ddp", 4)]
 # Six rows on four ranks are 2, 2, 2 and none.
 EXACT = [*TINY, "model.n_embd=6", "model.n_head=1", "train.dtype=float64", "eval.every=5", "optim.matrix.lr=0.003"]
-OPTIMIZERS = ["muon", "whitened", "adamw"]
+OPTIMIZERS = ["muon", "adamw", "shampoo", "soap"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def assert_same(found, expected, tolerance: float) -> None:
             assert a is None or abs(a - b) <= tolerance * abs(b), (mine, theirs)
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS if SOAK else ["muon", "whitened"])
+@pytest.mark.parametrize("optim", OPTIMIZERS if SOAK else ["muon", "shampoo", "soap"])
 def test_every_sharding_goes_on_from_every_other(template, tmp_path, optim):
     steps = 2 * len(ROUND) + 2
     common = [*EXACT, *settings(optim), f"train.steps={steps}"]

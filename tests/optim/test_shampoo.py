@@ -74,8 +74,6 @@ SETTINGS = [
 @pytest.mark.parametrize("root", ["eigh", "newton"])
 def test_formula(settings, root):
     settings = dict(lr=0.1, eps=1e-3, weight_decay=0.3) | settings
-    if root == "newton" and settings.get("exponent", 0.5 if settings.get("one_sided") else 0.25) not in (0.25, 0.5):
-        pytest.skip("coupled Newton takes whole roots")
     got = train(root=root, **settings)
     plain = settings | dict(wd=settings["weight_decay"])
     del plain["weight_decay"]

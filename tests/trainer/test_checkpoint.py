@@ -1,0 +1,320 @@
+"""What is written is whole, what is damaged is refused, and what is loaded is what was saved."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+from optim.routing import Optimizers
+from trainer import commit, record, resume, rundir
+from trainer.checkpoint import CheckpointError
+from trainer.index import read_index, read_weights
+from trainer.loop import Trainer
+from trainer.schema import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+TINY = ["experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "train.seq_len=16",
+        "train.batch_tokens=384", "train.steps=6", "eval.every=3", "eval.tokens=768", "logger.every=1",
+        "checkpoint.every=2"]  # fmt: skip
+
+
+@pytest.fixture
+def run(configure, tmp_path, monkeypatch):
+    """``run("name", "key=value")`` -> the trained Trainer of a run in that folder, as train.py would do it."""
+    monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
+
+    def trained(name: str, *overrides: str) -> Trainer:
+        config = configure(*TINY, f"run.dir={tmp_path / name}", *overrides)
+        config.run.dir = rundir.claim(config)
+        trainer = Trainer(config)
+        trainer.run()
+        return trainer
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, module_configure):
+    """A folder with the checkpoints of steps 4 and 6."""
+    config = module_configure(*TINY, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}")
+    config.run.dir = rundir.claim(config)
+    trainer = Trainer(config)
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def module_configure():
+    import hydra
+
+    from trainer import schema
+    from trainer.launch import CONFIGS
+
+    schema.register()
+
+    def configured(*overrides):
+        with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+            return schema.validate(hydra.compose("train", overrides=list(overrides)), 1)
+
+    return configured
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A copy of those checkpoints that a test may damage."""
+    return shutil.copytree(saved.checkpoints.folder, tmp_path / "checkpoints")
+
+
+def lines(directory) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(directory) -> list[tuple]:
+    return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines(directory)]
+
+
+def test_plain_dcp_tools_read_it(saved):
+    folder = commit.folder_of(saved.checkpoints.folder, 6)
+    assert {path.name for path in folder.iterdir()} == {*commit.verify(folder), commit.MANIFEST}
+    weights = {f"model/{name}": torch.zeros_like(value) for name, value in saved.model.state_dict().items()}
+    dcp.load(weights, checkpoint_id=folder)
+    for name, value in saved.model.state_dict().items():
+        assert torch.equal(weights[f"model/{name}"], value)
+        assert torch.equal(read_weights(folder)[name], value)
+
+
+# Damage ----------------------------------------------------------------------------------------------------------
+
+
+def damage(newest, older, dice) -> str:
+    """One random mutation of the newest checkpoint; returns the file's name."""
+    path = dice.choice(sorted(newest.iterdir()))
+    content = bytearray(path.read_bytes())
+    kind = dice.choice(["truncate", "flip", "delete", "append", "swap", "empty"])
+    if kind == "truncate":
+        path.write_bytes(content[: dice.randrange(len(content))])
+    elif kind == "flip":
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        path.write_bytes(content)
+    elif kind == "append":
+        path.write_bytes(content + b"\0")
+    elif kind == "swap":
+        other = (older / path.name).read_bytes()
+        (older / path.name).write_bytes(content)
+        path.write_bytes(other)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    return path.name
+
+
+def restore(saved, copy) -> None:
+    shutil.rmtree(copy)
+    shutil.copytree(saved.checkpoints.folder, copy)
+
+
+def test_three_hundred_mutations(saved, copy):
+    """A damaged checkpoint is refused by name; the one before is taken if it is whole; never anything else."""
+    dice = random.Random(11)
+    newest, older = (commit.folder_of(copy, step) for step in (6, 4))
+    harmless = 0
+    for _ in range(300):
+        name = damage(newest, older, dice)
+        good, faults = commit.newest_good(copy)
+        if good == newest:  # white space of the manifest: what it says is the same
+            assert name == commit.MANIFEST
+            assert commit.verify(newest) == commit.verify(commit.folder_of(saved.checkpoints.folder, 6))
+            harmless += 1
+        else:
+            assert str(newest) in faults[0]
+            swapped = (older / name).read_bytes() != (commit.folder_of(saved.checkpoints.folder, 4) / name).read_bytes()
+            assert (good, len(faults)) == ((None, 2) if swapped else (older, 1))
+            if name != commit.MANIFEST:
+                assert name in faults[0]
+        restore(saved, copy)
+    assert harmless < 30
+
+
+def test_the_one_before_is_used_and_this_is_said(run, tmp_path, capsys):
+    run("whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    for path in (tmp_path / "damaged" / "checkpoints" / "step_00000006").glob("__0_*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = (tmp_path / "damaged" / "metrics.jsonl").read_text()
+    run("damaged")
+    said = capsys.readouterr().out
+    assert "step_00000006: __0_0.distcp has" in said and "going on after update 4 of 6" in said
+    assert losses(tmp_path / "damaged") == losses(tmp_path / "whole")
+    assert len(before.splitlines()) == 7
+    commit.verify(tmp_path / "damaged" / "checkpoints" / "step_00000006")  # written again
+
+
+def test_no_good_checkpoint_is_an_error(run, tmp_path):
+    run("run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/__0_*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"step_00000006: __0_0.distcp cannot be read .*remove that folder"):
+        run("run")
+
+
+@pytest.mark.parametrize("attack", ["code", "bytes", "elsewhere"])
+def test_nothing_is_unpickled_freely(copy, tmp_path, attack):
+    """An index that calls a function, holds pickled objects or points outside is refused, though its hash is right."""
+    folder = commit.folder_of(copy, 6)
+    index = read_index(folder)
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    if attack == "code":
+        index.planner_data = Bomb()
+    elif attack == "bytes":
+        index.state_dict_metadata[next(iter(index.state_dict_metadata))] = BytesStorageMetadata()
+    else:
+        next(iter(index.storage_data.values())).relative_path = "../../secret"
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    files = {path.name: commit.fingerprint(path) for path in folder.iterdir() if path.name != commit.MANIFEST}
+    commit.write_manifest(folder, 6, files)
+    commit.verify(folder)
+    with pytest.raises(CheckpointError, match="not an index of tensors"):
+        read_weights(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+# Which are kept --------------------------------------------------------------------------------------------------
+
+
+def fake(checkpoints, step: int, loss: float | None) -> None:
+    folder = commit.folder_of(checkpoints, step)
+    folder.mkdir(parents=True)
+    state = {"step": step, "val_step": step if loss is not None else 0, "val_loss": loss}
+    (folder / commit.STATE).write_text(json.dumps(state))
+
+
+def test_newest_and_best_stay(tmp_path):
+    for step, loss in enumerate([5.0, 3.0, None, float("nan"), 4.0, 6.0], start=1):
+        fake(tmp_path, step, loss)
+    commit.prune(tmp_path, keep_last=1, keep_best=2)
+    assert [commit.step_of(path) for path in commit.committed(tmp_path)] == [6, 5, 2]
+
+
+def test_partial_folders_are_no_checkpoints(tmp_path):
+    fake(tmp_path, 3, None)
+    commit.folder_of(tmp_path, 3).rename(commit.partial_of(commit.folder_of(tmp_path, 3)))
+    assert commit.newest_good(tmp_path) == (None, [])
+    commit.remove_partial(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# Starting again --------------------------------------------------------------------------------------------------
+
+
+def test_another_run_goes_on_from_this_one(run, tmp_path, capsys):
+    run("whole")
+    source = tmp_path / "whole" / "checkpoints" / "step_00000004"
+    run("copy", f"run.from_={source}", "eval.every=2", "checkpoint.every=1")
+    said = capsys.readouterr().out
+    assert "changed since the checkpoint: eval.every 3 -> 2, checkpoint.every 2 -> 1" in said
+    whole, copy = losses(tmp_path / "whole"), losses(tmp_path / "copy")
+    assert [row[:2] for row in copy] == [row[:2] for row in whole], "its record begins with that of the other"
+    assert json.loads((tmp_path / "copy/run.json").read_text())["id"] != rundir.run_id(tmp_path / "whole")
+
+
+def test_another_run_must_be_the_same_in_what_matters(run, tmp_path):
+    run("whole")
+    with pytest.raises(ConfigError) as error:
+        run("other", f"run.from_={tmp_path / 'whole'}", "seed=3", "optim.matrix.lr=0.5", "eval.every=2")
+    for said in ("seed is 0 there and 3 here", "optim.matrix.lr is 0.02 there and 0.5 here"):
+        assert said in str(error.value)
+    assert "eval" not in str(error.value)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        run("third", f"run.from_={tmp_path}")
+
+
+def test_a_checkpoint_that_must_be_there(run, tmp_path):
+    run("run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="run.resume=must, but .* holds no checkpoint"):
+        run("run", "run.resume=must")
+
+
+def test_finished_run(run, tmp_path):
+    trainer = run("run")
+    assert "is finished: step 6" in resume.finished(trainer.config)
+    text = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(text[:-1]))
+    assert resume.finished(trainer.config) == ""
+
+
+def test_a_directory_in_use_is_refused(run, tmp_path, capsys):
+    run("run")
+    first = resume.hold(tmp_path / "run")
+    with pytest.raises(ConfigError, match="is in use by another process"):
+        resume.hold(tmp_path / "run", patience=0.3)
+    first.close()
+    resume.hold(tmp_path / "run", patience=0).close()
+
+
+def test_the_pause_is_recorded(saved):
+    pauses = {line["step"]: line.get("perf/checkpoint_pause_s") for line in lines(saved.checkpoints.folder.parent)}
+    assert [step for step, pause in pauses.items() if pause is not None] == [3, 5]
+    assert all(0 < pauses[step] < 5 for step in (3, 5))
+
+
+# The state of every optimizer ------------------------------------------------------------------------------------
+
+KINDS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "adamw, not fused": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.1),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.1),
+}
+
+
+def two_steps(model: nn.Module, optimizers: Optimizers, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(2):
+        for parameter in list(model.parameters())[:-1]:  # the last is never used
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers.step()
+
+
+def built(kind: str) -> tuple[nn.Module, Optimizers]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    named = list(model.named_parameters())
+    return model, Optimizers({"matrix": KINDS[kind](named)}, dict.fromkeys(dict(named), "matrix"))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimizer_state_returns(kind, steps):
+    model, optimizers = built(kind)
+    for seed in range(steps):
+        two_steps(model, optimizers, seed)
+    state, weights = optimizers.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
+    state = {"tensors": {k: v.clone() for k, v in state["tensors"].items()}, "numbers": state["numbers"]}
+    other, again = built(kind)
+    again.allocate(state["tensors"])
+    other.load_state_dict(weights)
+    again.load_state_dict(state)
+    assert set(again.state_dict()["tensors"]) == set(state["tensors"])
+    two_steps(model, optimizers, 9)
+    two_steps(other, again, 9)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
