@@ -71,7 +71,9 @@ def newton_schulz(x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     pieces, out = (_pieces(t.reshape(-1, *x.shape[-2:])) for t in (x, result))
     spare = torch.empty_like(out[0])
-    squares = [x.new_empty(*spare.shape[:-1], x.shape[-2]) for _ in range(4)]
+    squares = [
+        x.new_empty(*spare.shape[:-1], x.shape[-2]) for _ in range(2 if len(segments) == len(coefficients) else 4)
+    ]
     for source, target in zip(pieces, out, strict=True):
         # X moves between two buffers, once a segment; started in the right one, it ends in the result.
         size = len(source)
@@ -94,27 +96,25 @@ def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
     out.mul_((norm * (1 + safety)).clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_())
 
 
-def _apply(segments: list[Sequence[Quintic]], x: Tensor, y: Tensor, r: Tensor, p: Tensor, q: Tensor, s: Tensor) -> None:
-    """Run the segments on x [b, m, n], m <= n, by turns in x and y; r, p, q, s [b, m, m] are overwritten."""
+def _apply(segments: list[Sequence[Quintic]], x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:
+    """Run the segments on x [b, m, n], m <= n, by turns in x and y.
+
+    r, p and, where a segment has several steps, two more [b, m, m] are overwritten.
+    """
+    q, s = more or (p, p)
     for segment in segments:
         _symmetric_product(x, x.mT, out=r)
-        if len(segment) == 1 and x.element_size() < 4:
-            # In half precision a added to the diagonal of p would be rounded with it: leave it to the product.
-            a, b, c = segment[0]
-            _polynomial(r, 0.0, b, c, out=p)
-            torch.baddbmm(x, p, x, beta=a, out=y)
-        else:
-            for step, (a, b, c) in enumerate(segment):
-                _polynomial(r, a, b, c, out=p)
-                if step < len(segment) - 1:
-                    _symmetric_product(r, p, out=s)
-                    _symmetric_product(s, p, out=r)
-                if step == 0:
-                    p, q = q, p
-                else:
-                    _symmetric_product(q, p, out=s)
-                    q, s = s, q
-            torch.bmm(q, x, out=y)
+        for step, coefficients in enumerate(segment):
+            _polynomial(r, *coefficients, out=p)
+            if step < len(segment) - 1:
+                _symmetric_product(r, p, out=s)
+                _symmetric_product(s, p, out=r)
+            if step == 0:
+                p, q = q, p
+            else:
+                _symmetric_product(q, p, out=s)
+                q, s = s, q
+        torch.bmm(q, x, out=y)
         x, y = y, x
 
 
@@ -125,8 +125,7 @@ def _polynomial(r: Tensor, a: float, b: float, c: float, out: Tensor) -> None:
         _symmetric_product(r, r, out=out, beta=b, alpha=c)
     else:
         torch.mul(r, b, out=out)
-    if a:
-        out.diagonal(dim1=-2, dim2=-1).add_(a)
+    out.diagonal(dim1=-2, dim2=-1).add_(a)
 
 
 def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alpha: float = 1.0) -> None:

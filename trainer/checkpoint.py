@@ -74,7 +74,8 @@ class Checkpoints:
         self.folder, self.keep = Path(config.run.dir) / "checkpoints", config.checkpoint
         self.parallel, self.model, self.optimizers = parallel, unwrap(model), optimizers
         self.before_commit = before_commit
-        self.about = {"world_size": parallel.world_size, "mode": parallel.mode, "config": settings(config)}
+        self.about = {"world_size": parallel.world_size, "mode": parallel.mode, "vocab_size": self.model.vocab_size}
+        self.about["config"] = settings(config)
         self.group = None
         if parallel.world_size > 1:  # its own: DCP talks in the background, while training does
             timeout = timedelta(minutes=parallel.config.timeout_minutes)

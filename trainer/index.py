@@ -14,14 +14,15 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
 
 from trainer import commit
 from trainer.commit import CheckpointError
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP in one process
 
-# What DCP's index (.metadata) consists of; every class only holds values.
+# What DCP's index (.metadata) of tensors consists of; every class only holds values.  BytesStorageMetadata is not among
+# them: DCP would unpickle what it stands for.
 INDEX = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
@@ -62,12 +63,11 @@ def read_index(folder: Path) -> Metadata:
         with (folder / ".metadata").open("rb") as file:
             metadata = _IndexUnpickler(file).load()
         files = {info.relative_path for info in metadata.storage_data.values()}
-        tensors_only = all(isinstance(m, TensorStorageMetadata) for m in metadata.state_dict_metadata.values())
     except Exception as error:  # a foreign pickle fails in any way it likes
         raise CheckpointError(
             f"checkpoint {folder}: .metadata is not an index of tensors ({one_line(error)})"
         ) from None
-    if not tensors_only or any(Path(name).name != name for name in files):
+    if any(Path(name).name != name for name in files):
         raise CheckpointError(f"checkpoint {folder}: .metadata is not an index of tensors in this folder")
     return metadata
 

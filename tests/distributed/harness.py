@@ -16,6 +16,7 @@ output. Every process has torchrun's environment and one thread. A failed or lat
 WorkerError with the end of its stderr.
 """
 
+import ctypes
 import importlib.util
 import inspect
 import json
@@ -32,6 +33,7 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class WorkerError(AssertionError):
@@ -79,15 +81,21 @@ def _run(command: list[str], world_size: int, out: Path, timeout: float, env: di
         for rank in range(world_size):
             full = os.environ | _rank_env(rank, world_size, store.port) | {k: str(v) for k, v in env.items()}
             with open(out / f"stdout{rank}", "w") as stdout, open(out / f"stderr{rank}", "w") as stderr:
-                processes.append(
-                    subprocess.Popen(command, env=full, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True)
-                )
+                processes.append(subprocess.Popen(
+                    command, env=full, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True,
+                    preexec_fn=_die_with_parent if LIBC else None,
+                ))  # fmt: skip
         _wait(processes, out, time.monotonic() + timeout, timeout)
     finally:
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _die_with_parent() -> None:
+    """In the child: a test run that is killed outright takes its ranks along (Linux's PR_SET_PDEATHSIG = 1)."""
+    LIBC.prctl(1, signal.SIGKILL)
 
 
 def _rank_env(rank: int, world_size: int, port: int) -> dict[str, str]:

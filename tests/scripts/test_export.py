@@ -1,0 +1,74 @@
+"""Exported weights are the trained ones, for us and for transformers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer import rundir
+from trainer.loop import Trainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import export  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+TINY = ["experiment=smoke", "logger=jsonl", "model.n_layer=2", "model.n_embd=16", "model.n_head=2", "train.seq_len=16",
+        "train.batch_tokens=384", "train.steps=2", "eval.tokens=384", "checkpoint.every=1"]  # fmt: skip
+GPT2 = ["model.norm=layernorm", "model.activation=gelu", "model.tied=true", "model.bias=true"]
+
+
+@pytest.fixture
+def run(configure, tmp_path):
+    def trained(*overrides):
+        config = configure(*TINY, f"run.dir={tmp_path / 'run'}", *overrides)
+        config.run.dir = rundir.claim(config)
+        trainer = Trainer(config)
+        trainer.run()
+        return trainer
+
+    return trained
+
+
+def test_our_names(run, tmp_path, capsys):
+    trainer = run()
+    out = tmp_path / "weights.safetensors"
+    assert export.main([str(tmp_path / "run"), str(out)]) == 0
+    assert "after update 2" in capsys.readouterr().out
+    expected = trainer.model.state_dict()
+    found = load_file(out)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["step"] == "2"
+
+
+def test_transformers_reads_it(run, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    trainer = run(*GPT2)
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "hf"), "--hf"]) == 0
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, trainer.model(tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["none", "weights", "architecture"])
+def test_errors_are_one_line(run, tmp_path, capsys, damage):
+    folder = tmp_path / "run"
+    options = []
+    if damage != "none":
+        run()
+    if damage == "weights":
+        for path in folder.glob("checkpoints/*/__0*"):
+            path.write_bytes(b"")
+    if damage == "architecture":
+        options = ["--hf"]
+    assert export.main([str(folder), str(tmp_path / "out"), *options]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert {"none": "holds no good", "weights": "holds no good", "architecture": "model.norm"}[damage] in error
+    assert not (tmp_path / "out").exists()
