@@ -1,4 +1,4 @@
-"""Who owns which matrix, and how shards become whole matrices and shards again.
+"""How shards become whole matrices at their owners, and shards again.
 
 This is the only file of ``optim`` that communicates.  FSDP2 leaves every parameter in chunks of rows
 (``Shard(0)``, ``torch.chunk`` sizes) over a shard group of W ranks.  A whole-matrix rule runs once per
@@ -21,135 +21,13 @@ Replicated parameters (DDP) need no gather: owners share the work and broadcast 
 alone does neither.  The classes at the end are these three cases.
 """
 
-import hashlib
-import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Item:
-    """One matrix as the plan sees it: whole shape ``(rows, ...)``, the rule's FLOPs, and the stack it may join."""
-
-    shape: tuple[int, ...]
-    flops: float
-    stack: tuple
-
-    @property
-    def row_numel(self) -> int:
-        """Elements of one row of dimension 0."""
-        numel = 1
-        for size in self.shape[1:]:
-            numel *= size
-        return numel
-
-
-@lru_cache(maxsize=65536)
-def shard_rows(rows: int, world_size: int, rank: int) -> int:
-    """Rows of dimension 0 that ``rank`` holds under FSDP2's ``Shard(0)`` (``torch.chunk`` sizes, possibly 0)."""
-    chunk = -(-rows // world_size)
-    return max(0, min(chunk, rows - chunk * rank))
-
-
-def assign_owners(flops: Sequence[float], world_size: int) -> list[int]:
-    """Owner rank of every item: largest first onto the least loaded rank, then swaps that relieve the heaviest.
-
-    Deterministic, so that every rank computes the same answer.  Graham's bound for largest-first is 4/3 of the
-    ideal makespan; the swaps bring it within a few percent when ranks hold four or more matrices.
-    """
-    heap = [(0.0, rank) for rank in range(world_size)]
-    owners = [0] * len(flops)
-    for item in sorted(range(len(flops)), key=lambda i: (-flops[i], i)):
-        load, rank = heapq.heappop(heap)
-        owners[item] = rank
-        heapq.heappush(heap, (load + flops[item], rank))
-    loads = [0.0] * world_size
-    for item, rank in enumerate(owners):
-        loads[rank] += flops[item]
-    while _relieve_heaviest(flops, owners, loads):
-        pass
-    return owners
-
-
-def _relieve_heaviest(flops: Sequence[float], owners: list[int], loads: list[float]) -> bool:
-    """Swap one item of the heaviest rank for a lighter one elsewhere if that lowers the larger of both loads."""
-    heavy = max(range(len(loads)), key=lambda r: (loads[r], -r))
-    best = None
-    seen = set()
-    for a, b in ((a, b) for a in range(len(flops)) if owners[a] == heavy for b in range(len(flops))):
-        light, difference = owners[b], flops[a] - flops[b]
-        if light == heavy or difference <= 0 or (difference, light) in seen:
-            continue
-        seen.add((difference, light))
-        worst = max(loads[heavy] - difference, loads[light] + difference)
-        if worst < loads[heavy] * (1 - 1e-9) and (best is None or worst < best[0]):
-            best = (worst, a, b, difference)
-    if best is None:
-        return False
-    _, a, b, difference = best
-    loads[heavy] -= difference
-    loads[owners[b]] += difference
-    owners[a], owners[b] = owners[b], owners[a]
-    return True
-
-
-class Plan:
-    """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
-
-    ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket (a larger
-    single matrix travels alone).
-    """
-
-    def __init__(self, items: Sequence[Item], world_size: int, bucket_elements: int):
-        self.items, self.world_size, self.bucket_elements = list(items), world_size, bucket_elements
-        self.owners = assign_owners([item.flops for item in items], world_size)
-
-    def digest(self) -> int:
-        """A 62-bit hash of everything on which ranks must agree."""
-        text = repr((self.items, self.world_size, self.bucket_elements, self.owners))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
-
-    def buckets(self, active: Sequence[int]) -> list[list[list[int]]]:
-        """``buckets[b][rank]``: the active items that ``rank`` owns in bucket ``b``, equal stacks side by side."""
-        queues = [
-            sorted(
-                (i for i in active if self.owners[i] == rank),
-                key=lambda i: (-self.items[i].flops, repr(self.items[i].stack), i),
-            )
-            for rank in range(self.world_size)
-        ]
-        buckets = []
-        while any(queues):
-            buckets.append([self._take(queue) for queue in queues])
-        return buckets
-
-    def _take(self, queue: list[int]) -> list[int]:
-        taken, elements = [], 0
-        while queue:
-            size = self.items[queue[0]].shape[0] * self.items[queue[0]].row_numel
-            if taken and elements + size > self.bucket_elements:
-                break
-            elements += size
-            taken.append(queue.pop(0))
-        return taken
-
-    def shard_numel(self, item: int, rank: int) -> int:
-        """Elements of ``item`` that ``rank`` holds."""
-        return shard_rows(self.items[item].shape[0], self.world_size, rank) * self.items[item].row_numel
-
-    def elements_sent(self, rank: int, active: Sequence[int]) -> int:
-        """Elements that ``rank`` sends to others in one step over sharded parameters (the formula above)."""
-        sent = 0
-        for i in active:
-            mine = self.shard_numel(i, rank)
-            whole = self.items[i].shape[0] * self.items[i].row_numel
-            sent += whole - mine if self.owners[i] == rank else mine
-        return sent
+from optim.plan import Item, Plan
 
 
 class Transfer:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from optim.exchange import Exchange, Item
+from optim.exchange import Exchange
+from optim.plan import Item
 
 Group = dict[str, Any]
 
@@ -229,7 +230,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _build_units(self, process_group, dtype, bucket_bytes) -> list[Unit]:
         layouts = defaultdict(list)
         for number, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [f"parameter {i} of group {number}" for i in range(len(group["params"]))]
+            names = group.get("param_names") or [
+                f"parameter {i} of group {number}" for i in range(len(group["params"]))
+            ]
             for param, name in zip(group["params"], names, strict=True):
                 layouts[_layout(group, param, name, process_group)].append(Entry(param, number, name))
         units = []

@@ -71,9 +71,8 @@ def newton_schulz(x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     pieces, out = (_pieces(t.reshape(-1, *x.shape[-2:])) for t in (x, result))
     spare = torch.empty_like(out[0])
-    squares = [
-        x.new_empty(*spare.shape[:-1], x.shape[-2]) for _ in range(2 if len(segments) == len(coefficients) else 4)
-    ]
+    count = 2 if len(segments) == len(coefficients) else 4
+    squares = [x.new_empty(*spare.shape[:-1], x.shape[-2]) for _ in range(count)]
     for source, target in zip(pieces, out, strict=True):
         # X moves between two buffers, once a segment; started in the right one, it ends in the result.
         size = len(source)

@@ -28,7 +28,7 @@ class Shampoo(MatrixOptimizer):
         one_sided: P = L^-p M for the shorter side alone.
         block: a longer side is cut into the fewest equal parts of at most this length, each block preconditioned and
             grafted alone.
-        every: steps between roots; the first are computed in step 1.
+        every: steps between roots; before that many, roots follow steps 1, 2, 4, 8, ..., as the statistics double.
         root: ``eigh`` or ``newton``, see :func:`optim.roots.inverse_root`.
         graft: whose length the step takes: ``adam``, ``sgd`` (that of M) or ``none``.
         graft_eps: eps of the grafted Adam.
@@ -111,7 +111,7 @@ class Shampoo(MatrixOptimizer):
                 correction = 1 - beta2**step
             else:
                 state[side].add_(outer())
-            if step == 1 or step % group["every"] == 0:
+            if step % group["every"] == 0 or (step < group["every"] and step.bit_count() == 1):
                 root = inverse_root(state[side] / correction, group["exponent"], group["eps"], group["root"])
                 state[f"{side}_root"].copy_(root)
 
@@ -130,7 +130,9 @@ class Shampoo(MatrixOptimizer):
         (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
         sides = (rows,) if group["one_sided"] else (rows, cols)
         products = sum(2 * 2 * size * rows * cols for size in sides)  # statistics, preconditioning
-        return down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
+        return (
+            down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
+        )
 
 
 def _cut(size: int, block: int) -> tuple[int, int]:

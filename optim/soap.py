@@ -48,7 +48,9 @@ class SOAP(MatrixOptimizer):
         super().__init__(params, settings, **engine)
         for state in self.state.values():
             for side in SIDES:
-                if f"{side}_basis" in state:  # a matrix whose first gradient comes late is under Adam until it has a basis
+                if (
+                    f"{side}_basis" in state
+                ):  # a matrix whose first gradient comes late is under Adam until it has a basis
                     state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:

@@ -3,9 +3,10 @@
     torchrun --nproc-per-node 2 scripts/bench_optim.py            # 12 layers of (3D,D), (D,D), (4D,D), (D,4D)
     torchrun --nproc-per-node 1 scripts/bench_optim.py            # also against the bare products
 
-Floor: the products of 5 Newton-Schulz steps, 5 (4 s^2 l + 2 s^3) FLOPs a matrix (s <= l its sides), shared by the W ranks, and
-2 S (W-1)/W^2 elements sent by each.  All contenders take the same weights, gradients (seeded) and, unless named
-otherwise, the same float32 iteration.  Peers from PyPI come with the ``bench`` extra; dion joins where it is importable.
+Floor: the products of 5 Newton-Schulz steps, 5 (4 s^2 l + 2 s^3) FLOPs a matrix (s <= l its sides), shared by the W
+ranks, and 2 S (W-1)/W^2 elements sent by each.  All contenders take the same weights, gradients (seeded) and, unless
+named otherwise, the same float32 iteration.  Peers from PyPI come with the ``bench`` extra; dion joins where it is
+importable.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import distribute_tensor
 
 from optim import Muon
 from optim.polar import polar

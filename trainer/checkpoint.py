@@ -74,8 +74,8 @@ class Checkpoints:
         self.folder, self.keep = Path(config.run.dir) / "checkpoints", config.checkpoint
         self.parallel, self.model, self.optimizers = parallel, unwrap(model), optimizers
         self.before_commit = before_commit
-        self.about = {"world_size": parallel.world_size, "mode": parallel.mode, "vocab_size": self.model.vocab_size}
-        self.about["config"] = settings(config)
+        about = {"world_size": parallel.world_size, "mode": parallel.mode, "vocab_size": self.model.vocab_size}
+        self.about = about | {"config": settings(config)}
         self.group = None
         if parallel.world_size > 1:  # its own: DCP talks in the background, while training does
             timeout = timedelta(minutes=parallel.config.timeout_minutes)
@@ -129,7 +129,7 @@ class Checkpoints:
         folder = commit.folder_of(self.folder, step)
         partial = commit.partial_of(folder)
         try:
-            self._on_main(lambda: partial.mkdir(parents=True))
+            self._on_main(lambda: commit.make_partial(partial))
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
             self._on_main(lambda: write_atomically(partial / STATE, state))
             names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]

@@ -54,6 +54,12 @@ def fingerprint(path: Path) -> dict[str, Any]:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def make_partial(partial: Path) -> None:
+    """An empty partial folder, whatever a failed save has left."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
 def commit(folder: Path, files: Files) -> None:
     """Give the partial checkpoint its final name.
 

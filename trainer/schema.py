@@ -185,6 +185,10 @@ def check_positive(config: Config) -> None:
             value = getattr(getattr(config, section), name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{section}.{name}={value}: give a number above 0")
+    for section, name in (("train", "max_skips"), ("checkpoint", "keep_best")):
+        value = getattr(getattr(config, section), name)
+        if value < 0:
+            raise ConfigError(f"{section}.{name}={value}: give 0 or more")
 
 
 def fit_batch(config: Config, world_size: int) -> None:

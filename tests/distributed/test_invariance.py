@@ -23,7 +23,15 @@ TOLERANCES = {("adamw", "float32"): (20, 2e-5), ("muon", "float32"): (20, 1e-4)}
 def sweep(folder: Path, processes: int, mode: str) -> dict[tuple[str, str], list[dict]]:
     """All jobs in one command; (optimizer, dtype) -> lines of its record."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["train.py", *SMALL, f"train.steps={STEPS}", f"parallel={mode}", f"hydra.sweep.dir={folder}", "-m", *JOBS]
+    command += [
+        "train.py",
+        *SMALL,
+        f"train.steps={STEPS}",
+        f"parallel={mode}",
+        "-m",
+        *JOBS,
+        f"hydra.sweep.dir={folder}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     records = {}

@@ -163,21 +163,25 @@ class Torchrun:
         return self.out.read_text()
 
 
-def test_launcher_is_lost_and_a_rank_is_lost(template, tmp_path):
-    """Workers whose launcher is killed save and leave; the next start waits for them, loses a rank, restarts alone."""
+def test_with_torchrun(template, tmp_path):
+    """The launcher is killed; started again, it loses a rank and restarts all; then it is told to stop."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    steps = [*COMMON, "train.steps=200", "checkpoint.every=10"]
+    steps = [*COMMON, "train.steps=300", "checkpoint.every=10", "eval.every=50"]
     template.run([*steps, f"run.dir={whole}"], 2)
     with Torchrun([*steps, f"run.dir={parts}"], 2, tmp_path / "first") as job:
         wait_for_step(parts, 5)
         workers = job.workers()
         job.process.send_signal(signal.SIGKILL)
-        gone, alive = psutil.wait_procs(workers, timeout=30)
+        gone, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive and "stopped by the loss of its launcher" in job.output()
     with Torchrun([*steps, f"run.dir={parts}"], 2, tmp_path / "second", "--max-restarts=1") as job:
         wait_for_step(parts, last_step(parts) + 30)
         job.workers()[1].send_signal(signal.SIGKILL)
-        assert job.process.wait(120) == 0, job.output()
+        wait_until(lambda: job.output().count("going on after update") == 2)
         assert re.search(r"local_rank: 1|rank 1 of 2 died", job.output()), "the lost rank is named"
-        assert job.output().count("going on after update") == 2
+        wait_for_step(parts, last_step(parts) + 5)
+        job.process.send_signal(signal.SIGTERM)
+        job.process.wait(60)
+        assert "stopped by SIGTERM after update" in job.output()
+    template.run([*steps, f"run.dir={parts}"], 2)
     assert losses(parts) == losses(whole)

@@ -146,7 +146,9 @@ def test_stacks_are_equal_to_rounding(job):
         expected = train_one(*rule, STACKED)["weights"]
         for result in job[1]:
             for got, want in zip(result["stacked"][name]["weights"], expected, strict=True):
-                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    got, want, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+                )
 
 
 def test_every_matrix_has_its_state_at_one_owner(job):

@@ -12,7 +12,9 @@ from trainer.schema import FAMILIES, by_family
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/optim").glob("*.yaml")}
-ISSUED = "sgd sgd_momentum nesterov adagrad adagrad_inside rmsprop rmsprop_inside adadelta adam amsgrad adamw lion signum"
+ISSUED = (
+    "sgd sgd_momentum nesterov adagrad adagrad_inside rmsprop rmsprop_inside adadelta adam amsgrad adamw lion signum"
+)
 ISSUED += " muon torch_muon normuon scion scion_unconstrained steepest shampoo soap"
 
 

@@ -172,11 +172,17 @@ def test_missing_and_zero_gradients(name):
     params = weights()
     before = params[1].detach().clone()
     take_steps(cls(params, **settings), params, [0], skip=[(0, 1)])
-    assert torch.equal(params[1].detach(), before) and not torch.equal(params[0].detach(), seeded(SHAPES[0], 0, 0).double())
+    assert torch.equal(params[1].detach(), before) and not torch.equal(
+        params[0].detach(), seeded(SHAPES[0], 0, 0).double()
+    )
     for eps in (settings.get("eps", 0.0), 0.0):
         weight = nn.Parameter(torch.ones(3))
         weight.grad = torch.zeros(3)
-        cls([weight], **{k: v for k, v in settings.items() if k not in ("weight_decay", "eps")}, **({"eps": eps} if "eps" in settings else {})).step()
+        cls(
+            [weight],
+            **{k: v for k, v in settings.items() if k not in ("weight_decay", "eps")},
+            **({"eps": eps} if "eps" in settings else {}),
+        ).step()
         assert torch.equal(weight.detach(), torch.ones(3))
 
 

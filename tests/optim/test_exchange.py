@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optim import exchange
-from optim.exchange import Exchange, Item, Plan, ShardedTransfer, assign_owners, shard_rows
+from optim.exchange import Exchange, ShardedTransfer
+from optim.plan import Item, Plan, assign_owners, shard_rows
 from optim.polar import polar_flops
 
 GPT2_LAYER = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
@@ -121,6 +122,8 @@ def test_a_process_alone_moves_nothing():
     alone = Exchange(items_of([(2, 3), (4, 1)]), "alone", None, torch.float32, 10**6)
     inputs = {0: torch.ones(2, 3), 1: torch.ones(4, 1)}
     got = {}
-    alone.run([0, 1], lambda items: {i: inputs[i] for i in items}, lambda w: {i: 3 * x for i, x in w.items()}, got.update)
+    alone.run(
+        [0, 1], lambda items: {i: inputs[i] for i in items}, lambda w: {i: 3 * x for i, x in w.items()}, got.update
+    )
     assert torch.equal(got[0], torch.full((2, 3), 3.0)) and torch.equal(got[1], torch.full((4, 1), 3.0))
     alone.run([], dict.fromkeys, dict, got.update)

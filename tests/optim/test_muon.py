@@ -49,7 +49,9 @@ def test_polar_express_is_near_the_formula():
 
 def test_updates_scale_with_lr_and_zero_gradients_do_nothing():
     still = train(dict(lr=0.0, weight_decay=0.5))
-    assert all(torch.equal(a, seeded(s, 0, i, dtype=torch.float64)) for i, (a, s) in enumerate(zip(still, SHAPES, strict=True)))
+    assert all(
+        torch.equal(a, seeded(s, 0, i, dtype=torch.float64)) for i, (a, s) in enumerate(zip(still, SHAPES, strict=True))
+    )
     weight = nn.Parameter(torch.ones(3, 2))
     optimizer = Muon([weight])
     weight.grad = torch.zeros(3, 2)
@@ -139,7 +141,10 @@ def test_wrong_targets_are_named():
     for settings, words in [
         ({"lr": 1}, r"optim.matrix._target_=None: name an optimizer class"),
         ({"_target_": "torch.optim.AdamZ"}, r"optim.matrix._target_=torch.optim.AdamZ: no such class"),
-        ({"_target_": "optim.Muon", "momentm": 0.9}, r"optim.matrix.momentm=0.9: optim.Muon has no such setting; did you mean momentum"),
+        (
+            {"_target_": "optim.Muon", "momentm": 0.9},
+            r"optim.matrix.momentm=0.9: optim.Muon has no such setting; did you mean momentum",
+        ),
         ({"_target_": "torch.optim.AdamW", "learning": 1}, "no such setting"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest, lmo
-from optim.exchange import Plan
+from optim.plan import Plan
 from tests.optim.reference import SCALES, relative, seeded, svd_polar
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
@@ -241,9 +241,16 @@ def test_zero_gradients_and_zero_lr_do_nothing(name):
     cls, settings = RULES[name]
     params = weights()
     take_steps(cls(params, **settings | {"lr": 0.0}), params, range(3))
-    assert all(torch.equal(p.detach(), seeded(s, 0, i, dtype=torch.float64)) for i, (p, s) in enumerate(zip(params, SHAPES, strict=True)))
+    assert all(
+        torch.equal(p.detach(), seeded(s, 0, i, dtype=torch.float64))
+        for i, (p, s) in enumerate(zip(params, SHAPES, strict=True))
+    )
     weight = nn.Parameter(torch.ones(4, 3))
-    optimizer = cls([weight], **{k: v for k, v in settings.items() if k != "weight_decay"}, **({"constrained": False} if cls is Scion else {}))
+    optimizer = cls(
+        [weight],
+        **{k: v for k, v in settings.items() if k != "weight_decay"},
+        **({"constrained": False} if cls is Scion else {}),
+    )
     for _ in range(3):
         weight.grad = torch.zeros(4, 3)
         optimizer.step()
@@ -252,7 +259,7 @@ def test_zero_gradients_and_zero_lr_do_nothing(name):
 
 @pytest.mark.parametrize("name", list(RULES))
 def test_late_and_missing_gradients(name):
-    """A matrix without a gradient stays, and one whose first gradient comes late takes a finite step of ordinary size."""
+    """A matrix without a gradient stays, and one whose first gradient comes late takes a step of ordinary size."""
     cls, settings = RULES[name]
     params, full = weights(), weights()
     late = [(t, 0) for t in range(4)]
@@ -272,7 +279,9 @@ def test_late_and_missing_gradients(name):
 def test_splits_are_matrices_of_their_own(name, conv1d):
     cls, settings = RULES[name]
     fused = nn.Parameter(seeded((4, 12) if conv1d else (12, 4), 0, dtype=torch.float64))
-    parts = [nn.Parameter((fused.detach().T if conv1d else fused.detach())[4 * i : 4 * i + 4].clone()) for i in range(3)]
+    parts = [
+        nn.Parameter((fused.detach().T if conv1d else fused.detach())[4 * i : 4 * i + 4].clone()) for i in range(3)
+    ]
     whole, loose = cls([{"params": [fused], "split": 3, "conv1d": conv1d}], **settings), cls(parts, **settings)
     for t in range(STEPS):
         fused.grad = gradient(fused.shape, t, 0)

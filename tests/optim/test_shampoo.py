@@ -47,7 +47,7 @@ def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, every, graft, 
                 whole = stats[side] / (1 - beta2**t)
             else:
                 stats[side] = whole = stats[side] + outer
-            if used[side] and (t == 1 or t % every == 0):
+            if used[side] and (t % every == 0 or (t < every and t in (1, 2, 4, 8))):
                 roots[side] = power(whole, exponent, eps)
         momentum = beta1 * momentum + (1 - beta1) * g
         second = beta2 * second + (1 - beta2) * g**2
@@ -64,6 +64,7 @@ def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, every, graft, 
 SETTINGS = [
     dict(betas=(0.8, 0.9), statistics="ema", graft="adam", every=1),
     dict(betas=(0.8, 0.9), statistics="ema", graft="sgd", every=3),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="adam", every=100),
     dict(betas=(0.0, 0.9), statistics="sum", graft="none", every=2),
     dict(betas=(0.8, 0.9), statistics="sum", graft="adam", every=2, exponent=0.5),
     dict(betas=(0.8, 0.9), statistics="ema", graft="none", every=1, one_sided=True),

@@ -74,7 +74,7 @@ def test_is_the_paper(every, max_dim):
 
 
 def test_rectangles_from_given_bases():
-    """The first gradient leaves a part of the longer side's basis open; from the same bases everything is the paper's."""
+    """The first gradient leaves a part of the longer side's basis open: from equal bases all is the paper's."""
     shapes = [(6, 4), (4, 6)]
     bases = {size: torch.linalg.qr(seeded((size, size), 3, size, dtype=torch.float64)).Q for size in (4, 6)}
 
@@ -90,7 +90,9 @@ def test_rectangles_from_given_bases():
 
 def test_first_step_only_initialises():
     got = train(steps=1, lr=0.1)
-    assert all(torch.equal(w, seeded(s, 0, i, dtype=torch.float64)) for i, (s, w) in enumerate(zip(SHAPES, got, strict=True)))
+    assert all(
+        torch.equal(w, seeded(s, 0, i, dtype=torch.float64)) for i, (s, w) in enumerate(zip(SHAPES, got, strict=True))
+    )
 
 
 @pytest.mark.parametrize("max_dim", [0, 100])
@@ -98,7 +100,9 @@ def test_identity_bases_are_adam(max_dim):
     """No side short enough for a basis, or bases that are never computed: Adam, one step later."""
 
     def late(optimizer):
-        optimizer.param_groups[0]["step"] = 1  # the first gradients of all matrices come after the step that initialises
+        optimizer.param_groups[0]["step"] = (
+            1  # the first gradients of all matrices come after the step that initialises
+        )
 
     settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, every=10**9)
     got = train(max_dim=max_dim, prepare=late, **settings)

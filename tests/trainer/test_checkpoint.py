@@ -16,6 +16,7 @@ from optim.routing import Optimizers
 from trainer import commit, record, resume, rundir
 from trainer.checkpoint import CheckpointError
 from trainer.index import read_index, read_weights
+from trainer.launch import settings_are_open
 from trainer.loop import Trainer
 from trainer.schema import ConfigError
 
@@ -227,6 +228,10 @@ def test_another_run_goes_on_from_this_one(run, tmp_path, capsys):
     whole, copy = losses(tmp_path / "whole"), losses(tmp_path / "copy")
     assert [row[:2] for row in copy] == [row[:2] for row in whole], "its record begins with that of the other"
     assert json.loads((tmp_path / "copy/run.json").read_text())["id"] != rundir.run_id(tmp_path / "whole")
+
+
+def test_run_from_as_it_is_typed():
+    assert settings_are_open("run.from=runs/mine") == "run.from_=runs/mine"
 
 
 def test_another_run_must_be_the_same_in_what_matters(run, tmp_path):
