@@ -158,7 +158,7 @@ class Trainer:
                 micro_batch=self.config.train.micro_batch,
                 rank=self.parallel.rank,
                 world_size=self.parallel.world_size,
-                device=self.parallel.device,
+                device=self.parallel.device, vocab_size=self.split.vocab_size,
             )
             progress.note_val_loss(validation_loss(self.model, self.parallel, self.stop.between(batches)))
         progress.line["val/loss"] = progress.val_loss

@@ -321,11 +321,13 @@ def test_a_process_that_is_alone_among_many_is_an_error(monkeypatch):
 # --- launchers ---
 
 SCRIPT = """
+import os
 import torch
 from trainer.parallel import ParallelConfig, setup
 parallel = setup(ParallelConfig())
 total = parallel.sum(torch.ones(()))
-print(f"rank {parallel.rank} of {parallel.world_size} {parallel.mode} {int(total)}", flush=True)
+line = f"rank {parallel.rank} of {parallel.world_size} {parallel.mode} {int(total)}\\n"
+os.write(1, line.encode())  # at once: print writes the newline apart, and the ranks share a pipe
 torch.distributed.destroy_process_group()
 """
 
