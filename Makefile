@@ -19,9 +19,10 @@ soak: install
 
 bench: install
 	$(PIP) -e '.[bench]'
-	$(PY) scripts/bench_step.py
-	$(PY) scripts/bench_optim.py
 	$(PY) scripts/bench_polar.py
+	$(PY) scripts/bench_data.py
+	$(PY) -m torch.distributed.run --nproc-per-node 2 scripts/bench_optim.py
+	@echo "against nanoGPT: python scripts/bench_step.py --nanogpt FOLDER, a checkout of karpathy/nanoGPT"
 
 lint: install
 	$(PY) -m ruff check .

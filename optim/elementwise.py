@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from optim.matrix import local
 
 Tensors = list[Tensor]
 
@@ -33,9 +34,9 @@ class Elementwise(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            buffers = [[_local(self.state[p][name]) for p in params] for name in self.buffers]
+            buffers = [[local(self.state[p][name]) for p in params] for name in self.buffers]
             if params:
-                self.update(group, [_local(p) for p in params], [_local(p.grad) for p in params], *buffers)
+                self.update(group, [local(p) for p in params], [local(p.grad) for p in params], *buffers)
         return loss
 
     def update(self, group: dict[str, Any], params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
@@ -171,7 +172,3 @@ def _check_fractions(**settings: float | tuple[float, ...]) -> None:
         for part in value if isinstance(value, tuple | list) else (value,):
             if not 0.0 <= part < 1.0:
                 raise ValueError(f"{name}={value} is not in [0, 1)")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -147,10 +147,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         inputs = {}
         for group, indices in self._by_group(unit, items):
             states = [
-                {k: _local(v) for k, v in self.state[unit.entries[i].param].items() if k in self._shard_keys}
+                {k: local(v) for k, v in self.state[unit.entries[i].param].items() if k in self._shard_keys}
                 for i in indices
             ]
-            grads = [_local(unit.entries[i].param.grad) for i in indices]
+            grads = [local(unit.entries[i].param.grad) for i in indices]
             inputs.update(zip(indices, self.prepare(group, grads, states), strict=True))
         return inputs
 
@@ -176,7 +176,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _apply(self, unit: Unit, updates: dict[int, Tensor]) -> None:
         for group, indices in self._by_group(unit, updates):
             entries = [unit.entries[i] for i in indices]
-            params = [_local(entry.param) for entry in entries]
+            params = [local(entry.param) for entry in entries]
             casts = [updates[i].to(p.dtype) for i, p in zip(indices, params, strict=True)]
             scales = [self.scale(group, _block_shape(group, entry.param.shape)[1:]) for entry in entries]
             self.apply(group, params, casts, scales)
@@ -293,7 +293,8 @@ def _block_shape(group: Group, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return torch.Size(shape[:-2]).numel() * group["split"], fan_out // group["split"], fan_in
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor (a view), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

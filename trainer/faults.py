@@ -1,8 +1,8 @@
 """What goes wrong in a long run, and what all ranks then do together.
 
-Stop            signals and time limits: all ranks stop, or save, after the same update
-FiniteGuard     an update whose loss or gradient is not finite is not applied, on any rank
-lost_ranks_named   a rank that died or hangs ends the job with a message that names it
+Stop                signals and time limits: all ranks stop, or save, after the same update
+Watch               an update whose loss or gradient is not finite is not applied, on any rank
+lost_ranks_named    a rank that died or hangs ends the job with a message that names it
 """
 
 import math
@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from optim.matrix import local
 from optim.routing import Optimizers
 from trainer import agree
-from trainer.parallel import Parallel, local
+from trainer.parallel import Parallel
 from trainer.schema import NonFinite, TrainConfig
 
 T = TypeVar("T")

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from optim.matrix import local
 from trainer.model import GPT, ModelConfig
 
 MODES = ("auto", "single", "ddp", "fsdp", "hsdp")
@@ -301,8 +302,3 @@ def initialise(model: GPT, seed: int) -> None:
 def unwrap(model: nn.Module) -> GPT:
     """The GPT itself, whose `named_parameters()` have the same names in every mode."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor (a view), or the tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
