@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
-import torch.distributed as dist
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -31,6 +30,7 @@ from trainer.agree import agree, attempt, meet_anew, rank, report
 from trainer.commit import CheckpointError
 from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.loop import TrainingError
+from trainer.parallel import teardown
 from trainer.schema import Config, ConfigError, world_size
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -62,8 +62,7 @@ def main(train: Callable[[Config], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        teardown()
 
 
 def prepare() -> list[str]:

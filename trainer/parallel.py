@@ -5,6 +5,7 @@ Accelerate holds the process state, the device, the seeds and the trackers. It h
 NCCL and on the CPU with gloo, and is never given to `prepare`.
 """
 
+import gc
 import os
 import resource
 import sys
@@ -146,6 +147,16 @@ def build_mesh(config: ParallelConfig, mode: str, accelerator: Accelerator) -> D
         size = shard_group_size(config, ranks)
         return init_device_mesh(device, (ranks // size, size), mesh_dim_names=("replicate", "shard"))
     return None
+
+
+def teardown() -> None:
+    """Destroy the process group, if there is one, before the interpreter ends.
+
+    A gloo thread that lets go of its last tensor while Python ends aborts the process. Collecting garbage destroys
+    the group's threads where nothing holds it (DTensor's caches may), and gives them time where something does."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()
 
 
 @dataclass

@@ -14,17 +14,13 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import traceback
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.distributed.forks import Forks, rank_environment, rendezvous, serve
 
 # The smallest run in which everything takes part: an update takes some 20 ms.
 TINY = ["experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "train.seq_len=16",
@@ -35,10 +31,7 @@ class Template:
     """The process that is forked; ``with`` ends it and all that it started."""
 
     def __init__(self, folder: Path):
-        self.folder, self.jobs = Path(folder), []
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, __file__], env=environment, cwd=ROOT, **pipes)
+        self.folder, self.jobs, self.forks = Path(folder), [], Forks(__file__)
 
     def __enter__(self) -> "Template":
         return self
@@ -47,25 +40,17 @@ class Template:
         for job in self.jobs:
             for rank in range(len(job.pids)):
                 job.kill(rank)
-        self.process.kill()
-        self.process.wait()
-
-    def ask(self, request: dict) -> dict:
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.forks.close()
 
     def start(self, arguments: list[str], ranks: int = 1, hook: list | None = None) -> "Job":
         out = self.folder / f"job{len(self.jobs)}"
         out.mkdir(parents=True)
-        store = None
-        if ranks > 1:  # as torchrun's agent does, on a port that the kernel picks
-            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
+        store = rendezvous(300) if ranks > 1 else None
         pids = []
         for rank in range(ranks):
             environment = {} if store is None else rank_environment(rank, ranks, store.port)
-            request = {"arguments": arguments, "environment": environment, "hook": hook, "rank": rank}
-            pids.append(self.ask(request | {"output": str(out / str(rank))})["pid"])
+            request = {"arguments": arguments, "hook": hook, "rank": rank}
+            pids.append(self.forks.start(request, out / str(rank), out / str(rank), environment))
         self.jobs.append(Job(self, pids, out, store))
         return self.jobs[-1]
 
@@ -85,7 +70,7 @@ class Job:
     def poll(self) -> list[int | None]:
         """Exit codes so far."""
         for rank, pid in enumerate(self.pids):
-            code = self.codes.get(rank) if rank in self.codes else self.template.ask({"poll": pid})["code"]
+            code = self.codes.get(rank) if rank in self.codes else self.template.forks.poll(pid)
             if code is not None:
                 self.codes[rank] = code
         return [self.codes.get(rank) for rank in range(len(self.pids))]
@@ -116,32 +101,18 @@ class Job:
         return (self.out / str(rank)).read_text()
 
 
-def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-    }  # fmt: skip
-
-
 def lines(directory: Path) -> list[dict]:
     """The record of a run."""
     return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
 
 
 def _train(request: dict, composed: DictConfig) -> int:
-    """In a fork: become the rank that the request describes, and do what trainer/launch.py does after Hydra."""
+    """In the fork: what trainer/launch.py does after Hydra."""
     from tests.distributed import hooks
     from trainer import launch, record, resume, rundir, schema
     from trainer.agree import agree, report
     from trainer.loop import Trainer
 
-    os.setsid()
-    out = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    for descriptor in (1, 2):
-        os.dup2(out, descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(request["environment"])
     record.loss_vs_time = lambda *arguments: None  # a second, and tested elsewhere
     if request["hook"]:
         name, arguments = request["hook"]
@@ -157,6 +128,7 @@ def _train(request: dict, composed: DictConfig) -> int:
     return 0
 
 
+@functools.cache
 def _compose(arguments: tuple[str, ...]) -> DictConfig:
     import hydra
 
@@ -168,40 +140,5 @@ def _compose(arguments: tuple[str, ...]) -> DictConfig:
         return hydra.compose("train", overrides=overrides)
 
 
-def _serve() -> None:
-    import matplotlib.pyplot  # noqa: F401
-    import torch._dynamo  # noqa: F401  # optimizers import it when they are built
-    import torch.distributed.fsdp  # noqa: F401
-    import wandb  # noqa: F401
-
-    from trainer import loop  # noqa: F401
-
-    compose = functools.cache(_compose)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            pid, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
-        else:
-            composed = compose(tuple(request["arguments"]))
-            pid = os.fork()
-            if pid == 0:
-                _run_fork(request, composed)
-            answer = {"pid": pid}
-        print(json.dumps(answer), flush=True)
-
-
-def _run_fork(request: dict, composed: DictConfig) -> None:
-    code = 1
-    try:
-        code = _train(request, composed)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 if __name__ == "__main__":
-    _serve()
+    serve(_train, lambda request: _compose(tuple(request["arguments"])))

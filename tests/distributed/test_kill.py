@@ -11,7 +11,8 @@ import time
 import psutil
 import pytest
 
-from tests.distributed.jobs import ROOT, TINY, Template, lines
+from tests.distributed.forks import ROOT
+from tests.distributed.jobs import TINY, Template, lines
 
 pytestmark = pytest.mark.slow
 SOAK = "NANOMUON_SOAK" in os.environ

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.harness import ROOT, run_workers
+from tests.distributed.forks import ROOT
+from tests.distributed.harness import run_workers
 from trainer import model as model_module
 from trainer.model import GPT, ModelConfig
 from trainer.parallel import Parallel, ParallelConfig, check_parallel, initialise, local, setup, unwrap
@@ -323,12 +324,16 @@ def test_a_process_that_is_alone_among_many_is_an_error(monkeypatch):
 SCRIPT = """
 import os
 import torch
-from trainer.parallel import ParallelConfig, setup
-parallel = setup(ParallelConfig())
-total = parallel.sum(torch.ones(()))
-line = f"rank {parallel.rank} of {parallel.world_size} {parallel.mode} {int(total)}\\n"
-os.write(1, line.encode())  # at once: print writes the newline apart, and the ranks share a pipe
-torch.distributed.destroy_process_group()
+from trainer.parallel import ParallelConfig, setup, teardown
+
+def main():
+    parallel = setup(ParallelConfig())
+    total = parallel.sum(torch.ones(()))
+    line = f"rank {parallel.rank} of {parallel.world_size} {parallel.mode} {int(total)}\\n"
+    os.write(1, line.encode())  # at once: print writes the newline apart, and the ranks share a pipe
+
+main()
+teardown()
 """
 
 
