@@ -1,33 +1,40 @@
-"""Time a training step of ours against one of nanoGPT's, on the CPU, on the same shape, in one process.
+"""Time the Trainer's whole update against nanoGPT's training step, on the CPU, on the same shape, in one run.
 
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
     python scripts/bench_step.py --nanogpt ../nanoGPT
 
 4 layers, 4 heads, 128 dimensions, 12 sequences of 64 tokens, vocabulary 65, float32, AdamW, no bias, no compilation.
-nanoGPT's model and optimizer come from its checkout; the step around them does what its train.py does. Blocks of steps
-alternate between the two, so that a change of the machine's speed meets both; each pair of blocks gives one ratio.
-Before that, the two models with the same weights must give the same loss: they do the same work.
+nanoGPT's model and optimizer come from its checkout; the step around them does what its train.py does. Ours is a
+Trainer built from the configuration, with its loader, clipping, guard against NaN, stop signal and record. Each has a
+process of its own, as its users have, and takes its turn while the other waits, so that a change of the machine's
+speed meets both; a pair of blocks of steps gives one ratio. Before that, the two models with the same weights must give
+the same loss: they do the same work.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import io
+import multiprocessing
+import multiprocessing.connection
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import numpy as np
 import torch
 from torch import nn
 
-from trainer.model import ModelConfig
-from trainer.parallel import Parallel, ParallelConfig, setup
+from data.shards import write_shard
+from data.split import Split
+from trainer import loop, rundir, schema
+from trainer.launch import CONFIGS
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
-LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
+LR, BETAS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 10
 
 
 def nanogpt_model(checkout: Path) -> nn.Module:
@@ -39,16 +46,32 @@ def nanogpt_model(checkout: Path) -> nn.Module:
         return module.GPT(module.GPTConfig(**shape, bias=False, dropout=0.0))
 
 
-def our_model(parallel: Parallel) -> nn.Module:
-    """GPT-2's architecture, with nanoGPT's form of GELU and without biases."""
-    config = ModelConfig(
-        n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, position="learned", norm="layernorm", activation="gelu_erf",
-        tied=True, bias=False, family="gpt2",
-    )  # fmt: skip
-    return parallel.wrap(config, VOCABULARY, LENGTH)
+def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
+    """A Trainer of GPT-2's architecture, with nanoGPT's form of GELU and without biases."""
+    shards = [folder / f"it_{part}_000000.bin" for part in ("val", "train")]
+    for shard in shards:
+        write_shard(shard, tokens)
+    loop.open_split = lambda config: Split(shards[1:], shards[:1], "letters", VOCABULARY, 0)
+    settings = [f"model.n_layer={LAYERS}", f"model.n_head={HEADS}", f"model.n_embd={WIDTH}", "model.family=gpt2",
+                "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
+    for role in ("matrix", "embedding", "head", "vector"):
+        settings += [f"optim.{role}.lr={LR}", f"optim.{role}.betas={list(BETAS)}"]
+    settings += ["model=tiny", "optim=adamw", "data=shards", f"data.dir={folder}", "data.order=shuffled",
+                 "schedule=constant", "parallel=single", "logger=jsonl", f"logger.every={LOG_EVERY}",
+                 f"train.seq_len={LENGTH}", f"train.batch_tokens={SEQUENCES * LENGTH}", "train.steps=1000000",
+                 f"train.micro_batch={SEQUENCES}", f"train.clip={CLIP}", "train.dtype=float32",
+                 "eval.every=1000000", "eval.tokens=768", f"run.dir={folder / 'run'}"]  # fmt: skip
+    schema.register()
+    with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+        config = schema.validate(hydra.compose("train", overrides=settings), 1)
+    config.run.dir = rundir.claim(config)
+    trainer = loop.Trainer(config)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.record.start(trainer.optimizers.table(), trainer.model.flops_per_token(), step=0, unfinished=True)
+    return trainer
 
 
-def check_same_work(theirs: nn.Module, ours: nn.Module) -> None:
+def check_same_work(theirs: nn.Module, ours: nn.Module) -> str:
     """Give ours nanoGPT's weights and compare the losses; exit where they differ by more than rounding."""
     state = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
     names = {"norm1": "ln_1", "norm2": "ln_2", "attn.o": "attn.c_proj", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
@@ -66,10 +89,10 @@ def check_same_work(theirs: nn.Module, ours: nn.Module) -> None:
         actual = ours(tokens, targets).item() / (SEQUENCES * LENGTH)
     if abs(actual - expected) > 1e-5:
         raise SystemExit(f"error: with the same weights nanoGPT's loss is {expected} and ours {actual}")
-    print(f"same weights, same loss: nanoGPT {expected:.6f}, ours {actual:.6f}")
+    return f"same weights, same loss: nanoGPT {expected:.6f}, ours {actual:.6f}"
 
 
-def nanogpt_step(model: nn.Module, tokens: Path) -> Callable[[], torch.Tensor]:
+def nanogpt_step(model: nn.Module, tokens: Path) -> Callable[[], None]:
     """A closure that takes one step as nanoGPT's train.py does with --device=cpu --compile=False."""
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(DECAY, LR, BETAS, "cpu")
@@ -83,10 +106,10 @@ def nanogpt_step(model: nn.Module, tokens: Path) -> Callable[[], torch.Tensor]:
         )
         return inputs, targets
 
-    ahead = batch()
+    ahead, count = batch(), 0
 
-    def step() -> torch.Tensor:
-        nonlocal ahead
+    def step() -> None:
+        nonlocal ahead, count
         for group in optimizer.param_groups:
             group["lr"] = LR
         _, loss = model(*ahead)
@@ -95,41 +118,42 @@ def nanogpt_step(model: nn.Module, tokens: Path) -> Callable[[], torch.Tensor]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss
+        if count % LOG_EVERY == 0:
+            loss.item()
+        count += 1
 
     return step
 
 
-def our_step(parallel: Parallel, model: nn.Module, tokens: Path) -> Callable[[], torch.Tensor]:
-    """A closure that takes one step of ours with torch's fused AdamW."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [dict(params=matrices, weight_decay=DECAY), dict(params=vectors, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=True)
-    data = np.memmap(tokens, dtype=np.uint16, mode="r")
-    span = SEQUENCES * LENGTH
+def our_step(trainer: loop.Trainer) -> Callable[[], None]:
+    """A closure that goes once through the loop of ``Trainer.train``, where neither evaluation nor saving is due."""
 
-    def step() -> torch.Tensor:
-        start = int(torch.randint(len(data) - span, ()))
-        window = torch.from_numpy(data[start : start + span + 1].astype(np.int64))
-        inputs, targets = window[:-1].view(SEQUENCES, LENGTH), window[1:].view(SEQUENCES, LENGTH)
-        with parallel.accumulate(model, last=True):
-            loss = model(inputs, targets) / span
-            loss.backward()
-        parallel.clip(model, CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss
+    def step() -> None:
+        trainer.progress.line = trainer.update(trainer.progress.step)
+        trainer.progress.step += 1
+        assert trainer.stop.answer() == (None, False) and trainer.watch.verdict() is None
+        trainer.write()
 
     return step
 
 
-def time_block(step: Callable[[], torch.Tensor], steps: int) -> float:
-    """Seconds per step."""
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
+def contender(orders: multiprocessing.connection.Connection, name: str, args: argparse.Namespace, folder: Path) -> None:
+    """In a process of its own: prepare one of the two, then time as many steps as are ordered, until none are."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=1_000_000, dtype=np.uint16)
+    tokens.tofile(folder / "train.bin")
+    if name == "ours":
+        trainer = our_trainer(folder, tokens)
+        orders.send(check_same_work(nanogpt_model(args.nanogpt), trainer.model))
+        step = our_step(trainer)
+    else:
+        step = nanogpt_step(nanogpt_model(args.nanogpt), folder / "train.bin")
+    while steps := orders.recv():
+        begin = time.perf_counter()
+        for _ in range(steps):
+            step()
+        orders.send((time.perf_counter() - begin) / steps)
 
 
 def main() -> None:
@@ -141,23 +165,27 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.nanogpt / "model.py").is_file():
         raise SystemExit(f"error: --nanogpt={args.nanogpt} holds no model.py: give a checkout of karpathy/nanoGPT")
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    spawn, lines = multiprocessing.get_context("spawn"), {}
     with tempfile.TemporaryDirectory() as folder:
-        tokens = Path(folder) / "train.bin"
-        np.random.default_rng(0).integers(VOCABULARY, size=1_000_000, dtype=np.uint16).tofile(tokens)
-        parallel = setup(ParallelConfig(mode="single", compile=False), dtype="float32")
-        their_model, model = nanogpt_model(args.nanogpt), our_model(parallel)
-        check_same_work(their_model, model)
-        theirs, ours = nanogpt_step(their_model, tokens), our_step(parallel, model, tokens)
-        for step in (theirs, ours):
-            time_block(step, args.steps)
+        for name in ("nanoGPT", "ours"):
+            lines[name], end = spawn.Pipe()
+            (Path(folder) / name).mkdir()
+            spawn.Process(target=contender, args=(end, name, args, Path(folder) / name), daemon=True).start()
+            end.close()
+        print(lines["ours"].recv(), flush=True)
         pairs = []
-        for index in range(args.blocks):
-            order = (theirs, ours) if index % 2 == 0 else (ours, theirs)
-            times = {step: time_block(step, args.steps) for step in order}
-            pairs.append((times[theirs], times[ours]))
-    report(pairs)
+        for index in range(-1, args.blocks):  # the first is for warming up
+            times = {name: ask(lines[name], args.steps) for name in list(lines)[:: 1 if index % 2 else -1]}
+            pairs.append((times["nanoGPT"], times["ours"]))
+        for line in lines.values():
+            line.send(0)
+    report(pairs[1:])
+
+
+def ask(line: multiprocessing.connection.Connection, steps: int) -> float:
+    """Seconds per step."""
+    line.send(steps)
+    return line.recv()
 
 
 def report(pairs: list[tuple[float, float]]) -> None:
