@@ -5,8 +5,9 @@
 
 Floor: the products of 5 Newton-Schulz steps, 5 (4 s^2 l + 2 s^3) FLOPs a matrix (s <= l its sides), shared by the W
 ranks, and 2 S (W-1)/W^2 elements sent by each.  All contenders take the same weights, gradients (seeded) and, unless
-named otherwise, the same float32 iteration.  Peers from PyPI come with the ``bench`` extra; dion joins where it is
-importable.
+named otherwise, the same Newton-Schulz iteration.  Packages have it as they write it, but in float32, since bfloat16
+is many times slower on a CPU; where ours stands in a peer's place, its name says so.  Peers from PyPI come with the
+``bench`` extra; dion joins where it is importable.
 """
 
 import argparse
@@ -89,22 +90,28 @@ def optional(build):
         return None
 
 
-def in_float32(name: str, iteration: str):
-    """The module, its bfloat16 iteration replaced by the common one: bfloat16 is many times slower on a CPU.
+def plain_newton_schulz(g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    """Five steps of Jordan's iteration, the way that every package writes them, in float32.
 
     A DTensor is gathered first, which spares a package that would let DTensor communicate product by product.
     """
+    if isinstance(g, DTensor):
+        whole = plain_newton_schulz(g.full_tensor())
+        return distribute_tensor(whole, g.device_mesh, g.placements, src_data_rank=None)
+    x = g.float() if g.shape[-2] <= g.shape[-1] else g.float().mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x if g.shape[-2] <= g.shape[-1] else x.mT).to(g.dtype)
+
+
+def in_float32(name: str, iteration: str):
+    """The module, its bfloat16 iteration replaced by the one in float32."""
     module = importlib.import_module(name)
     assert hasattr(module, iteration), f"{name} has no {iteration} any more: the comparison would be unfair"
-    setattr(module, iteration, common_iteration)
+    setattr(module, iteration, plain_newton_schulz)
     return module
-
-
-def common_iteration(g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    if not isinstance(g, DTensor):
-        return polar(g, STANDARD)
-    whole = polar(g.full_tensor(), STANDARD)
-    return distribute_tensor(whole, g.device_mesh, g.placements, src_data_rank=None)
 
 
 def muon_fsdp2(params):
@@ -118,11 +125,14 @@ def pytorch_optimizer(params):
     return module.Muon([dict(params=params, use_muon=True)], lr=0.02)
 
 
-def dion(params):
-    """It sends bfloat16, half of the others' bytes; only its iteration is widened."""
+def dion(params, iteration):
+    """It sends bfloat16, half of the others' bytes."""
     module = importlib.import_module("dion")
-    iteration = lambda g, epsilon=0: polar(g.float(), STANDARD).to(g.dtype)  # noqa: E731
     return module.Muon(params, params[0].device_mesh, lr=0.02, nesterov=True, newton_schulz_func=iteration)
+
+
+def our_iteration(g: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
+    return polar(g.float(), STANDARD).to(g.dtype)
 
 
 def contenders(shapes) -> dict:
@@ -133,7 +143,8 @@ def contenders(shapes) -> dict:
         "gather everywhere": GatherEverywhere(sharded(shapes)),
         "muon-fsdp2": optional(lambda: muon_fsdp2(sharded(shapes))),
         "pytorch-optimizer": optional(lambda: pytorch_optimizer(sharded(shapes))),
-        "dion": optional(lambda: dion(sharded(shapes))),
+        "dion": optional(lambda: dion(sharded(shapes), plain_newton_schulz)),
+        "dion, our iteration": optional(lambda: dion(sharded(shapes), our_iteration)),
     }
     steps = {name: optimizer.step for name, optimizer in built.items() if optimizer is not None}
     if world == 1:
