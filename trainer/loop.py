@@ -42,7 +42,8 @@ class Trainer:
             prepare(config.data)
         self.parallel.barrier()
         self.split = open_split(config.data)
-        self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len)
+        starts = self.split.eos if config.data.document_mask else None
+        self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
         replicas = torch.distributed.group.WORLD if self.parallel.mode == "ddp" else None
         self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas)
         self.multiplier = schedule.build(**asdict(config.schedule), steps=train.steps)
@@ -156,8 +157,7 @@ class Trainer:
                 seq_len=self.config.train.seq_len,
                 tokens=self.config.eval.tokens,
                 micro_batch=self.config.train.micro_batch,
-                rank=self.parallel.rank,
-                world_size=self.parallel.world_size,
+                rank=self.parallel.rank, world_size=self.parallel.world_size,
                 device=self.parallel.device, vocab_size=self.split.vocab_size,
             )
             progress.note_val_loss(validation_loss(self.model, self.parallel, self.stop.between(batches)))

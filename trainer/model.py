@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from data import document_ids
+
 IGNORED = -100  # a target with this value is not predicted
 
 
@@ -101,7 +103,7 @@ class Attention(nn.Module):
         self.config = config
         self.q, self.k, self.v, self.o = (nn.Linear(config.n_embd, config.n_embd, bias=config.bias) for _ in range(4))
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
         heads = (*x.shape[:2], self.config.n_head, self.config.head_dim)
         q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
         if self.config.qk_norm:
@@ -109,8 +111,9 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=self.config.attention_scale
-        )
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None,
+            scale=self.config.attention_scale,
+        )  # fmt: skip
         return self.o(y.transpose(1, 2).reshape(x.shape))
 
 
@@ -132,13 +135,13 @@ class Block(nn.Module):
         self.norm2, self.mlp = Norm(config), MLP(config)
         self.recompute = False  # activation checkpointing: keep only the block's input for the backward pass
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.residual, x, rotation, use_reentrant=False)
-        return self.residual(x, rotation)
+            return checkpoint(self.residual, x, rotation, mask, use_reentrant=False)
+        return self.residual(x, rotation, mask)
 
-    def residual(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), rotation)
+    def residual(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotation, mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -148,13 +151,15 @@ class GPT(nn.Module):
     Parameters: `wte` (padded V, C), `wpe` (seq_len, C) where positions are learned, `blocks`, `norm`, and `lm_head`
     (padded V, C) unless the head is tied to `wte`. Inside, the vocabulary is padded to a multiple of 128; the padding
     starts at zero, is never predicted and never receives a gradient.
+    With `document_start`, the token that starts each document, attention stays inside a document.
     Built under torch.device("meta") the module is a skeleton that `init_parameter` can fill tensor by tensor.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int):
+    def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None):
         super().__init__()
         config.check()
         self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
+        self.document_start = document_start
         self.padded_vocab = 128 * math.ceil(vocab_size / 128)
         self.wte = nn.Embedding(self.padded_vocab, config.n_embd)
         self.wpe = nn.Embedding(seq_len, config.n_embd) if config.position == "learned" else None
@@ -172,8 +177,9 @@ class GPT(nn.Module):
         """
         x = self.embed(tokens)
         rotation = self.rotation(tokens.shape[1], x) if self.wpe is None else None
+        mask = None if self.document_start is None else same_document(tokens, self.document_start)
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, rotation, mask)
         x = self.norm(x)
         if targets is None:
             return self.logits(x)
@@ -251,6 +257,12 @@ class GPT(nn.Module):
         12·L·C·T for attention's scores and their use, causality not deducted, recomputation not counted."""
         weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.vocab_size * self.config.n_embd
         return 6.0 * weights + 12.0 * self.config.n_layer * self.config.n_embd * self.seq_len
+
+
+def same_document(tokens: Tensor, start: int) -> Tensor:
+    """Whether query i may see key j: j is not after i, and in its document.  tokens (B, T) → bool (B, 1, T, T)."""
+    ids = document_ids(tokens, start)
+    return (ids[:, None, :, None] == ids[:, None, None, :]).tril()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -201,13 +201,15 @@ class Parallel:
 
     # --- the model ---
 
-    def wrap(self, config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Module:
+    def wrap(
+        self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None
+    ) -> nn.Module:
         """Build a GPT on the meta device, arrange it over the ranks, and initialise it from (seed, parameter name).
 
         Parameter names are the bare model's in every mode, up to DDP's prefix; see `unwrap`.
         """
         with torch.device("meta"):
-            model = GPT(config, vocab_size, seq_len)
+            model = GPT(config, vocab_size, seq_len, document_start)
         model.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
         # The order matters: recomputation lies inside what is compiled, and the gathers of FSDP lie outside of it.
         if self.config.activation_checkpointing:

@@ -170,8 +170,6 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         raise ConfigError(str(error)) from None
     fit_batch(config, world_size)
     check_eval(config)
-    if config.data.document_mask:
-        raise ConfigError("data.document_mask=true: the model does not attend by document yet; leave it false")
     check_schedule(config)
     return config
 

@@ -11,8 +11,9 @@ pytestmark = pytest.mark.slow
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "optim").glob("*.yaml"))
 # A rule of every kind: elementwise of torch and of ours, without state, with state at owners, with statistics.
 SOME = ["adamw", "lion", "normuon", "scion", "shampoo", "soap", "steepest"]
-# torch's own Muon orthogonalizes in bfloat16, whatever the dtype of the weights.
-TOLERANCES = {("torch_muon", "float64"): 1e-2, ("torch_muon", "float32"): 1e-2}
+# torch's own Muon orthogonalizes in bfloat16, whatever the dtype of the weights.  Shampoo's first statistics are nearly
+# singular: float32 rounding decides their smallest eigenvalues, whose roots are the largest.
+TOLERANCES = {("torch_muon", "float64"): 1e-2, ("torch_muon", "float32"): 1e-2, ("shampoo", "float32"): 2e-3}
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,23 @@ def test_attention_knows_the_order_of_tokens(name):
     assert (model(tokens)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-6
 
 
+@settings(deadline=None, max_examples=8)
+@given(start=st.integers(1, LENGTH - 1), name=st.sampled_from(["modern", "rope"]))
+def test_documents_of_a_window_do_not_see_each_other(start, name):
+    """With relative positions a document gives the same logits inside a window and alone."""
+    model, (tokens, targets) = build(VARIANTS[name]), draw()
+    tokens = tokens.clamp(min=1)
+    tokens[:, start] = 0
+    mixed, alone = model(tokens), model(tokens[:, start:])
+    assert (mixed[:, start:] - alone).abs().max() > 1e-6
+    model.document_start = 0
+    apart = model(tokens)
+    torch.testing.assert_close(apart[:, start:], alone, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(apart[:, :start], mixed[:, :start], rtol=1e-9, atol=1e-9)
+    model.blocks[0].recompute = True
+    model(tokens, targets).backward()  # the mask travels into what is recomputed
+
+
 @settings(deadline=None, max_examples=20)
 @given(shift=st.integers(0, 40), kind=st.sampled_from(["rope", "half_rope"]))
 def test_rotary_scores_depend_on_distance_alone(shift, kind):
