@@ -92,6 +92,7 @@ class OptimConfig:
     """Per role ``{_target_: class path, **settings}``; a value ``{family: value}`` is chosen by ``model.family``."""
 
     name: str = MISSING
+    lr_scale: float = 1.0  # multiplies the learning rate of every role
     matrix: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
@@ -245,6 +246,8 @@ def check_schedule(config: Config) -> None:
 
 def settle_optim(optim: OptimConfig, family: str) -> None:
     """Choose the values of the model's family, then try every role's class and settings on a small parameter."""
+    if not optim.lr_scale > 0:
+        raise ConfigError(f"optim.lr_scale={optim.lr_scale}: give a number above 0")
     for role in ROLES:
         settings = by_family(getattr(optim, role), family, f"optim.{role}")
         setattr(optim, role, settings)
@@ -253,6 +256,8 @@ def settle_optim(optim: OptimConfig, family: str) -> None:
         lr = settings.get("lr", 0.0)
         if isinstance(lr, bool) or not isinstance(lr, int | float):
             raise ConfigError(f"optim.{role}.lr={lr}: give a number")
+        if "lr" in settings:
+            settings["lr"] = lr * optim.lr_scale
         optimizer, arguments = resolve_target(settings, f"optim.{role}")
         try:
             optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
