@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import hydra
-import torch
 
 from trainer import commit, rundir, schema
 from trainer.agree import agree
@@ -23,6 +22,7 @@ from trainer.checkpoint import CheckpointError
 from trainer.index import read_index
 from trainer.launch import CONFIGS
 from trainer.loop import Trainer
+from trainer.parallel import teardown
 from trainer.schema import world_size
 
 
@@ -38,8 +38,9 @@ def main() -> None:
         if trainer.parallel.is_main:
             report(trainer, pauses)
         trainer.parallel.barrier()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    trainer.checkpoints.close()
+    del trainer  # it holds the groups
+    teardown()
 
 
 def build(overrides: list[str], folder: str) -> Trainer:

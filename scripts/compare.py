@@ -17,6 +17,9 @@ from typing import NoReturn
 from speedrun import claims, groups, page, picture, records, report, table
 
 
+SUFFIXES = ("html", "png", "csv", "md")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
@@ -36,6 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "worth in loss, to compare runs of different lengths (track 3: 4.5e-5)")  # fmt: skip
     add("--published", action="store_true", help="lay published FineWeb results under the curves")
     add("--title", help="title of the page")
+    add("--wandb", metavar="PROJECT", help="also log the four files as an artifact of this Weights & Biases project")
     options = parser.parse_args(arguments)
     options.out = options.out.removesuffix(".html")
     if options.loss_per_step and not options.sigma:
@@ -72,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: --out {options.out}: cannot write there ({error.strerror})", file=sys.stderr)
         return 1
     _say(comparison, rows, options.out)
+    if options.wandb:
+        publish(options.wandb, options.out)
     return 0
 
 
@@ -96,6 +102,27 @@ def write(
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in outputs.items():
         _replace(Path(f"{options.out}.{suffix}"), content)
+
+
+def publish(project: str, out: str) -> None:
+    """Log the files as an artifact, and the page where the dashboard shows it; offline where there is no key."""
+    import wandb
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from trainer.dashboard import wandb_mode
+
+    name = Path(out).name
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
+    run = wandb.init(project=project, name=name, job_type="comparison", mode=wandb_mode(), dir=Path(out).parent,
+                     settings=quiet)  # fmt: skip
+    artifact = wandb.Artifact(name, type="comparison")
+    for suffix in SUFFIXES:
+        artifact.add_file(f"{out}.{suffix}", name=f"{name}.{suffix}")
+    run.log_artifact(artifact)
+    run.log({"comparison": wandb.Html(Path(f"{out}.html"), inject=False)})
+    where = f"offline, upload with: wandb sync {Path(run.dir).parent}" if run.offline else run.url
+    run.finish()
+    print(f"wandb {where}")
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -63,6 +63,8 @@ def refuse_unknown(composed: DictConfig, configs: Path) -> None:
 def _missing_choice(error: MissingConfigException, configs: Path) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(path.stem for path in (configs / group).glob("*.yaml"))
+    if choice.startswith("submitit"):
+        return "hydra/launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]'"
     if not group or not options:
         return _one_line(error)
     close = difflib.get_close_matches(choice, options, 1)

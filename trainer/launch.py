@@ -1,9 +1,10 @@
 """From the command line to the job: compose, check, take the run's directory, then let Hydra run it.
 
 Every rank composes the same configuration.  Nothing is created and no process group starts before all jobs of the
-command line are known to be right.  Under torchrun a sweep's jobs follow one another in the same processes.
+command line are known to be right.
 """
 
+import gc
 import os
 import re
 import sys
@@ -19,54 +20,55 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from data import DataError, open_split
 from data import prepare as prepare_data
 from optim.routing import ROLES
-from trainer import resume, rundir, schema
+from trainer import processes, record, resume, rundir, schema
 from trainer.agree import agree, attempt, meet_anew, rank, report
 from trainer.commit import CheckpointError
 from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.loop import TrainingError
 from trainer.parallel import teardown
 from trainer.schema import Config, ConfigError, world_size
+from trainer.sweep import JobFailed, Sweep, told_alike
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 USER_ERRORS = (ConfigError, DataError, CheckpointError, TrainingError)
-
-
-class JobFailed(Exception):
-    """A job failed and has said why; the jobs after it in the sweep still run."""
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 
 
 def main(train: Callable[[Config], None]) -> None:
     """Run ``train`` on the configuration of the command line: once, or once per job of a sweep (``-m``).
 
-    Exit code 1 and one line ``error: …`` for what the user can mend.
+    Exit code 1 and one line ``error: …`` for what the user can mend; of a sweep also if a job has not finished.
     """
     schema.register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a defect shows its whole trace
+    sweep = None
     try:
-        varying = prepare()
-        hydra.main(str(CONFIGS), "train", version_base="1.3")(lambda composed: run_job(composed, train, varying))()
+        sweep = prepare()
+        hydra.main(str(CONFIGS), "train", version_base="1.3")(lambda composed: run_job(composed, train, sweep))()
     except USER_ERRORS as error:
         report(error)
         sys.exit(1)
     except COMPOSITION_ERRORS as error:
         report(ConfigError(explain(error, sys.argv[1:], CONFIGS)))
         sys.exit(1)
-    except JobFailed:
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        complete = sweep is None or rank() > 0 or sweep.summary()
         teardown()
+    if not complete:
+        sys.exit(1)
 
 
-def prepare() -> list[str]:
-    """Check every job of the command line and settle the sweep's folder; returns the keys that the sweep varies.
+def prepare() -> Sweep | None:
+    """Check every job of the command line; returns the sweep, if it is one, with its folder settled.
 
     ``sys.argv`` is left as Hydra is to read it.
     """
@@ -81,12 +83,14 @@ def prepare() -> list[str]:
     overrides = [settings_are_open(override) for override in args.overrides]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in args.overrides] + overrides
     if informs:
-        return []
-    varying, is_sweep = check_jobs(overrides, args)
-    if is_sweep and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-        folder = agree("sweep", lambda: f"runs/{time.strftime('%Y%m%d-%H%M%S')}-sweep")
-        sys.argv.append(f"hydra.sweep.dir={folder}")
-    return varying
+        return None
+    sweep = check_jobs(overrides, args)
+    if args.cfg:
+        return None
+    if sweep:
+        sys.argv.append(f"hydra.sweep.dir={QuotedString(sweep.folder, Quote.single).with_quotes()}")
+        sweep.begin()
+    return sweep
 
 
 def settings_are_open(override: str) -> str:
@@ -96,8 +100,8 @@ def settings_are_open(override: str) -> str:
     return re.sub(rf"^\+*(optim\.(?:{'|'.join(ROLES)})\.[^=]+=)", r"++\1", override)
 
 
-def check_jobs(overrides: Sequence[str], args: Namespace) -> tuple[list[str], bool]:
-    """Compose and validate every job; returns the keys that vary between them, and whether it is a sweep.
+def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
+    """Compose and validate every job; returns them, if they are a sweep.
 
     Raises:
         ConfigError: one line for the first job that cannot run.
@@ -108,54 +112,102 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> tuple[list[str], bo
             whole = loader.load_configuration(
                 "train", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
             )
-            is_sweep = args.multirun or whole.hydra.mode == RunMode.MULTIRUN
-            if not is_sweep or not whole.hydra.sweeper._target_.endswith(".BasicSweeper"):
-                jobs, varying = [list(overrides)] if not is_sweep else [], []
-            else:
+            jobs, sweep = [list(overrides)], None
+            if args.multirun or whole.hydra.mode == RunMode.MULTIRUN:
+                check_plugins(whole.hydra)
                 params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
                 parsed = OverridesParser.create(config_loader=loader).parse_overrides(params + list(overrides))
                 jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-                varying = [o.key_or_group for o in parsed if o.is_sweep_override()]
+                varying = [override.key_or_group for override in parsed if override.is_sweep_override()]
+                sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), varying)
+            elif whole.hydra.launcher._target_.startswith(SUBMITIT):
+                raise ConfigError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
             composed = [hydra.compose("train", overrides=job) for job in jobs]
         except COMPOSITION_ERRORS as error:
             raise ConfigError(explain(error, overrides, CONFIGS)) from None
-    for job in composed:
+    for words, job in zip(jobs, composed, strict=True):
         refuse_unknown(job, CONFIGS)
-        if is_sweep and job.run.dir:
+        if sweep and job.run.dir:
             raise ConfigError(f"run.dir={job.run.dir} would be shared by the jobs of a sweep: give hydra.sweep.dir=DIR")
-        schema.validate(job, world_size())
-    return varying, is_sweep
+        config = schema.validate(job, ranks_of(job, whole.hydra.launcher))
+        if sweep:
+            sweep.add(config, words, job.run.name)
+    return sweep
 
 
-def run_job(composed: DictConfig, train: Callable[[Config], None], varying: Sequence[str]) -> None:
-    """One job, in the process that does it."""
+def check_plugins(settings: DictConfig) -> None:
+    if not settings.sweeper._target_.endswith(".BasicSweeper"):
+        raise ConfigError("hydra/sweeper: only Hydra's basic sweeper names its jobs beforehand; leave it out")
+    if processes.are_started() and settings.launcher._target_.startswith(SUBMITIT):
+        raise ConfigError("hydra/launcher starts the processes itself: start with python train.py -m, without torchrun")
+
+
+def sweep_folder(given: str) -> str:
+    return agree("sweep", lambda: given if given != "." else f"runs/{time.strftime('%Y%m%d-%H%M%S')}-sweep")
+
+
+def ranks_of(job: DictConfig, launcher: DictConfig) -> int:
+    """Processes that will do a job: those that are started, or will be by Hydra's launcher or by this process."""
+    if processes.are_started():
+        return world_size()
+    if launcher._target_.startswith(SUBMITIT):
+        return launcher.nodes * launcher.tasks_per_node
+    return job.run.processes or world_size()
+
+
+def run_job(composed: DictConfig, train: Callable[[Config], None], sweep: Sweep | None) -> None:
+    """One job: in this process, if it is one of the job's; otherwise in processes of its own."""
     job = HydraConfig.get()
-    in_sweep = job.mode == RunMode.MULTIRUN
+    number, overrides = OmegaConf.select(job, "job.num", default=0), list(job.overrides.task)
+    processes.join_submitit()
+    began, where = time.monotonic(), ""
     try:
-        config = schema.validate(composed, world_size())
-        if in_sweep:
-            config.logger.group = config.logger.group or Path(job.sweep.dir).name
-            kept = [o for o in job.overrides.task if o.lstrip("+").partition("=")[0] in varying]
-            name = rundir.job_name(kept, config.seed)
-            also = [o for o in kept if o.partition("=")[0] not in ("optim", "seed")]
-            config.logger.label = config.logger.label or ",".join([config.optim.name, *also])
-            config.run.name = composed.run.name or name
-            config.run.dir = str(Path(job.sweep.dir) / name)
-        number = OmegaConf.select(job, "job.num", default=0)
+        config = schema.validate(composed, ranks_of(composed, job.launcher))
+        if sweep:
+            sweep.place(config, overrides, composed.run.name)
+            where = config.run.dir
+            if rank() == 0:
+                print(f"job {number + 1} of {len(sweep.jobs)}: {Path(where).name}", flush=True)
         config.run.dir = agree(f"job {number}", lambda: settle(config))
-        done = agree(f"finished {number} {attempt()}", lambda: resume.finished(config))
-        if done:
+        if done := agree(f"finished {number} {attempt()}", lambda: resume.finished(config)):
             if rank() == 0:
                 print(done)
-            return
-        meet_anew(number)
-        train(config)
+        elif processes.are_started() or (not sweep and config.run.processes in (None, 1)):
+            meet_anew(number)
+            train(config)
+        else:
+            searched = [o for o in job.overrides.hydra if o.startswith("hydra.searchpath=")]
+            processes.start(config, overrides + searched)
+        if sweep:
+            sweep.states[where] = "stopped"  # unless its record says that it has finished
+            go_on_after(config, number, time.monotonic() - began)
+        return
+    except JobFailed:
+        told = True
     except USER_ERRORS as error:
-        report(error)
-        fail(in_sweep)
+        told = sweep is not None and told_alike(error, number)
+        if not sweep:
+            report(error)
     except Exception:
         traceback.print_exc()
-        fail(in_sweep)
+        told = world_size() == 1
+    if sweep:
+        sweep.states[where] = "failed"
+    if sweep and told:
+        record.abandon()
+        gc.collect()  # what the job has left, on the device too
+        return
+    fail(sweep)
+
+
+def go_on_after(config: Config, number: int, seconds: float) -> None:
+    """End the sweep if a signal has stopped the job that returned: it was meant for all of them."""
+    limit = config.train.max_minutes
+    its_own = limit is not None and seconds >= 60 * limit
+    told = agree(f"stopped {number} {attempt()}", lambda: "" if its_own or resume.finished(config) else "to stop")
+    if told and not processes.of_submitit():
+        sys.exit(1)
+    gc.collect()
 
 
 def settle(config: Config) -> str:
@@ -166,12 +218,12 @@ def settle(config: Config) -> str:
     return rundir.claim(config)
 
 
-def fail(in_sweep: bool) -> None:
-    """End this job with exit code 1; in one process, the sweep's other jobs still run."""
-    if world_size() > 1:  # at once: the other ranks may wait in a collective, and Hydra would start the next job here
+def fail(sweep: Sweep | None) -> None:
+    """End all with exit code 1."""
+    if world_size() > 1:  # at once: the other ranks may wait in a collective
+        if sweep and rank() == 0:
+            sweep.summary()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    if in_sweep:
-        raise JobFailed from None
     sys.exit(1)

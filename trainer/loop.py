@@ -21,6 +21,7 @@ from trainer.faults import Preempted, Stop, TrainingError, Watch, is_notable, lo
 from trainer.parallel import unwrap
 from trainer.record import Record
 from trainer.schema import Config
+from trainer.warmup import warm_up
 
 
 class Trainer:
@@ -164,11 +165,8 @@ class Trainer:
         progress.line["val/loss"] = progress.val_loss
 
     def warm_up(self) -> None:
-        """Compile and load kernels on a first pass whose gradients are thrown away, before the clock starts."""
-        inputs, targets = self.loader.batch(self.progress.step)[0]
-        with self.parallel.accumulate(self.model, last=True):
-            (self.model(inputs, targets) * 0.0).backward()
-        self.optimizers.zero_grad()
+        """Compile and load all kernels before the clock starts; nothing else stays of it."""
+        warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(self.progress.step)[0])
 
     def save(self, wait: bool = False) -> None:
         """A checkpoint of this step, written in the background (or at once); off the clock."""

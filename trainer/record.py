@@ -5,7 +5,6 @@ Only rank 0 writes and shows.  A part of the record that fails says so once and 
 
 import importlib.metadata
 import json
-import netrc
 import os
 import platform
 import shlex
@@ -14,31 +13,37 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import OmegaConf
 
+from trainer import dashboard
 from trainer.jsonl import JsonLines
 from trainer.parallel import Parallel
 from trainer.picture import loss_vs_time
 from trainer.progress import Display, duration
-from trainer.rundir import run_id, write_atomically
+from trainer.rundir import write_atomically
 from trainer.schema import Config, LoggerKind
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
 
 # Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first that fits counts.
 PEAK_FLOPS = {
+    "GB300": 2500e12,
+    "GB200": 2500e12,
+    "B300": 2250e12,
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
+    "RTX 5090": 209e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
@@ -52,6 +57,8 @@ class Record:
         parallel: rank, device and the Accelerator whose trackers are used.
         display: what shows the progress; tests give their own.
     """
+
+    shown: ClassVar[Display | None] = None  # of the record that this process writes
 
     def __init__(self, config: Config, parallel: Parallel, display: Display | None = None):
         self.config, self.parallel = config, parallel
@@ -93,6 +100,7 @@ class Record:
         if self.config.logger.kind == LoggerKind.wandb:
             self._try("wandb", self._start_wandb)
         if self.parallel.is_main:
+            Record.shown = self.display
             self.display.start(step)
 
     def describe(self) -> str:
@@ -148,10 +156,16 @@ class Record:
         self.metrics.close()
         picture = self.directory / "loss_vs_time.png"
         self._try(picture.name, lambda: loss_vs_time(self.metrics.lines, picture, self.config.run.name))
+        self.outcome = dashboard.summary(self.metrics.lines, self.config.eval.target)
+        if self.parallel.accelerator.trackers:
+            self._try("wandb", self._summarise)
         seconds, tokens = self.last.get("train_time_s", 0.0), self.last.get("tokens", 0)
         speed = f", {tokens / seconds:,.0f} tokens/s" if seconds else ""
         val_loss = self.last.get("val/loss", float("nan"))
         final = f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}"
+        if "target/steps" in self.outcome:
+            steps, seconds = self.outcome["target/steps"], self.outcome["target/seconds"]
+            self.message(f"val loss {self.config.eval.target:g} reached after {steps:,.0f} steps, {duration(seconds)}")
         self.message(text or final)
 
     def _remember(self, line: Mapping[str, Any]) -> None:
@@ -175,33 +189,11 @@ class Record:
         return {"perf/peak_memory_bytes": int(self.parallel.accelerator.gather(mine).max())}
 
     def _start_wandb(self) -> None:
-        accelerator, config = self.parallel.accelerator, self.config
-        settings: dict[str, Any] = {}
-        if self.parallel.is_main:
-            import wandb
+        said = dashboard.start(self.config, self.parallel)
+        self.message(said)
 
-            # Our environment.json says what a reader needs; host, user and paths stay on this machine.
-            quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
-            settings = {
-                "dir": str(self.directory),
-                "id": run_id(self.directory),
-                "resume": "allow",  # a run that is started again goes on under its id
-                "name": config.run.name,
-                "group": config.logger.group,
-                "tags": [config.optim.name, config.model.name, config.data.name, *config.logger.tags],
-                "mode": wandb_mode(),
-                "settings": quiet,
-            }
-        accelerator.log_with = ["wandb"]
-        accelerator.init_trackers(config.logger.project, plain(config), {"wandb": settings})
-        if self.parallel.is_main:
-            run = accelerator.get_tracker("wandb", unwrap=True)
-            for axis in ("step", "tokens", "train_time_s"):
-                run.define_metric(axis, hidden=True)
-            run.define_metric("*", step_metric="step")
-            run.define_metric("val/loss", step_metric="train_time_s", summary="min,last")
-            where = f"offline, upload with: wandb sync {self.directory}/wandb/offline-run-*" if run.offline else run.url
-            self.message(f"wandb {where}")
+    def _summarise(self) -> None:
+        self.parallel.accelerator.get_tracker("wandb", unwrap=True).summary.update(self.outcome)
 
     def _try(self, what: str, act: Callable[[], Any]) -> None:
         """Do it; a failure is shown once and does not end the run."""
@@ -213,21 +205,11 @@ class Record:
                 self.message(f"warning: {what} failed, training goes on without it: {error}")
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """The config as nested plain values."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-
-
-def wandb_mode() -> str | None:
-    """``offline`` where this machine has no key and nothing is said; otherwise W&B's own choice."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
-        return None
-    try:
-        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "")
-    except (OSError, netrc.NetrcParseError):
-        known = None
-    return None if known else "offline"
+def abandon() -> None:
+    """After a run that failed in a process that goes on: take its bar from the screen, end its W&B run."""
+    if Record.shown:
+        Record.shown.stop()
+    dashboard.abandon()
 
 
 def environment(parallel: Parallel) -> dict[str, Any]:

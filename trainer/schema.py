@@ -56,6 +56,7 @@ class RunConfig:
     dir: str | None = None  # the run's directory; default: runs/<date>-<time>-<name>
     resume: Resume = Resume.auto
     from_: str | None = None  # typed run.from: another run, or one of its checkpoints, to go on from
+    processes: int | None = None  # of a run that no torchrun has started; default: one
 
 
 @dataclass
@@ -162,6 +163,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     if config.train.dtype == Dtype.auto:
         config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32
     check_positive(config)
+    if config.run.processes not in (None, world_size):
+        raise ConfigError(f"run.processes={config.run.processes}, but {world_size} were started: leave it to torchrun")
     try:
         config.model.check()
         config.data.check()
@@ -177,6 +180,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
 
 def check_positive(config: Config) -> None:
     for section, names in {
+        "run": ("processes",),
         "train": ("steps", "batch_tokens", "seq_len", "micro_batch", "clip", "max_minutes", "timeout_minutes"),
         "eval": ("every", "tokens"),
         "checkpoint": ("every", "minutes", "keep_last"),

@@ -1,20 +1,23 @@
-"""A run that is interrupted and goes on, on the same ranks or others, is the run that was not interrupted."""
+"""A run that is interrupted and goes on, on the same ranks or others, is the run that was not interrupted.
+
+``NANOMUON_SOAK=1`` goes from every sharding to every other; ``-s`` shows how exactly.
+"""
 
 import json
 import os
-import random
-import time
 
 import pytest
 
-from tests.distributed.jobs import TINY, Template, lines
+from tests.distributed.forks import rank_environment, rendezvous
+from tests.distributed.jobs import TINY, Job, Template, lines
 
 pytestmark = pytest.mark.slow
 SOAK = "NANOMUON_SOAK" in os.environ
 
-LAYOUTS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4), ("hsdp", 4)]
+LAYOUTS = [("single", 1), *((mode, ranks) for mode in ("ddp", "fsdp") for ranks in (1, 2, 3, 4)), ("hsdp", 4)]
 # Every layout once as the source and once as the target.
-ROUND = [("single", 1), ("fsdp", 2), ("ddp", 3), ("hsdp", 4), ("fsdp", 3), ("ddp", 2), ("fsdp", 4), ("ddp", 4)]
+ROUND = [("single", 1), ("fsdp", 2), ("ddp", 3), ("hsdp", 4), ("fsdp", 1), ("fsdp", 3), ("ddp", 2), ("fsdp", 4),
+         ("ddp", 1), ("ddp", 4)]  # fmt: skip
 # Six rows on four ranks are 2, 2, 2 and none.
 EXACT = [*TINY, "model.n_embd=6", "model.n_head=1", "train.dtype=float64", "eval.every=5", "optim.matrix.lr=0.003"]
 # Roots and bases every other step, so that they change between saves.  In the exact runs they are taken of
@@ -30,6 +33,20 @@ def template(tmp_path_factory):
         yield started
 
 
+def run(template: Template, arguments: list[str], layout: tuple[str, int], hook: list | None = None) -> Job:
+    """Under a launcher, as ddp and fsdp want it for one process too; or without, for single."""
+    (mode, ranks), arguments = layout, [*arguments, f"parallel={layout[0]}"]
+    if ranks > 1 or mode == "single":
+        return template.run(arguments, ranks, hook)
+    out, store = template.folder / f"alone{len(template.jobs)}", rendezvous(300)
+    out.mkdir()
+    request = {"arguments": arguments, "hook": hook, "rank": 0}
+    pid = template.forks.start(request, out / "0", out / "0", rank_environment(0, 1, store.port))
+    template.jobs.append(Job(template, [pid], out, store))
+    assert template.jobs[-1].wait() == [0], template.jobs[-1].output()
+    return template.jobs[-1]
+
+
 def exact(optim: str, steps: int) -> list[str]:
     return [*EXACT, f"optim={optim}", *OFTEN.get(optim, []), *CONDITIONED.get(optim, []), f"train.steps={steps}"]
 
@@ -41,22 +58,27 @@ def numbers(directory) -> list[tuple]:
     return [(line["step"], line.get("train/loss"), line.get("val/loss"), line.get("grad_norm")) for line in found]
 
 
-def assert_same(found, expected, tolerance: float) -> None:
+def assert_same(found, expected, tolerance: float) -> float:
+    """Returns the largest relative difference."""
+    worst = 0.0
     assert [row[0] for row in found] == [row[0] for row in expected], "each step is in the record once"
     for mine, theirs in zip(found, expected, strict=True):
         for a, b in zip(mine[1:], theirs[1:], strict=True):
             assert (a is None) == (b is None), (mine, theirs)
-            assert a is None or abs(a - b) <= tolerance * abs(b), (mine, theirs)
+            if a is not None:
+                worst = max(worst, abs(a - b) / abs(b))
+                assert worst <= tolerance, (mine, theirs)
+    return worst
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS if SOAK else ["muon", "shampoo"])
 def test_every_sharding_goes_on_from_every_other(template, tmp_path, optim):
     steps = 2 * len(ROUND) + 2
     common = exact(optim, steps)
-    template.run([*common, "parallel=single", f"run.dir={tmp_path}/whole"])
+    run(template, [*common, f"run.dir={tmp_path}/whole"], LAYOUTS[0])
     for number, (mode, ranks) in enumerate([*ROUND, ROUND[0]]):
         stop = None if number == len(ROUND) else ["send", {"step": 2 * number + 1, "to": number % ranks}]
-        job = template.run([*common, f"parallel={mode}", f"run.dir={tmp_path}/parts"], ranks, stop)
+        job = run(template, [*common, f"run.dir={tmp_path}/parts"], (mode, ranks), stop)
         if number:
             before = ROUND[number - 1]
             assert f"{before[1]} ranks ({before[0]}) -> {ranks} ({mode})" in job.output()
@@ -68,63 +90,36 @@ def test_every_sharding_goes_on_from_every_other(template, tmp_path, optim):
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_whole_matrix_of_shardings(template, tmp_path, optim):
     common = exact(optim, 8)
-    template.run([*common, "parallel=single", f"run.dir={tmp_path}/whole"])
-    expected = numbers(tmp_path / "whole")
-    for source, ranks in LAYOUTS:
-        saved = f"{tmp_path}/{source}{ranks}"
-        template.run([*common, f"parallel={source}", f"run.dir={saved}"], ranks, ["send", {"step": 3, "to": 0}])
-        for target, others in LAYOUTS:
-            mine = f"{saved}-{target}{others}"
-            template.run([*common, f"parallel={target}", f"run.dir={mine}", f"run.from={saved}"], others)
-            assert_same(numbers(mine), expected, 1e-9)
-
-
-@pytest.mark.parametrize("optim", OPTIMIZERS if SOAK else ["muon", "soap"])
-def test_killed_again_and_again(template, tmp_path, optim):
-    """SIGKILL to one rank or to all, at any moment, saving included; each time the record has each step once."""
-    ranks, kills = 2, 30 if SOAK else 3
-    common = [*TINY, f"optim={optim}", *OFTEN.get(optim, []), "parallel=fsdp", "train.steps=60", "eval.every=10"]
-    template.run([*common, f"run.dir={tmp_path}/whole"], ranks)
-    dice = random.Random(optim)
-    often = [*common, f"run.dir={tmp_path}/parts", "checkpoint.every=2"]
-    slow = ["slow_saves", {"seconds": 0.05}]
-    outputs = []
-    for _ in range(kills):
-        job = template.start(often, ranks, slow)
-        _let_it_run(job, tmp_path / "parts", dice)
-        victims = dice.choice([[0], [1], [0, 1]])
-        for rank in victims:
-            job.kill(rank)
-        job.kill_all()  # what the launcher does to the rest
-        outputs.append(job.output())
-    outputs.append(template.run(often, ranks, slow).output())
-    assert sum("going on after update" in output for output in outputs) >= kills // 3
-    assert not any("is not used" in output for output in outputs), "a killed save never leaves a damaged checkpoint"
-    assert_same(numbers(tmp_path / "parts"), numbers(tmp_path / "whole"), 0.0)
-    assert not list((tmp_path / "parts" / "checkpoints").glob("*.partial"))
+    run(template, [*common, f"run.dir={tmp_path}/whole"], LAYOUTS[0])
+    expected, worst, pairs = numbers(tmp_path / "whole"), 0.0, 0
+    for source in LAYOUTS:
+        saved = f"{tmp_path}/{source[0]}{source[1]}"
+        run(template, [*common, f"run.dir={saved}"], source, ["send", {"step": 3, "to": 0}])
+        for target in LAYOUTS:
+            mine = f"{saved}-{target[0]}{target[1]}"
+            job = run(template, [*common, f"run.dir={mine}", f"run.from={saved}"], target)
+            assert "going on after update 4 of 8" in job.output()
+            worst, pairs = max(worst, assert_same(numbers(mine), expected, 1e-9)), pairs + 1
+    print(f"{optim}: {pairs} pairs of source and target, largest relative difference {worst:.1e}")
 
 
 def test_a_finished_run_is_left_alone(template, tmp_path):
     """And W&B goes on with the same run, whoever starts it again."""
-    common = [*TINY, "train.steps=6", "logger=wandb", f"run.dir={tmp_path}/run"]
+    directory = tmp_path / "run"
+    common = [*TINY, "train.steps=6", "logger=wandb", f"run.dir={directory}"]
     template.run(common, 1, ["send", {"step": 3, "to": 0}])
     template.run(common)
-    offline = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-    assert offline == [json.loads((tmp_path / "run" / "run.json").read_text())["id"]] * 2
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")}
+    offline = {path.name for path in (directory / "wandb").glob("offline-run-*")}
+    assert {name.rpartition("-")[2] for name in offline} == {json.loads((directory / "run.json").read_text())["id"]}
+    before = own_files(directory)
     job = template.run(common)
-    assert job.output().startswith(f"{tmp_path}/run is finished: step 6") and len(job.output().splitlines()) == 1
-    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")}
+    assert job.output().startswith(f"{directory} is finished: step 6") and len(job.output().splitlines()) == 1
+    assert before == own_files(directory)
+    assert offline == {path.name for path in (directory / "wandb").glob("offline-run-*")}
 
 
-def _let_it_run(job, directory, dice) -> None:
-    """Until it has done a few more updates, or for a moment of its start."""
-    record = directory / "metrics.jsonl"
-    start = time.monotonic()
-    before = record.stat().st_size if record.exists() else 0
-    more = 270 * dice.choice([0, 0, 1, 2] if SOAK else [0, 4, 8, 12])  # bytes of a line
-    while time.monotonic() < start + 20 and None in job.poll():
-        if (record.stat().st_size if record.exists() else 0) >= before + more and time.monotonic() > start + 0.3:
-            break
-        time.sleep(0.005)
-    time.sleep(dice.random() * 0.1)
+def own_files(directory) -> dict:
+    """Without W&B's, whose service goes on writing its logs for a while after a run."""
+    own = [path for path in directory.rglob("*") if path.relative_to(directory).parts[0] != "wandb"]
+    assert {"metrics.jsonl", "run.json"} <= {path.name for path in own}
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in own}

@@ -59,6 +59,16 @@ def test_limits_of_time():
         assert after(2) == ("train.max_minutes=3", False)
 
 
+def test_a_lost_launcher_is_noticed(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    with Stop(ALONE) as stop:
+        stop.ask()
+        assert stop.answer() == (None, False)
+        monkeypatch.setattr(os, "getppid", lambda: 1 - stop.parent)  # another process
+        stop.ask()
+        assert stop.answer() == ("the loss of its launcher", False)
+
+
 def test_stopping_between_items():
     seen = []
     with Stop(ALONE) as stop, pytest.raises(Preempted, match="SIGTERM"):
@@ -152,6 +162,19 @@ def test_skipped_updates_are_counted_and_limited():
     assert all(state["step"] == 2 for state in optimizers.members["matrix"].state.values())
 
 
+def test_a_leap_of_the_loss_is_only_written_down():
+    model, optimizers = built("adamw")
+    guard = watch()
+    for step, loss in enumerate([20.0 + 0.1 * (k % 3) for k in range(20)] + [90.0, 20.0], start=1):
+        give_gradients(model, step)
+        guard.step(optimizers, step, torch.tensor([loss, 2.0], dtype=torch.float64))
+        [(_, line)] = guard.read()
+        assert ("spike" in line, line.get("batch")) == ((True, 20) if step == 21 else (False, None))
+        assert step != 21 or line["spike"] == pytest.approx(7.0, abs=0.02), "9.0 a token, after 2.0"
+    assert guard.verdict() is None
+    assert all(state["step"] == 22 for state in optimizers.members["matrix"].state.values())
+
+
 def test_after_a_stop_nothing_is_applied():
     """The device goes on alone until the host looks: what comes after a bad update must not be applied either."""
     model, optimizers = built("fused adamw")
@@ -195,16 +218,29 @@ def trainer(configure, tmp_path, monkeypatch):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Updates, numbered from 0, in which a gradient is not finite."""
-    clip, updates, now = Parallel.clip, set(), [0]
+    clip, update, updates, now = Parallel.clip, Trainer.update, set(), [None]
+
+    def noted(self, step):
+        now[0] = step
+        return update(self, step)
 
     def patched(self, model, max_norm=None):
         if now[0] in updates:
             next(model.parameters()).grad[0, 0] = math.inf
-        now[0] += 1
         return clip(self, model, max_norm)
 
+    monkeypatch.setattr(Trainer, "update", noted)
     monkeypatch.setattr(Parallel, "clip", patched)
     return updates
+
+
+def test_told_to_stop_while_warming_up(trainer, monkeypatch, capsys):
+    warm_up = Trainer.warm_up
+    monkeypatch.setattr(Trainer, "warm_up", lambda self: (os.kill(os.getpid(), signal.SIGTERM), warm_up(self)))
+    one = trainer()
+    one.run()
+    assert "stopped by SIGTERM after update 0 of 6, and saved" in capsys.readouterr().out
+    assert one.record.metrics.lines == [] and (one.checkpoints.folder / "step_00000000").exists()
 
 
 @pytest.mark.parametrize("on_host", [True, False])

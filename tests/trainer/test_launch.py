@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import launch, rundir, schema
+from trainer import launch, processes, rundir, schema
 from trainer.schema import ConfigError
+from trainer.sweep import JobFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
@@ -22,7 +24,108 @@ def sweep(*overrides):
 
 
 def test_sweep_names_the_keys_that_vary():
-    assert sweep("experiment=smoke", "optim=adamw,muon", "seed=range(1,3)") == (["optim", "seed"], True)
+    found = sweep("experiment=smoke", "optim=adamw,muon", "seed=range(1,3)", "hydra.sweep.dir=runs/both")
+    assert (found.varying, found.folder) == (["optim", "seed"], "runs/both")
+    assert [config.run.dir for config in found.jobs] == [
+        f"runs/both/optim={optim},seed={seed}" for optim in ("adamw", "muon") for seed in (1, 2)
+    ]
+    assert {config.logger.group for config in found.jobs} == {"both"}
+    assert [config.logger.label for config in found.jobs] == ["adamw", "adamw", "muon", "muon"]
+
+
+def test_an_experiment_may_be_a_sweep():
+    schema.register()
+    found = launch.check_jobs(["experiment=lecture", "seed=3,4"], SimpleNamespace(multirun=False))
+    assert len(found.jobs) == 14 and found.jobs[1].run.name == "optim=sgd,seed=4"
+    job = found.jobs[0]
+    alone = processes.arguments(job, ["experiment=lecture", "optim=sgd", "seed=3"])
+    assert launch.check_jobs(alone, SimpleNamespace(multirun=False)) is None, "a job of it is not"
+
+
+@pytest.mark.parametrize("experiment", ["speedrun_124m", "gpt2_124m_llmc"])
+def test_published_settings(experiment):
+    schema.register()
+    assert launch.check_jobs([f"experiment={experiment}", "run.processes=8"], SimpleNamespace(multirun=False)) is None
+
+
+def test_processes_are_known_before_they_start(monkeypatch):
+    with pytest.raises(ConfigError, match="which 7 ranks cannot share"):
+        sweep("experiment=smoke", "run.processes=7")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="run.processes=3, but 2 were started"):
+        launch.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
+
+
+def test_a_job_reads_its_command_line_back(configure, tmp_path):
+    config = configure("experiment=smoke", "run.resume=never", "logger.label='a=b, c'")
+    config.run.dir = str(tmp_path / "it's, [a] {b} = c\\")
+    words = processes.arguments(config, ["experiment=smoke", "seed=3", "run.resume=never", "logger.label='a=b, c'"])
+    again = configure(*words)
+    assert (again.run.dir, again.logger.label, again.seed) == (config.run.dir, "a=b, c", 3)
+    assert again.run.resume == "auto", "its directory is claimed when it starts"
+
+
+def script(tmp_path, monkeypatch, text):
+    """In place of train.py."""
+    (tmp_path / "script.py").write_text(text)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
+
+
+def test_a_job_that_is_killed_is_named(configure, tmp_path, monkeypatch, capfd):
+    config = configure("experiment=smoke", "run.processes=2", "run.dir=here", world_size=2)
+    script(tmp_path, monkeypatch, "import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(JobFailed):
+        processes.start(config, [])
+    assert capfd.readouterr().err.splitlines() == ["error: here: rank 1 was ended by SIGKILL"]
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_ctrl_c_ends_the_job_and_the_sweep(configure, tmp_path, monkeypatch):
+    config = configure("experiment=smoke")
+    mark = tmp_path / "interrupted"
+    script(tmp_path, monkeypatch, f"""
+import os, pathlib, signal, time
+try:
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path({str(mark)!r}).touch()
+""")
+    with pytest.raises(SystemExit) as ended:
+        processes.start(config, [])
+    assert ended.value.code == 130 and mark.exists()
+
+
+def finish(config, **values):
+    """As if the job had run."""
+    rundir.claim(config)
+    line = {"step": config.train.steps, "tokens": 1, "train_time_s": 61.0, "val/loss": 2.5, **values}
+    (Path(config.run.dir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def test_summary_is_read_from_the_records(tmp_path, capsys):
+    found = sweep("experiment=smoke", "optim=adamw,muon", "seed=1,2", f"hydra.sweep.dir={tmp_path}/my sweep")
+    one, two, three, _ = found.jobs
+    finish(one)
+    found.begin()
+    finish(two)
+    finish(three, step=7)
+    found.states = {two.run.dir: "stopped", three.run.dir: "failed"}
+    assert found.summary() is False
+    text = capsys.readouterr().out
+    assert "4 jobs, 1 of them finished; to start again: the same command with hydra.sweep.dir='" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith("optim=")}
+    assert rows["optim=adamw,seed=1"] == ["finished", "before", "400", "2.5000", "1:01"]
+    assert rows["optim=adamw,seed=2"] == ["finished", "400", "2.5000", "1:01"]
+    assert rows["optim=muon,seed=1"] == ["failed", "7", "2.5000", "1:01"]
+    assert rows["optim=muon,seed=2"] == ["not", "started", "0", "–", "0.0", "s"]
+    assert f"python scripts/compare.py '{tmp_path}/my sweep' --out '{tmp_path}/my sweep/speedrun'" in text
+    assert "2 of 4 jobs have not finished" in text
+    finish(three)
+    finish(found.jobs[3])
+    assert found.summary() is True and "--baseline adamw" in capsys.readouterr().out
 
 
 def test_every_job_of_a_sweep_is_checked_first():
@@ -135,11 +238,6 @@ def errors(done):
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 
-def losses(directory):
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
-
-
 @pytest.mark.slow
 def test_help_lists_groups_and_keys(tmp_path):
     done = train("--help", cwd=tmp_path)
@@ -170,30 +268,6 @@ def test_ranks_agree_on_one_timestamped_directory(tmp_path):
     done = train(*SMALL, ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["runs"] and len(list((tmp_path / "runs").iterdir())) == 1
-
-
-@pytest.mark.slow
-def test_sweep_is_the_same_with_and_without_torchrun(tmp_path):
-    found = {}
-    for ranks in (0, 2):
-        folder = tmp_path / f"sweep{ranks}"
-        done = train(*SMALL, "-m", "seed=1,2,3", f"hydra.sweep.dir={folder}", ranks=ranks, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        assert jobs == ["seed=1", "seed=2", "seed=3"]
-        found[ranks] = [losses(folder / job) for job in jobs]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep0", "sweep2"], "no stray folders"
-    assert found[0] == [pytest.approx(one, rel=1e-4) for one in found[2]]
-    assert found[0][0] != found[0][1]
-
-
-@pytest.mark.slow
-def test_a_failing_job_leaves_the_others(tmp_path):
-    (tmp_path / "s" / "seed=1").mkdir(parents=True)
-    (tmp_path / "s" / "seed=1" / "foreign").write_text("")
-    done = train(*SMALL, "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/s", cwd=tmp_path)
-    assert done.returncode == 1 and len(errors(done)) == 1 and "seed=1" in errors(done)[0]
-    assert len(losses(tmp_path / "s" / "seed=2")) == 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 import time
 from types import SimpleNamespace
 
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from trainer import dashboard
 from trainer import record as record_module
+from trainer.dashboard import wandb_mode
 from trainer.jsonl import JsonLines, parse
 from trainer.progress import Display, duration
-from trainer.record import Record, wandb_mode
+from trainer.record import Record
 
 
 class Accelerated(SimpleNamespace):
@@ -132,7 +135,15 @@ def test_mfu(open_record, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "flops"), [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA Foo", None)]
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA Foo", None),
+    ],
 )
 def test_peak_of_known_devices(monkeypatch, name, flops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
@@ -155,6 +166,35 @@ def test_failing_parts_are_told_once_and_left_out(open_record, tmp_path, shown, 
     assert shown.getvalue().count("wandb failed") == 1 and shown.getvalue().count("loss_vs_time.png failed") == 1
 
 
+def curve(*points):
+    """Lines of evaluations at (step, loss): 100 tokens and half a second a step."""
+    return [{"step": s, "tokens": 100 * s, "train_time_s": s / 2, "val/loss": loss} for s, loss in points]
+
+
+def test_summary():
+    lines = [*curve((0, 6.0), (10, 4.0)), {"step": 15, "train/loss": 1.0}, *curve((20, 3.0), (30, 3.5))]
+    found = dashboard.summary(lines, target=3.25)
+    assert [found[f"final/{key}"] for key in ("val_loss", "steps", "tokens", "seconds")] == [3.5, 30, 3000, 15.0]
+    assert [found[f"target/{key}"] for key in ("loss", "steps", "tokens", "seconds")] == [3.25, 17.5, 1750, 8.75]
+    assert [found[f"target/evaluated_{key}"] for key in ("steps", "tokens", "seconds")] == [20, 2000, 10.0]
+    for target in (None, 2.9):
+        assert not any(key.startswith("target/") for key in dashboard.summary(lines, target))
+    assert dashboard.summary(lines, target=6.5)["target/steps"] == 0, "below from the start"
+    assert dashboard.summary(curve((0, None)), 1.0) == {} and dashboard.summary([], 1.0) == {}
+
+
+@given(
+    st.lists(st.floats(1, 10), min_size=2, max_size=8),
+    st.floats(1, 10),
+)
+def test_the_target_is_met_between_two_evaluations(losses, target):
+    found = dashboard.summary(curve(*((10 * i, loss) for i, loss in enumerate(losses))), target)
+    assert ("target/steps" in found) == (min(losses) <= target)
+    if "target/steps" in found:
+        at, after = found["target/steps"], found["target/evaluated_steps"]
+        assert max(after - 10, 0) <= at <= after and found["target/seconds"] == pytest.approx(at / 2)
+
+
 def wandb_records(path):
     """The records of an offline run: a LevelDB log (32 KiB blocks; crc, length, type of a piece) behind 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record as Entry
@@ -173,7 +213,8 @@ def wandb_records(path):
 
 
 def test_offline_wandb(configure, tmp_path, shown):
-    config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]")
+    config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]",
+                       "logger.group=sweep", "eval.target=5")  # fmt: skip
     accelerator = Accelerator(cpu=True)
     record = Record(config, processes(accelerator=accelerator), Display(2, Console(file=shown, width=200)))
     record.start()
@@ -194,12 +235,26 @@ def test_offline_wandb(configure, tmp_path, shown):
     points = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items} for items in history
     ]
-    assert run.project == "nanomuon" and run.display_name == config.run.name
+    assert (run.project, run.display_name, run.run_group) == ("nanomuon", config.run.name, "sweep")
+    updates = [item for entry in entries if entry.HasField("summary") for item in entry.summary.update]
+    told = {item.key or "/".join(item.nested_key): item.value_json for item in updates}
+    assert (told["final/val_loss"], told["target/evaluated_steps"]) == ("4.25", "1")
+    assert "reached after 1 steps" in shown.getvalue()
     assert set(run.tags) == {"muon", "tiny", "sample", "mine"}
     assert axes["val/loss"] == "train_time_s"
     (point,) = [point for point in points if "val/loss" in point]
     assert (point["val/loss"], point["train_time_s"], point["tokens"]) == (4.25, 0.5, 3072)
     assert "offline" in shown.getvalue() and "WARNING" not in shown.getvalue()
+
+
+def test_a_failed_run_leaves_the_screen_and_wandb(open_record, monkeypatch):
+    ended = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object(), finish=lambda **how: ended.append(how)))
+    record = open_record()
+    record.start()
+    record.display.bar = SimpleNamespace(stop=lambda: ended.append("bar"))
+    record_module.abandon()
+    assert ended == ["bar", {"exit_code": 1}]
 
 
 def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):

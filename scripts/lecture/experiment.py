@@ -1,0 +1,70 @@
+"""What an experiment is: a module that states a claim, measures it, checks it and draws it.
+
+A module has
+    TITLE       one line
+    CLAIM       Markdown with the formula
+    CAPTION     what the figure shows
+    METHODS     names of `optim=` (or torch.optim.…) that it runs or is about
+    CORRECTION  where the slide is wrong or says too much; may be empty
+    SIZE        width and height of the figure in inches
+    measure(short) -> whatever check and draw need; short is the form that the tests run
+    check(measured) -> list[Check]
+    draw(measured, figure)
+and, where there is an animation, animate(measured, path).
+"""
+
+import importlib
+import math
+from dataclasses import dataclass
+from types import ModuleType
+
+from scripts.lecture.topics import TOPICS
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured number and the range in which the claim puts it."""
+
+    what: str
+    value: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def holds(self) -> bool:
+        return self.low <= self.value <= self.high  # False for NaN
+
+    @property
+    def measured(self) -> str:
+        return "below 1e-9" if abs(self.value) < 1e-9 else _plain(float(f"{self.value:.2g}"))
+
+    @property
+    def required(self) -> str:
+        if self.low == -math.inf:
+            return f"at most {_plain(self.high)}"
+        if self.high == math.inf:
+            return f"at least {_plain(self.low)}"
+        return f"{_plain(self.low)} to {_plain(self.high)}"
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.value:.6g}, but the claim says {self.required}"
+
+
+def _plain(value: float) -> str:
+    """Three digits, whole thousands written out."""
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e7 else f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+TOPIC_OF = {name: topic for topic, (_, _, names) in TOPICS.items() for name in names}
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"scripts.lecture.{TOPIC_OF[name]}.{name}")
+
+
+def source_of(name: str) -> str:
+    return f"scripts/lecture/{TOPIC_OF[name]}/{name}.py"
+
+
+def test_of(name: str) -> str:
+    return f"tests/lecture/test_claims.py::test_claim[{name}]"

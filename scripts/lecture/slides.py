@@ -1,0 +1,136 @@
+"""The lecture's slides in order, (title, translation, experiments), and its methods, (name, `optim=`, experiments)."""
+
+SLIDES: list[tuple[str, str, tuple[str, ...]]] = [
+    ("Задача с конечной суммой", "The finite-sum problem", ("finite_sum",)),
+    (
+        "Результаты для градиентного спуска",
+        "Results for gradient descent",
+        ("finite_sum", "decreasing_step", "convex_average", "momentum"),
+    ),
+    (
+        "Стохастический градиентный спуск (SGD). Типичное поведение",
+        "Stochastic gradient descent (SGD): typical behaviour",
+        ("trajectories",),
+    ),
+    ("Гладкий PL-случай с постоянным шагом", "Smooth PL case, constant step", ("pl", "noise_ball")),
+    ("Гладкий выпуклый случай", "Smooth convex case", ("convex_average",)),
+    ("Гладкий выпуклый случай с постоянным шагом", "Smooth convex case, constant step", ("convex_average",)),
+    ("Гладкий выпуклый случай с убывающим шагом", "Smooth convex case, decreasing step", ("convex_average",)),
+    (
+        "Мини-батч SGD. Подход 1: контролировать размер выборки",
+        "Mini-batch SGD, approach 1: control the sample size",
+        ("finite_sum", "batch_size"),
+    ),
+    ("Мини-батч как градиентный спуск с ошибкой", "A mini-batch as gradient descent with an error", ("descent_lemma",)),
+    ("Влияние ошибки на скорость сходимости", "How the error affects the rate", ("descent_lemma", "batch_size")),
+    ("Идея SGD и батчей. Данные", "The idea of SGD and batches: the data", ("trajectories",)),
+    ("Основная проблема SGD", "The main problem of SGD", ("noise_ball",)),
+    (
+        "Основные результаты сходимости SGD",
+        "The main results on the convergence of SGD",
+        ("noise_ball", "decreasing_step"),
+    ),
+    (
+        "Summary: SGD с постоянным шагом не сходится",
+        "Summary: SGD with a constant step does not converge",
+        ("noise_ball", "pl"),
+    ),
+    ("Summary: скорость O(1/k) для PL-случая", "Summary: rate O(1/k) in the PL case", ("decreasing_step",)),
+    (
+        "Summary: ускорения Нестерова/Поляка не улучшают скорость",
+        "Summary: Nesterov's and Polyak's acceleration do not help",
+        ("momentum",),
+    ),
+    ("Summary: двухфазный Ньютоновский метод", "Summary: the two-phase Newton method", ("newton",)),
+    ("Adagrad (Duchi, Hazan, and Singer 2010)", "Adagrad", ("adagrad", "epsilon")),
+    ("RMSProp (Tieleman and Hinton, 2012)", "RMSProp", ("rmsprop", "epsilon")),
+    ("AdaDelta (названа на слайде Adagrad)", "AdaDelta (named on Adagrad's slide)", ("adadelta",)),
+    ("Adam (Kingma and Ba, 2014)", "Adam", ("adam_bias",)),
+    (
+        "Adam: не сходится для некоторых простых задач (даже выпуклых)",
+        "Adam does not converge on some simple problems, even convex ones",
+        ("amsgrad",),
+    ),
+    ("AdamW (Loshchilov & Hutter, 2017)", "AdamW", ("adamw",)),
+    ("Много методов. Rosenbrock Function", "Many methods: Rosenbrock's function", ("rosenbrock",)),
+    ("Новый подход к оптимизации (Kimi K2)", "A new approach to optimization (Kimi K2)", ("qk_clip",)),
+    (
+        "Интуиция за методом Muon. Градиентный спуск",
+        "The intuition behind Muon: gradient descent",
+        ("steepest_family",),
+    ),
+    (
+        "Интуиция за методом Muon. Нормированный градиентный спуск",
+        "The intuition behind Muon: normalised gradient descent",
+        ("steepest_family",),
+    ),
+    (
+        "Что насчёт других норм? Рисунок 2. Примеры шаров в разных нормах",
+        "What of other norms? Figure 2: balls",
+        ("balls",),
+    ),
+    (
+        "Для неевклидовых норм нужно ввести несколько определений",
+        "Some definitions for non-Euclidean norms",
+        ("oracles",),
+    ),
+    ("Неевклидовы записи методов", "The methods in non-Euclidean form", ("steepest_family",)),
+    ("В нейросетях параметры — матрицы", "Parameters of neural networks are matrices", ("balls", "gpt_norms")),
+    (
+        "Неевклидов нормированный спуск для матриц",
+        "Non-Euclidean normalised descent for matrices",
+        ("steepest_family", "gpt_norms"),
+    ),
+    (
+        "Операторная норма и быстрый расчёт UVᵀ",
+        "The operator norm, and computing UVᵀ quickly",
+        ("oracles", "newton_schulz", "polar_cost", "gpt_momentum"),
+    ),
+    (
+        "Обучение GPT-2 (124М) на FineWeb. Рисунки 3 и 4. NanoGPT speedrun",
+        "Training GPT-2 (124M) on FineWeb; figures 3 and 4",
+        ("speedrun",),
+    ),
+    ("Бонус: Shampoo (Gupta, Anil, et al., 2018; Anil et al., 2020)", "Bonus: Shampoo", ("shampoo",)),
+    ("Бонус: Muon", "Bonus: Muon", ("polar_identity", "gpt_momentum")),
+]
+
+METHODS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+    ("Gradient descent", ("sgd",), ("finite_sum", "noise_ball", "steepest_family")),
+    (
+        "Stochastic gradient descent",
+        ("sgd",),
+        ("finite_sum", "trajectories", "noise_ball", "decreasing_step", "convex_average", "pl"),
+    ),
+    ("Mini-batch SGD", ("sgd",), ("trajectories", "descent_lemma", "batch_size")),
+    ("Polyak's momentum (heavy ball)", ("sgd_momentum",), ("momentum", "rosenbrock")),
+    ("Nesterov's acceleration", ("nesterov",), ("momentum", "rosenbrock")),
+    ("Two-phase Newton method: SGD, then SGD on a quadratic model", ("sgd",), ("newton",)),
+    (
+        "AdaGrad; with the slide's ε",
+        ("adagrad", "adagrad_inside"),
+        ("adagrad", "rmsprop", "epsilon", "adadelta", "rosenbrock"),
+    ),
+    (
+        "RMSProp; with the slide's ε",
+        ("rmsprop", "rmsprop_inside"),
+        ("rmsprop", "epsilon", "adadelta", "adam_bias", "rosenbrock"),
+    ),
+    ("AdaDelta", ("adadelta",), ("adadelta", "rosenbrock")),
+    ("Adam", ("adam",), ("adam_bias", "amsgrad", "adamw", "rosenbrock", "shampoo")),
+    ("AMSGrad", ("amsgrad",), ("amsgrad", "rosenbrock")),
+    ("AdamW", ("adamw",), ("adamw", "rosenbrock")),
+    ("Normalised gradient descent", ("steepest",), ("steepest_family", "gpt_norms")),
+    ("Sign descent", ("steepest", "signum"), ("steepest_family", "gpt_norms")),
+    (
+        "Spectral descent, W − λUVᵀ",
+        ("steepest",),
+        ("oracles", "steepest_family", "gpt_norms", "polar_identity", "gpt_momentum"),
+    ),
+    (
+        "Muon",
+        ("muon",),
+        ("polar_identity", "newton_schulz", "polar_cost", "gpt_momentum", "shampoo", "qk_clip", "speedrun"),
+    ),
+    ("Shampoo", ("shampoo",), ("polar_identity", "shampoo", "speedrun")),
+]

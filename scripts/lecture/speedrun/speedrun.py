@@ -1,0 +1,148 @@
+"""The NanoGPT speedrun: published losses against steps and time, and this repository's own runs on a CPU below them."""
+
+from pathlib import Path
+
+from scripts.lecture.experiment import Check
+from scripts.lecture.style import COLOURS, guide, note
+from scripts.speedrun.groups import Comparison, compare
+from scripts.speedrun.records import find_records, read_run
+from scripts.speedrun.report import published
+from scripts.speedrun.style import LIGHT, SHAPES, looks
+
+TITLE = "The NanoGPT speedrun"
+CLAIM = r"""Training GPT-2 124M on FineWeb to a validation loss of 3.28, Muon needs fewer steps and less time than
+Adam(W)."""
+CAPTION = """Published results of others, redrawn from their numbers (github.com/KellerJordan/modded-nanogpt; 524,288
+tokens a step, the first 10,485,760 validation tokens, 8×H100): above left against steps, above right against minutes.
+Triangles: the four optimizers of 2024-10 at the same 5100 steps; circles: records of track 1 in their order, which
+change more than the optimizer. Below, where there are records in `docs/results/records`: this repository's own runs,
+a small model on a CPU: another model, other data, another scale."""
+METHODS = ("adam", "adamw", "muon", "shampoo", "soap")
+CORRECTION = r"""A record's time is that of a whole program. From 45 to 10.8 minutes the model and the code changed
+too; the 2024-10 runs, where the optimizer alone changes, are the fairer picture, and their Adam is not claimed to be
+tuned. Against *tuned* AdamW expect at most 1.4 times fewer steps (arXiv 2509.02046)."""
+SIZE = (10.4, 4.6)
+
+RECORDS = Path(__file__).resolve().parents[3] / "docs" / "results" / "records"
+# Milliseconds a step of the 2024-10 logs, and (minutes, final loss) of track 1's first records, from the README there.
+STEP_MS = {"Adam": 139, "Shampoo": 179, "SOAP": 301, "Muon": 142}
+TRACK_1 = (
+    ("#1 AdamW (llm.c)", 45.0, 3.2722),
+    ("#2 AdamW + RoPE", 31.4, 3.2760),
+    ("#4 Muon, tuned", 22.3, 3.2785),
+    ("#5 ReLU², QK-norm", 15.2, 3.2760),
+    ("#8 untied head", 10.8, 3.2762),
+)
+CURVES = {
+    "track 3, tuned Muon (3250 steps)": "Muon, tuned (track 3)",
+    "llm.c GPT-2 124M, AdamW (19560 steps)": "AdamW (llm.c)",
+    "track 3, Adam (5625 steps; most likely undertuned, say its authors)": "Adam, undertuned (track 3)",
+}
+TARGET = 3.28
+
+
+def measure(short: bool) -> dict:
+    entries = {entry["name"]: list(zip(entry["steps"], entry["loss"], strict=True)) for entry in published()}
+    same = {name: entries[f"5100 steps, {name}"][0] for name in STEP_MS}
+    own = None
+    if not short and RECORDS.exists():
+        own = compare([read_run(file, place) for file, place in find_records([RECORDS])])
+    return dict(
+        curves={label: entries[name] for name, label in CURVES.items()},
+        same=same,
+        own=own,
+        spectral=entries["track 3 #22, spectral descent without momentum"][-1][0],
+    )
+
+
+def check(measured: dict) -> list[Check]:
+    same, curves = measured["same"], measured["curves"]
+    last = {label: points[-1][0] for label, points in curves.items()}
+    muon, adam = (STEP_MS[name] * same[name][0] / 60e3 for name in ("Muon", "Adam"))
+    return [
+        Check("published, 5100 steps: loss of Adam − of Muon", same["Adam"][1] - same["Muon"][1], low=0.02),
+        Check("published, 5100 steps: loss of Shampoo − of Muon", same["Shampoo"][1] - same["Muon"][1], low=0.0),
+        Check("published, 5100 steps: time of Muon / of Adam", muon / adam, high=1.05),
+        Check(
+            "published, track 3: steps of Adam / of Muon to 3.28",
+            last["Adam, undertuned (track 3)"] / last["Muon, tuned (track 3)"],
+            low=1.4,
+        ),
+        Check(
+            "published, track 3: steps of spectral descent without momentum / of Muon",
+            measured["spectral"] / last["Muon, tuned (track 3)"],
+            low=2,
+        ),
+        Check(
+            "largest loss at the end of the published curves",
+            max(points[-1][1] for points in curves.values()),
+            high=TARGET,
+        ),
+    ]
+
+
+def draw(measured: dict, figure) -> None:
+    own: Comparison | None = measured["own"]
+    if own is not None and own.groups:
+        figure.set_size_inches(SIZE[0], 2 * SIZE[1])
+        above, below = figure.subfigures(2, 1)
+        draw_own(own, *below.subplots(1, 2, sharey=True))
+    else:
+        above = figure.subfigures(1, 1)
+    draw_published(measured, *above.subplots(1, 2))
+
+
+def draw_published(measured: dict, left, right) -> None:
+    for (label, points), colour in zip(measured["curves"].items(), COLOURS, strict=False):
+        left.plot(*zip(*points, strict=True), "o-", markersize=3.5, color=colour, label=label)
+    steps, losses = zip(*measured["curves"]["AdamW (llm.c)"], strict=True)
+    right.plot([45 * k / steps[-1] for k in steps], losses, color=COLOURS[1])
+    for (name, (step, loss)), colour in zip(
+        measured["same"].items(), (COLOURS[2], COLOURS[4], COLOURS[5], COLOURS[0]), strict=True
+    ):
+        right.plot(
+            STEP_MS[name] * step / 60e3, loss, "^", color=colour, label=f"{name}, 5100 steps, {STEP_MS[name]} ms each"
+        )
+        left.plot(step, loss, "^", color=colour)
+    for label, minutes, loss in TRACK_1:
+        right.plot(minutes, loss, "o", color="black", markersize=4)
+        right.annotate(label.split()[0], (minutes, loss), (0, -12), textcoords="offset points", fontsize=8, ha="center")
+    for axes in (left, right):
+        axes.axhline(TARGET, color="black", linewidth=0.8, linestyle=":")
+    left.set(
+        xlabel="steps of 524,288 tokens",
+        ylabel="validation loss, nats per token",
+        ylim=(3.22, 4.2),
+        title="published: 8×H100",
+    )
+    right.set(xlabel="training time, minutes", xlim=(5, 50), ylim=(3.24, 3.56), title="published: 8×H100")
+    guide(left)
+    note(right, "records of track 1:\n" + "\n".join(label for label, _, _ in TRACK_1), 0.55, 0.75, va="top")
+    guide(right, loc="upper right", fontsize=7.5)
+
+
+def draw_own(own: Comparison, left, right) -> None:
+    curves = [(group, group.curve()) for group in own.groups]
+    look = looks([group.label for group in own.groups], None)
+    for group, curve in curves:
+        colour, shape = LIGHT[look[group.label][0]], SHAPES[look[group.label][1]][1]
+        for axes, unit in ((left, "steps"), (right, "seconds")):
+            scale = 60 if unit == "seconds" else 1
+            axes.plot(
+                [v / scale for v in curve[unit]],
+                curve["loss"],
+                color=colour,
+                marker=shape,
+                markersize=3.5,
+                markevery=max(1, len(curve["loss"]) // 8),
+                label=f"{group.label} (n = {len(group.runs)})",
+            )
+    ends = sorted(curve["loss"][-1] for _, curve in curves)
+    left.set(
+        xlabel="steps",
+        ylabel="validation loss, nats per token",
+        ylim=(ends[0] - 0.05, ends[0] + 1.5),
+        title=f"our own CPU track: {own.setting.get('model')} on {own.setting.get('data')}",
+    )
+    right.set(xlabel="training time, minutes", title="our own CPU track")
+    guide(left, fontsize=7.5)

@@ -1,0 +1,90 @@
+"""Processes of a job that nobody has started yet, or that SLURM has started without saying who they are."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from trainer.schema import Config, Resume
+from trainer.sweep import JobFailed
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+AT_SHUTDOWN = 600  # seconds in which a job that is told to stop may write its checkpoint
+
+
+def are_started() -> bool:
+    """Whether torchrun, accelerate launch, SLURM or the like has started this process as one of a job's."""
+    return "RANK" in os.environ
+
+
+def of_submitit() -> bool:
+    """Whether submitit, Hydra's launcher for SLURM, has started this process."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def join_submitit() -> None:
+    """Tell this process its rank, which submitit knows."""
+    if of_submitit() and not are_started():
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def arguments(config: Config, overrides: Sequence[str]) -> list[str]:
+    """The command line of train.py that is this one job and no sweep."""
+    decided = {
+        "hydra.mode": "RUN",
+        "run.dir": config.run.dir,
+        "run.name": config.run.name,
+        "run.resume": "must" if config.run.resume == Resume.must else "auto",  # never: seen to when it was claimed
+        "logger.group": config.logger.group,
+        "logger.label": config.logger.label,
+    }
+    kept = [o for o in overrides if o.lstrip("+").partition("=")[0] not in decided]
+    given = {
+        key: QuotedString(value, Quote.single).with_quotes() for key, value in decided.items() if value is not None
+    }
+    return kept + [f"{key}={value}" for key, value in given.items()]
+
+
+def start(config: Config, overrides: Sequence[str]) -> None:
+    """Train in ``run.processes`` new processes, which torch's elastic agent starts and watches as torchrun does.
+
+    Raises:
+        JobFailed: one of them failed; the others were ended.
+        SystemExit: this process was told to end, and has ended them.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # we say it below
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.run.processes or 1,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        shutdown_timeout=AT_SHUTDOWN,
+    )
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        elastic_launch(launch, sys.executable)("-u", os.path.abspath(sys.argv[0]), *arguments(config, overrides))
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:  # who exits by itself has said why
+                name = failure.signal_name()
+                print(f"error: {config.run.dir}: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
+        raise JobFailed from None
+    except SignalException as told:
+        sys.exit(128 + told.sigval)
+    finally:
+        for number, handler in handlers.items():  # the agent leaves its own
+            signal.signal(number, handler)

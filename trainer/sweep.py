@@ -1,0 +1,131 @@
+"""A sweep: its jobs' names and directories, and what became of each.
+
+    python train.py -m …                        each job has processes of its own (processes.py)
+    torchrun … train.py -m …                    the jobs follow one another in the same processes
+    python train.py -m hydra/launcher=slurm …   each job is one of SLURM's
+
+The summary is read from the jobs' records, so it is the same for all three.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer import resume, rundir
+from trainer.agree import attempt, rank, report, store
+from trainer.jsonl import parse
+from trainer.progress import duration
+from trainer.schema import Config, world_size
+
+PATIENCE = timedelta(seconds=15)  # between the first rank and the last to meet an error that all ranks meet
+FINISHED, BEFORE = "finished", "finished before"
+
+
+class JobFailed(Exception):
+    """A job failed and has said why; the jobs after it in the sweep still run."""
+
+
+@dataclass
+class Sweep:
+    """The jobs in their order, each with its directory inside ``folder``."""
+
+    folder: str
+    varying: list[str]  # keys that have several values
+    launcher: str = "basic"  # Hydra's
+    jobs: list[Config] = field(default_factory=list)
+    before: set[str] = field(default_factory=set)  # directories of jobs that had finished when the sweep began
+    states: dict[str, str] = field(default_factory=dict)  # by directory, what this process knows of the unfinished
+
+    def add(self, config: Config, overrides: Sequence[str], name: str | None) -> None:
+        self.place(config, overrides, name)
+        self.jobs.append(config)
+
+    def begin(self) -> None:
+        """Note what is finished already; say how to start again."""
+        self.before = {config.run.dir for config in self.jobs if resume.finished(config)}
+        if rank() == 0:
+            done = f", {len(self.before)} of them finished" if self.before else ""
+            again = f"to start again: the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
+            print(f"sweep {self.folder}: {len(self.jobs)} jobs{done}; {again}", flush=True)
+
+    def place(self, config: Config, overrides: Sequence[str], name: str | None) -> None:
+        """Name a job after what varies, and put it into the sweep's folder.
+
+        Args:
+            overrides: the job's.
+            name: ``run.name``, if the user chose it.
+        """
+        kept = [o.lstrip("+") for o in overrides if o.lstrip("+").partition("=")[0] in self.varying]
+        also = [o for o in kept if o.partition("=")[0] not in ("optim", "seed")]
+        folder = rundir.job_name(kept, config.seed)
+        config.run.name, config.run.dir = name or folder, str(Path(self.folder) / folder)
+        config.logger.group = config.logger.group or Path(self.folder).name
+        config.logger.label = config.logger.label or ",".join([config.optim.name, *also])
+
+    def state(self, config: Config) -> str:
+        """finished, finished before, failed, stopped, or what the directory shows."""
+        if resume.finished(config):
+            return BEFORE if config.run.dir in self.before else FINISHED
+        shown = "unfinished" if Path(config.run.dir).exists() else "not started"
+        return self.states.get(config.run.dir, shown)
+
+    def summary(self, console: Console | None = None) -> bool:
+        """Print a table of the jobs and how to compare them; returns whether all have finished."""
+        table = Table("job", "state", box=None, pad_edge=False, header_style="bold")
+        for column in ("steps", "val loss", "trained"):
+            table.add_column(column, justify="right")
+        states = [self.state(config) for config in self.jobs]
+        for config, state in zip(self.jobs, states, strict=True):
+            last = last_values(Path(config.run.dir))
+            loss = "–" if last.get("val/loss") is None else f"{last['val/loss']:.4f}"
+            name = Path(config.run.dir).name
+            table.add_row(name, state, f"{last.get('step', 0)}", loss, duration(last.get("train_time_s", 0.0)))
+        console = console or Console(soft_wrap=True, highlight=False)
+        console.print(table)
+        ended = {FINISHED, BEFORE}
+        if ended.intersection(states):
+            console.print(f"compare: {self.comparison()}", markup=False)
+        if missing := sum(state not in ended for state in states):
+            same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
+            console.print(f"{missing} of {len(states)} jobs have not finished; {same} runs only those", markup=False)
+        return not missing
+
+    def comparison(self) -> str:
+        """The command that draws the sweep's page."""
+        labels = {config.logger.label for config in self.jobs if resume.finished(config)}
+        words = ["python", "scripts/compare.py", self.folder, "--out", str(Path(self.folder) / "speedrun")]
+        return shlex.join(words + (["--baseline", "adamw"] if "adamw" in labels and len(labels) > 1 else []))
+
+
+def last_values(directory: Path) -> dict[str, Any]:
+    """The latest value of every key in a run's record."""
+    try:
+        text = (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    return {key: value for line in text.splitlines() for key, value in (parse(line) or {}).items()}
+
+
+def told_alike(error: Exception, number: int) -> bool:
+    """Print the error of job ``number``, once; returns whether all ranks met one, and may go on to the next job."""
+    if world_size() == 1:
+        report(error)
+        return True
+    keys = [f"failed {number} {attempt()} {other}" for other in range(world_size())]
+    try:
+        store().set(keys[rank()], f"error: {error}")
+        store().wait(keys, PATIENCE)
+        if rank() == 0:
+            for line in dict.fromkeys(store().get(key).decode() for key in keys):
+                print(line, file=sys.stderr, flush=True)
+    except RuntimeError:  # another rank went on, and waits for this one in vain
+        report(error)
+        return False
+    return True

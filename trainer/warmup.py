@@ -1,0 +1,54 @@
+"""One update and one evaluation that leave no trace: all kernels are compiled and loaded before the clock runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optim.matrix import local
+from optim.routing import Optimizers
+from trainer.parallel import Parallel
+
+
+def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch: tuple[Tensor, Tensor]) -> None:
+    """On any batch of (inputs, targets) [B, T].  Ranks call together."""
+    inputs, targets = batch
+    with parallel.accumulate(model, last=True):
+        model(inputs, targets).backward()
+    parallel.clip(model)
+    untraced_step(optimizers, parallel.device)
+    optimizers.zero_grad()
+    with parallel.evaluation(model):
+        model(inputs, targets)
+
+
+@torch.no_grad()
+def untraced_step(optimizers: Optimizers, device: torch.device) -> None:
+    """Step every optimizer with zero gradients, then put back weights, state, counters and random numbers, bit for bit.
+
+    A copy is kept of one role's weights and state at a time.  Parameters without a gradient are
+    left out, as in any step.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for member in optimizers.members.values():
+            params = [p for group in member.param_groups for p in group["params"] if p.grad is not None]
+            for param in params:
+                local(param.grad).zero_()
+            groups = [{k: v for k, v in group.items() if k != "params"} for group in member.param_groups]
+            states = {param: dict(member.state[param]) for param in params if param in member.state}
+            tensors = params + [v for state in states.values() for v in state.values() if isinstance(v, Tensor)]
+            kept = [local(tensor).clone() for tensor in tensors]
+            member.step()
+            for tensor, before in zip(tensors, kept, strict=True):
+                local(tensor).copy_(before)
+            for group, before in zip(member.param_groups, groups, strict=True):
+                group.update(before)
+            for param in params:
+                _restore(member.state, param, states)
+
+
+def _restore(state: dict[Tensor, Any], param: Tensor, before: dict[Tensor, dict[str, Any]]) -> None:
+    if param in before:
+        state[param] = before[param]
+    else:
+        state.pop(param, None)
