@@ -1,7 +1,7 @@
 """Time every polar method against the matrix products that it cannot avoid, interleaved in one run.
 
-    OMP_NUM_THREADS=1 python scripts/bench_polar.py
-    OMP_NUM_THREADS=1 python scripts/bench_polar.py --dim 768 --count 2 --methods polar_express newton_schulz5
+    OMP_NUM_THREADS=1 python scripts/benchmark_polar.py
+    OMP_NUM_THREADS=1 python scripts/benchmark_polar.py --dim 768 --count 2 --methods polar_express newton_schulz5
 
 A method's bare products are as many torch.bmm calls of the same shapes on preallocated stacks. They leave out norms and
 additions, but also symmetry and working in cached pieces: a ratio below 1 is time that those save.

@@ -1,7 +1,7 @@
 """Time one step of sharded Muon implementations, interleaved in one run.
 
-    torchrun --nproc-per-node 2 scripts/bench_optim.py            # 12 layers of (3D,D), (D,D), (4D,D), (D,4D)
-    torchrun --nproc-per-node 1 scripts/bench_optim.py            # also against the bare products
+    torchrun --nproc-per-node 2 scripts/benchmark_optim.py            # 12 layers of (3D,D), (D,D), (4D,D), (D,4D)
+    torchrun --nproc-per-node 1 scripts/benchmark_optim.py            # also against the bare products
 
 Floor: the products of 5 Newton-Schulz steps, 5 (4 s^2 l + 2 s^3) FLOPs a matrix (s <= l its sides), shared by the W
 ranks, and 2 S (W-1)/W^2 elements sent by each.  All contenders take the same weights, gradients (seeded) and, unless
