@@ -101,8 +101,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """On whole matrices ``stack`` [k, m, n] with its owner state [k, ...] (update it in place) -> [k, m, n]."""
         raise NotImplementedError
 
-    def flops(self, group: Group, shape: tuple[int, int]) -> float:
-        """FLOPs of ``precondition`` for one m x n matrix: what balances the owners."""
+    def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        """FLOPs of ``precondition`` for one m x n matrix that arrives in ``dtype``: what balances the owners."""
         raise NotImplementedError
 
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
@@ -237,16 +237,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 layouts[_layout(group, param, name, process_group)].append(Entry(param, number, name))
         units = []
         for (layout, ranks), entries in layouts.items():
-            items = [self._item(entry) for entry in entries]
             wire = dtype or self._wire_dtype(entries)
+            items = [self._item(entry, wire) for entry in entries]
             units.append(Unit(entries, Exchange(items, layout, ranks, wire, bucket_bytes)))
             units[-1].exchange.warm_up(entries[0].param.device)
         return units
 
-    def _item(self, entry: Entry) -> Item:
+    def _item(self, entry: Entry, wire: torch.dtype) -> Item:
         group = self.param_groups[entry.number]
         k, m, n = self._stack_shape(group, entry.param.shape)
-        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n)), (entry.number, m, n))
+        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), wire), (entry.number, m, n))
 
     def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
         if self.half_precision and entries[0].param.device.type == "cuda":

@@ -70,8 +70,8 @@ class Muon(MatrixOptimizer):
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
         return polar(stack, group["polar"], group["polar_steps"])
 
-    def flops(self, group: Group, shape: tuple[int, int]) -> float:
-        return polar_flops(shape, group["polar"], group["polar_steps"])
+    def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        return polar_flops(shape, group["polar"], group["polar_steps"], dtype)
 
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
         return SCALES[group["scale"]](*shape)

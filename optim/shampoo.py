@@ -126,7 +126,7 @@ class Shampoo(MatrixOptimizer):
             length = _norm(momentum / root)
         return update * (length / _norm(update).clamp_min(torch.finfo(update.dtype).tiny))
 
-    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+    def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
         sides = (rows,) if group["one_sided"] else (rows, cols)
         products = sum(2 * 2 * size * rows * cols for size in sides)  # statistics, preconditioning

@@ -85,7 +85,7 @@ class SOAP(MatrixOptimizer):
         update = (momentum / (1 - beta1**updates)).div_(root)
         return _turn(update, left if left is None else left.mT, right if right is None else right.mT)
 
-    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+    def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         m, n = shape
         total = 0.0
         for size in shape:

@@ -74,7 +74,7 @@ class Steepest(MatrixOptimizer):
             direction = direction * (stack.to(wide) * direction).sum((-2, -1), keepdim=True).to(stack.dtype)
         return direction
 
-    def flops(self, group: Group, shape: tuple[int, int]) -> float:
+    def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         if group["norm"] in POLAR_NORMS:
-            return polar_flops(shape, group["polar"], group["polar_steps"])
+            return polar_flops(shape, group["polar"], group["polar_steps"], dtype)
         return 4.0 * shape[0] * shape[1]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 class Half(MatrixOptimizer):
     """The cheapest rule: what is allocated is the engine's."""
 
-    def flops(self, group, shape):
+    def flops(self, group, shape, dtype):
         return float(shape[0] * shape[1])
 
     def precondition(self, group, stack, state):
