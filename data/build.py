@@ -28,7 +28,7 @@ from data.documents import BadDocument, Batch
 from data.local import LocalText
 from data.shards import DataError, token_dtype
 from data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
-from data.writer import ShardWriter
+from data.writer import ShardWriter, TooLittleText
 
 PROGRESS = "progress.json"
 CHECKPOINT_SECONDS = 2.0  # work lost to a kill, at most
@@ -64,10 +64,19 @@ def build(config: DataConfig, report: Report = lambda tokens, fraction: None) ->
             manifest.write_json(folder / PROGRESS, progress)
         _check_same(folder, progress, identity)
         if done is None:
-            done = _run(config, source, tokenizer, progress, report)
-        for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp"), folder / PROGRESS]:
-            leftover.unlink(missing_ok=True)
+            try:
+                done = _run(config, source, tokenizer, progress, report)
+            except TooLittleText:
+                _clear(folder)  # or the mended command would meet the settings of this one
+                raise
+        _clear(folder)
     return done
+
+
+def _clear(folder: Path) -> None:
+    """Remove what only an unfinished preparation needs."""
+    for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp"), folder / PROGRESS]:
+        leftover.unlink(missing_ok=True)
 
 
 def open_source(config: DataConfig, progress: dict | None):
@@ -103,6 +112,11 @@ def _run(config: DataConfig, source, tokenizer, progress: dict, report: Report) 
                 manifest.write_json(folder / PROGRESS, progress)
                 saved = time.monotonic()
             report(writer.position, batch.fraction if limit is None else writer.position / limit)
+        if not counts["written"]:
+            bad = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if count) or "no row at all"
+            raise TooLittleText(
+                f"data.source={config.source} holds no document with a text ({bad}): the column must be called `text`"
+            )
         files = writer.finish(hold_out=config.val_tokens is None)
     finally:
         writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ import numpy as np
 
 from data import manifest
 from data.config import DataConfig
-from data.shards import DataError, token_dtype, write_shard
+from data.shards import DataError, open_shard, token_dtype, write_shard
 from data.tokenizer import load_tokenizer
 
 
@@ -25,6 +26,7 @@ class Split:
     tokenizer: str
     vocab_size: int
     eos: int  # the token that starts each document
+    fingerprint: str = ""  # whether these are still the same shards; see _fingerprint
 
 
 def prepare(config: DataConfig) -> None:
@@ -58,6 +60,7 @@ def open_split(config: DataConfig) -> Split:
         raise DataError(f"{folder} holds no {'train' if not train else 'val'} shards: {_how_to_prepare(config)}")
     content = manifest.read_manifest(folder)
     name = config.tokenizer or "gpt2"
+    fingerprint = _fingerprint(val + train)
     if content is not None:
         manifest.check_folder(folder, content)
         strays = {file.name for file in train + val} - {entry["file"] for entry in content["shards"]}
@@ -69,7 +72,16 @@ def open_split(config: DataConfig) -> Split:
     tokenizer = load_tokenizer(name)
     if content is not None and content["tokenizer"]["sha256"] != tokenizer.sha256:
         raise DataError(f"data.tokenizer={name}: {folder} was written with another vocabulary of that name")
-    return Split(train, val, name, tokenizer.vocab_size, tokenizer.eos)
+    return Split(train, val, name, tokenizer.vocab_size, tokenizer.eos, fingerprint)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Of the names, token counts and first tokens of shards: cheap, and other text or another tokenizer changes it."""
+    digest = hashlib.sha256()
+    for file in files:
+        tokens = open_shard(file)
+        digest.update(f"{file.name} {len(tokens)} ".encode() + tokens[:4096].tobytes())
+    return digest.hexdigest()
 
 
 def _how_to_prepare(config: DataConfig) -> str:

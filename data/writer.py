@@ -16,6 +16,10 @@ from data.shards import HEADER_BYTES, DataError, header, open_shard, sync_folder
 HELD_OUT = 10  # a tenth of a corpus that does not fill the validation shard
 
 
+class TooLittleText(DataError):
+    """The source has come to its end and holds nothing to train on."""
+
+
 class ShardWriter:
     """Shard 0, of `first` tokens, is validation; the others, of `size` tokens each, are training.
 
@@ -57,15 +61,15 @@ class ShardWriter:
         """Complete the last shard; all shards, in order.
 
         If the stream ended inside shard 0, `hold_out` makes its first tenth validation and the rest training. The
-        .part file stays then, for a repetition after a kill, until `clean`. Raises DataError if nothing is left
-        for training.
+        .part file stays then, for a repetition after a kill; who finishes the folder removes it. Raises
+        TooLittleText if nothing is left for training.
         """
         if self.shard > 0:
             self._close()
         else:
             held = self.position // HELD_OUT if hold_out else 0
             if held == 0:
-                raise DataError(
+                raise TooLittleText(
                     f"the source has {self.position} tokens, too few for data.val_tokens={self.first} and training: "
                     "take a smaller data.val_tokens or more text"
                 )

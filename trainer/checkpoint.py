@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from data import open_split
 from optim.routing import Optimizers
 from trainer import commit
 from trainer.commit import STATE, CheckpointError
@@ -71,7 +73,7 @@ class Checkpoints:
         optimizers: Optimizers,
         before_commit: Callable[[], None] = lambda: None,
     ):
-        self.folder, self.keep = Path(config.run.dir) / "checkpoints", config.checkpoint
+        self.config, self.folder, self.keep = config, Path(config.run.dir) / "checkpoints", config.checkpoint
         self.parallel, self.model, self.optimizers = parallel, unwrap(model), optimizers
         self.before_commit = before_commit
         about = {"world_size": parallel.world_size, "mode": parallel.mode, "vocab_size": self.model.vocab_size}
@@ -95,8 +97,14 @@ class Checkpoints:
     def save(self, progress: Progress) -> None:
         """Copy the state; the background writes the copy.  Ask for the ``outcome`` of the save before first."""
         tensors = self.stager.stage(self.tensors())
-        state = {**asdict(progress), "numbers": self.optimizers.state_dict()["numbers"], **self.about}
+        numbers = self.optimizers.state_dict()["numbers"]
+        state = {**asdict(progress), "numbers": numbers, **self.about, "shards": self.shards}
         self.writing = self.pool.submit(self._write, tensors, json.dumps(state, indent=1) + "\n", progress.step)
+
+    @cached_property
+    def shards(self) -> str:
+        """The fingerprint of the data that the run reads."""
+        return open_split(self.config.data).fingerprint
 
     def wait(self) -> None:
         """Until the background has written what it was given; says nothing about success."""

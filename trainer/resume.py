@@ -62,7 +62,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     if folder is None:
         return Progress(), news
     saved = commit.read_json(folder, commit.STATE)
-    news += changes(saved, config, parallel, folder)
+    news += changes(saved, config, parallel, folder, checkpoints.shards)
     progress = checkpoints.load(folder)
     own = folder.parent == checkpoints.folder
     if not own:
@@ -97,17 +97,26 @@ def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
     return source / "checkpoints", folder, faults
 
 
-def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: Path) -> list[str]:
+def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: Path, shards: str) -> list[str]:
     """Settings that differ from those of the checkpoint and do not matter, in words.
 
+    Args:
+        shards: fingerprint of the data that are to be read.
+
     Raises:
-        ConfigError: for those that matter, each with both values.
+        ConfigError: for those that matter, each with both values; or the shards are others than those before.
     """
     then, now = saved["config"], rundir.settings(config)
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
-    wrong = [f"{key} is {then.get(key)} there and {now.get(key)} here" for key in different if not rundir.is_free(key)]
-    if wrong:
-        raise ConfigError(f"checkpoint {folder} is of another run: {'; '.join(wrong)}; choose the same settings")
+    matters = [key for key in different if not rundir.is_free(key) and key != "data.dir"]  # shards may move
+    if matters:
+        wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
+        raise ConfigError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
+    if saved.get("shards", shards) != shards:
+        raise ConfigError(
+            f"checkpoint {folder} is of a run on other data: the shards in {config.data.folder} are not those that it "
+            "has read; give data.dir=FOLDER that holds them, or begin a new run.dir"
+        )
     told = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
     before, here = (saved["world_size"], saved["mode"]), (parallel.world_size, parallel.mode)
     if before != here:

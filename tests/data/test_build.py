@@ -128,9 +128,18 @@ def test_val_tokens_and_tokens_cut_exactly(rows, local):
 
 
 def test_nothing_left_for_training_is_an_error(local):
-    config = local([{"text": "short"}], val_tokens=100)
+    """And what it says can be done: nothing stays that would refuse the other setting."""
     with pytest.raises(DataError, match="has 6 tokens, too few for data.val_tokens=100"):
+        build(local([{"text": "short"}], val_tokens=100))
+    content = build(local([{"text": "short"}], val_tokens=2))
+    assert content["tokens"] == {"val": 2, "train": 4}
+
+
+def test_no_text_at_all_is_an_error(local):
+    config = local([{"content": "one"}, {"content": "two"}])
+    with pytest.raises(DataError, match=r"no document with a text \(2 missing_text\): the column must be"):
         build(config)
+    assert not config.folder.exists()
 
 
 def test_bad_documents_are_counted_and_the_rest_kept(tmp_path):

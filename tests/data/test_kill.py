@@ -154,6 +154,7 @@ def test_kill_9_at_random_moments(rows, local, tmp_path):
         assert start(Path(config.source), out).wait(120) == 0
         assert contents(out) == expected
         assert manifest.faults(out) == []
+    print(f"{kills} kills in {round_} preparations of {len(expected)} files")
 
 
 def test_a_killed_run_s_leftovers_are_cleared(rows, local):

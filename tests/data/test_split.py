@@ -159,6 +159,26 @@ def test_another_vocabulary_of_the_same_name_is_refused(tmp_path):
         open_split(config_of("sample", dir=str(folder)))
 
 
+def test_the_fingerprint_is_the_content_s(tmp_path):
+    def fingerprint(name: str, **keys) -> str:
+        prepare(config_of("sample", dir=str(tmp_path / name), **keys))
+        return open_split(config_of("shards", dir=str(tmp_path / name))).fingerprint
+
+    first = fingerprint("a")
+    assert first == fingerprint("b"), "wherever it lies"
+    (tmp_path / "b" / manifest.NAME).unlink()
+    assert first == open_split(config_of("shards", dir=str(tmp_path / "b"), tokenizer="byte")).fingerprint
+    assert first != fingerprint("c", tokenizer="gpt2")
+    for name, change in [("sample_train_000001.bin", slice(5, 6)), ("sample_val_000000.bin", slice(-1, None))]:
+        path = tmp_path / "b" / name
+        tokens = open_shard(path).copy()
+        tokens[change] ^= 1
+        write_shard(path, tokens if change.start > 0 else tokens[:-1])
+        changed = open_split(config_of("shards", dir=str(tmp_path / "b"), tokenizer="byte")).fingerprint
+        assert changed != first
+        first = changed
+
+
 def test_the_package_offers_what_it_names(tmp_path):
     for name in data.__all__:
         assert getattr(data, name) is not None

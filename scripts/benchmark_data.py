@@ -1,6 +1,6 @@
 """How fast the data path is: preparation, loader, opening, memory. Prints the figures of docs/data.md.
 
-    python scripts/bench_data.py [DIR]     # DIR: where some 300 MB may be written; default: the temporary folder
+    python scripts/benchmark_data.py [DIR]     # DIR: where some 300 MB may be written; default: the temporary folder
 
 Each line ends with the requirement and whether it was met. Rates that are compared are measured alternately, so
 that other work on the machine disturbs both; each is the best of its rounds.

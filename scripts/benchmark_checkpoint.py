@@ -1,7 +1,7 @@
 """What a checkpoint costs: bytes written against bytes of tensors, and for how long training stands still.
 
-    python scripts/bench_checkpoint.py model.n_layer=8 model.n_embd=512
-    torchrun --nproc-per-node 2 scripts/bench_checkpoint.py model.n_layer=8 model.n_embd=512 optim=shampoo
+    python scripts/benchmark_checkpoint.py model.n_layer=8 model.n_embd=512
+    torchrun --nproc-per-node 2 scripts/benchmark_checkpoint.py model.n_layer=8 model.n_embd=512 optim=shampoo
 
 The overrides are those of train.py, on top of experiment=smoke.  Synchronous and asynchronous saves of the same state
 alternate, so that a change of the disk's speed meets both.  Synchronous: until the checkpoint is committed, hashes and
