@@ -19,10 +19,12 @@ soak: install
 
 bench: install
 	$(PIP) -e '.[bench]'
-	$(PY) scripts/bench_polar.py
-	$(PY) scripts/bench_data.py
-	$(PY) -m torch.distributed.run --nproc-per-node 2 scripts/bench_optim.py
-	@echo "against nanoGPT: python scripts/bench_step.py --nanogpt FOLDER, a checkout of karpathy/nanoGPT"
+	$(PY) scripts/benchmark_polar.py
+	$(PY) scripts/benchmark_data.py
+	$(PY) scripts/benchmark_traffic.py
+	$(PY) scripts/benchmark_checkpoint.py
+	$(PY) -m torch.distributed.run --nproc-per-node 2 scripts/benchmark_optim.py
+	@echo "against nanoGPT: python scripts/benchmark_step.py --nanogpt FOLDER, a checkout of karpathy/nanoGPT"
 
 lint: install
 	$(PY) -m ruff check .

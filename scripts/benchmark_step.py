@@ -1,7 +1,7 @@
 """Time the Trainer's whole update against nanoGPT's training step, on the CPU, on the same shape, in one run.
 
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
-    python scripts/bench_step.py --nanogpt ../nanoGPT
+    python scripts/benchmark_step.py --nanogpt ../nanoGPT
 
 4 layers, 4 heads, 128 dimensions, 12 sequences of 64 tokens, vocabulary 65, float32, AdamW, no bias, no compilation.
 nanoGPT's model and optimizer come from its checkout; the step around them does what its train.py does. Ours is a
