@@ -2,12 +2,13 @@
 
     torchrun --nproc-per-node 2 scripts/benchmark_optim.py            # 12 layers of (3D,D), (D,D), (4D,D), (D,4D)
     torchrun --nproc-per-node 1 scripts/benchmark_optim.py            # also against the bare products
+    PYTHONPATH=DION torchrun --nproc-per-node 4 scripts/benchmark_optim.py   # DION: a checkout of microsoft/dion
 
 Floor: the products of 5 Newton-Schulz steps, 5 (4 s^2 l + 2 s^3) FLOPs a matrix (s <= l its sides), shared by the W
 ranks, and 2 S (W-1)/W^2 elements sent by each.  All contenders take the same weights, gradients (seeded) and, unless
 named otherwise, the same Newton-Schulz iteration.  Packages have it as they write it, but in float32, since bfloat16
 is many times slower on a CPU; where ours stands in a peer's place, its name says so.  Peers from PyPI come with the
-``bench`` extra; dion joins where it is importable.
+``bench`` extra; dion and heavyball join where they are importable.
 """
 
 import argparse
@@ -25,9 +26,22 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from optim import Muon
+from optim.minimax import polar_express_coefficients
 from optim.polar import polar
 
 STANDARD = "newton_schulz5"  # the one iteration that every contender knows; here in float32 for all
+JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
+SAME, DEFAULT, FLOOR = "ours, same iteration", "ours, default", "bare products"
+DION, DION_EXPRESS, EVERYWHERE = "dion", "dion, Polar Express", "gather everywhere"
+PACKAGES = ("muon-fsdp2", "pytorch-optimizer", "heavyball")
+SLOW = ("torch.optim.Muon", *PACKAGES, EVERYWHERE)  # timed in the first rounds only
+TARGETS = [  # (world sizes, ours, against the fastest of, largest ratio)
+    ((2, 4), SAME, (DION,), 0.75),
+    ((2, 4), DEFAULT, (DION_EXPRESS,), 0.60),  # at the polar errors printed with it
+    ((2,), DEFAULT, PACKAGES, 0.40),
+    ((4,), DEFAULT, (EVERYWHERE,), 0.25),
+    ((1,), SAME, (FLOOR,), 1.15),
+]
 
 
 class Matrices(nn.Module):
@@ -90,28 +104,48 @@ def optional(build):
         return None
 
 
-def plain_newton_schulz(g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """Five steps of Jordan's iteration, the way that every package writes them, in float32.
-
-    A DTensor is gathered first, which spares a package that would let DTensor communicate product by product.
-    """
-    if isinstance(g, DTensor):
-        whole = plain_newton_schulz(g.full_tensor())
-        return distribute_tensor(whole, g.device_mesh, g.placements, src_data_rank=None)
-    x = g.float() if g.shape[-2] <= g.shape[-1] else g.float().mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x if g.shape[-2] <= g.shape[-1] else x.mT).to(g.dtype)
+def plain_iteration(x: torch.Tensor, coefficients=JORDAN) -> torch.Tensor:
+    """One matrix or a stack of them, the way that every package writes it, in float32; DTensors as they come."""
+    tall = x.shape[-2] > x.shape[-1]
+    y = x.float().mT if tall else x.float()
+    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for a, b, c in coefficients:
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y.mT if tall else y).to(x.dtype)
 
 
-def in_float32(name: str, iteration: str):
+def gathered_iteration(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    """The same, a DTensor gathered first: spares a package that would let DTensor communicate product by product."""
+    if not isinstance(x, DTensor):
+        return plain_iteration(x)
+    return distribute_tensor(plain_iteration(x.full_tensor()), x.device_mesh, x.placements, src_data_rank=None)
+
+
+def plain_newton_schulz(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
+    return plain_iteration(x)
+
+
+def plain_polar_express(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
+    return plain_iteration(x / 1.02, polar_express_coefficients(5))
+
+
+def our_iteration(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
+    return polar(x.float(), STANDARD).to(x.dtype)
+
+
+def in_float32(name: str, iteration: str, replacement=gathered_iteration):
     """The module, its bfloat16 iteration replaced by the one in float32."""
     module = importlib.import_module(name)
     assert hasattr(module, iteration), f"{name} has no {iteration} any more: the comparison would be unfair"
-    setattr(module, iteration, plain_newton_schulz)
+    setattr(module, iteration, replacement)
     return module
+
+
+def torch_muon(params):
+    """Product by product: DTensor inserts the collectives."""
+    in_float32("torch.optim._muon", "_zeropower_via_newtonschulz", lambda x, *settings: plain_iteration(x))
+    return torch.optim.Muon(params, lr=0.02)
 
 
 def muon_fsdp2(params):
@@ -125,30 +159,33 @@ def pytorch_optimizer(params):
     return module.Muon([dict(params=params, use_muon=True)], lr=0.02)
 
 
+def heavyball(params):
+    in_float32("heavyball.utils", "zeropower_via_newtonschulz5").compile_mode = "default"  # no search for kernels
+    return importlib.import_module("heavyball").Muon(params, lr=0.02)
+
+
 def dion(params, iteration):
     """It sends bfloat16, half of the others' bytes."""
     module = importlib.import_module("dion")
     return module.Muon(params, params[0].device_mesh, lr=0.02, nesterov=True, newton_schulz_func=iteration)
 
 
-def our_iteration(g: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
-    return polar(g.float(), STANDARD).to(g.dtype)
-
-
 def contenders(shapes) -> dict:
-    world = dist.get_world_size()
     built = {
-        "ours, same iteration": Muon(sharded(shapes), polar=STANDARD),
-        "ours, default": Muon(sharded(shapes)),
-        "gather everywhere": GatherEverywhere(sharded(shapes)),
+        SAME: Muon(sharded(shapes), polar=STANDARD),
+        DEFAULT: Muon(sharded(shapes)),
+        EVERYWHERE: GatherEverywhere(sharded(shapes)),
+        "torch.optim.Muon": torch_muon(sharded(shapes)),
         "muon-fsdp2": optional(lambda: muon_fsdp2(sharded(shapes))),
         "pytorch-optimizer": optional(lambda: pytorch_optimizer(sharded(shapes))),
-        "dion": optional(lambda: dion(sharded(shapes), plain_newton_schulz)),
-        "dion, our iteration": optional(lambda: dion(sharded(shapes), our_iteration)),
+        "heavyball": optional(lambda: heavyball(sharded(shapes))),
+        DION: optional(lambda: dion(sharded(shapes), plain_newton_schulz)),
+        DION_EXPRESS: optional(lambda: dion(sharded(shapes), plain_polar_express)),
+        "dion, our products": optional(lambda: dion(sharded(shapes), our_iteration)),
     }
     steps = {name: optimizer.step for name, optimizer in built.items() if optimizer is not None}
-    if world == 1:
-        steps["bare products"] = bare_products(shapes)
+    if dist.get_world_size() == 1:
+        steps[FLOOR] = bare_products(shapes)
     return steps
 
 
@@ -157,50 +194,83 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--slow-rounds", type=int, default=3, help=f"rounds of {', '.join(SLOW)}")
+    parser.add_argument("--only", nargs="+", help="contenders by name, beside ours")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo")
-    steps = contenders(shapes_of(args.layers, args.dim))
-    failed = [name for name, step in steps.items() if not works(step)]
-    times = {name: [] for name in steps if name not in failed}
-    for _ in range(args.rounds):
+    shapes = shapes_of(args.layers, args.dim)
+    steps = contenders(shapes)
+    if args.only:
+        steps = {name: step for name, step in steps.items() if name in (SAME, DEFAULT, *args.only)}
+    first = {name: first_step(name, step) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name, seconds in first.items() if seconds is not None}
+    for number in range(args.rounds):
         for name in times:
+            if name in SLOW and number >= args.slow_rounds:
+                continue
             dist.barrier()
             start = time.perf_counter()
             steps[name]()
             dist.barrier()
             times[name].append(time.perf_counter() - start)
     if dist.get_rank() == 0:
-        report(times, failed)
+        report(times, first)
+        report_targets(times, shapes)
     dist.destroy_process_group()
 
 
-def works(step) -> bool:
-    """Two untimed steps (compilation, allocation) on all ranks."""
+def first_step(name: str, step) -> float | None:
+    """Seconds of the first step (a user waits for its compilation), after which one more goes untimed."""
     try:
+        start = time.perf_counter()
         step()
+        seconds = time.perf_counter() - start
         step()
-        return True
+        return seconds
     except Exception as error:
         if dist.get_rank() == 0:
-            print(f"failed: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
-        return False
+            print(f"failed: {name}: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
+        return None
 
 
-def report(times: dict[str, list[float]], failed: list[str]) -> None:
-    ours = times["ours, same iteration"]
-    print(f"W={dist.get_world_size()}, one thread a rank; failed: {', '.join(failed) or 'none'}")
-    print(f"{'contender':22s} {'s/step median (min-max)':28s} ours/it (min-max)    default/it")
+def ratio(ours: list[float], others: list[float]) -> tuple[float, str]:
+    """Median of the rounds in which both were timed, and the same with its range."""
+    ratios = [a / b for a, b in zip(ours, others, strict=False)]
+    return statistics.median(ratios), f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def report(times: dict[str, list[float]], first: dict[str, float | None]) -> None:
+    print(f"W={dist.get_world_size()}, one thread a rank, torch {torch.__version__}")
+    print(f"{'contender':22s} {'s/step median (min-max)':26s} {'first':>6s}  {SAME + ' / it':28s} {DEFAULT} / it")
     for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(ours, seconds, strict=True)]
-        default = [a / b for a, b in zip(times["ours, default"], seconds, strict=True)]
-        print(
-            f"{name:22s} {statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})".ljust(50)
-            + f" {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})".ljust(22)
-            + f" {statistics.median(default):.2f} ({min(default):.2f}-{max(default):.2f})"
-        )
+        spread = f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})"
+        same, default = (ratio(times[ours], seconds)[1] for ours in (SAME, DEFAULT))
+        print(f"{name:22s} {spread:26s} {first[name]:6.1f}  {same:28s} {default}")
+
+
+def report_targets(times: dict[str, list[float]], shapes) -> None:
+    for worlds, ours, against, target in TARGETS:
+        others = [name for name in against if name in times]
+        if dist.get_world_size() not in worlds or not others:
+            continue
+        fastest = min(others, key=lambda name: statistics.median(times[name]))
+        value, spread = ratio(times[ours], times[fastest])
+        verdict = "met" if value <= target else f"missed by {value / target - 1:.0%}"
+        print(f"{ours} / {fastest}: {spread}, target {target:.2f} {verdict}")
+    methods = {SAME: lambda x: polar(x, STANDARD), DEFAULT: polar, DION_EXPRESS: plain_polar_express}
+    print("polar error, ||X - UV^T|| / ||UV^T||, largest over the shapes:")
+    for name, method in methods.items():
+        print(f"  {name:22s} {max(polar_error(method, shape) for shape in set(shapes)):.4f}")
+
+
+def polar_error(method, shape) -> float:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    exact = polar(x.double(), "eigh")
+    return ((method(x).double() - exact).norm() / exact.norm()).item()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optim import exchange
-from optim.exchange import Exchange, ShardedTransfer
+from optim.exchange import Exchange, ReplicatedTransfer, ShardedTransfer
 from optim.plan import Item, Plan, assign_owners, shard_rows
 from optim.polar import polar_flops
 
@@ -59,20 +59,36 @@ def test_buckets_hold_every_active_item_once_and_respect_the_cap(shapes, world_s
 
 
 class Mailbox:
-    """Stands in for torch.distributed: ranks of one process post, then everything is delivered at once."""
+    """Stands in for torch.distributed: ranks of one process post, and receive only when they wait.
+
+    Until then their buffers hold NaN, so that reading one too early, or never waiting for it, cannot go unseen.
+    """
 
     def __init__(self):
         self.posted, self.sent = {}, 0
 
     def all_to_all_single(self, output, input, output_splits, input_splits, group, async_op):
-        self.posted[group] = (output.split(output_splits), input.split(input_splits))
+        assert async_op, "a transfer must not hold up the computation before it"
+        posts = self.posted.setdefault("all_to_all", {})
+        posts[group] = input.split(input_splits)
         self.sent += input.numel() - input_splits[group]
-        return SimpleNamespace(wait=lambda: None)
+        output.fill_(float("nan"))
 
-    def deliver(self):
-        for receiver, (slots, _) in self.posted.items():
-            for sender, slot in enumerate(slots):
-                slot.copy_(self.posted[sender][1][receiver])
+        def wait():
+            for sender, slot in enumerate(output.split(output_splits)):
+                slot.copy_(posts[sender][group])
+
+        return SimpleNamespace(wait=wait)
+
+    def broadcast(self, buffer, group, group_src, async_op):
+        assert async_op
+        posts = self.posted.setdefault(group_src, {})
+        posts[group] = buffer
+        if group != group_src:
+            buffer.fill_(float("nan"))
+        return SimpleNamespace(wait=lambda: buffer.copy_(posts[group_src]))
+
+    def next_round(self):
         self.posted = {}
 
 
@@ -93,18 +109,43 @@ def test_exchange_is_whole_and_its_inverse(shapes, world_size, cap, dtype):
         chunks = [list(w.chunk(world_size)) + [w[:0]] * (world_size - len(w.chunk(world_size))) for w in wholes]
         for bucket in plan.buckets(range(len(shapes))):
             ranks = [ShardedTransfer(plan, bucket, r, r, dtype) for r in range(world_size)]
+            mail.next_round()
             for r, transfer in enumerate(ranks):
                 transfer.start({i: chunks[i][r] for i in transfer.order})
-            mail.deliver()
-            for transfer in ranks:
-                got = transfer.wholes()
-                assert all(torch.equal(got[i], wholes[i]) for i in transfer.owned)
-                transfer.send_back({i: 2 * w for i, w in got.items()})
-            mail.deliver()
+            got = [transfer.wholes() for transfer in ranks]
+            mail.next_round()
+            for transfer, matrices in zip(ranks, got, strict=True):
+                assert all(torch.equal(matrices[i], wholes[i]) for i in transfer.owned)
+                transfer.send_back({i: 2 * w for i, w in matrices.items()})
             for r, transfer in enumerate(ranks):
                 for i, update in transfer.updates().items():
                     assert torch.equal(update, 2 * chunks[i][r])
         assert mail.sent == sum(plan.elements_sent(r, range(len(shapes))) for r in range(world_size))
+    finally:
+        exchange.dist = real
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes=shapes, world_size=st.integers(1, 6), cap=st.integers(1, 150))
+def test_replicated_results_reach_every_rank(shapes, world_size, cap):
+    mail, real = Mailbox(), exchange.dist
+    exchange.dist = mail
+    try:
+        plan = Plan(items_of(shapes), world_size, cap)
+        wholes = dict(enumerate(torch.randn(s) for s in shapes))
+        for bucket in plan.buckets(range(len(shapes))):
+            ranks = [ReplicatedTransfer(plan, bucket, r, r, torch.float32) for r in range(world_size)]
+            mail.next_round()
+            for transfer in ranks:
+                transfer.start({i: wholes[i] for i in transfer.order})
+            for transfer in ranks:
+                matrices = transfer.wholes()
+                assert set(matrices) == set(transfer.owned)
+                transfer.send_back({i: 2 * w for i, w in matrices.items()})
+            for transfer in ranks:
+                updates = transfer.updates()
+                assert set(updates) == set(transfer.order)
+                assert all(torch.equal(update, 2 * wholes[i]) for i, update in updates.items())
     finally:
         exchange.dist = real
 
