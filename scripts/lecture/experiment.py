@@ -23,7 +23,7 @@ from scripts.lecture.topics import TOPICS
 
 @dataclass(frozen=True)
 class Check:
-    """A measured number and the range in which the claim puts it."""
+    """A measured number and the range in which the claim puts it; without a range it is only reported."""
 
     what: str
     value: float
@@ -40,6 +40,8 @@ class Check:
 
     @property
     def required(self) -> str:
+        if self.low == -math.inf and self.high == math.inf:
+            return "–"  # only reported
         if self.low == -math.inf:
             return f"at most {_plain(self.high)}"
         if self.high == math.inf:

@@ -3,6 +3,7 @@
     python scripts/lecture/run.py                     everything, some minutes on a CPU
     python scripts/lecture/run.py figure=norms        one topic
     python scripts/lecture/run.py figure=noise_ball   one experiment
+    python scripts/lecture/run.py figure=speedrun records=runs/cpu_speedrun   with the CPU track of these runs
 
 A claim that does not hold is an error: the experiment's figure and section stay as they were.
 """
@@ -23,7 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.lecture import pages, style  # noqa: E402
 from scripts.lecture.experiment import TOPIC_OF, load  # noqa: E402
+from scripts.lecture.speedrun import curves  # noqa: E402
 from scripts.lecture.topics import TOPICS  # noqa: E402
+from scripts.speedrun.records import RecordError  # noqa: E402
 
 
 def chosen(figure: str) -> list[str]:
@@ -54,6 +57,12 @@ def main(config: DictConfig) -> None:
     GlobalHydra.instance().clear()  # gpt.py composes the configuration of train.py
     torch.set_num_threads(1)  # sums in the same order everywhere, so that a second run writes the same numbers
     docs, console, failures = ROOT / config.docs, Console(), []
+    if config.records:
+        try:
+            aside = curves.write_curves(ROOT / config.records)
+        except RecordError as error:
+            sys.exit(f"error: records={config.records}: {error}")
+        console.print(f"wrote {curves.FILE.relative_to(ROOT)}; {aside} runs are not comparable and left out")
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         names = chosen(config.figure)

@@ -125,7 +125,7 @@ METHODS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     (
         "Spectral descent, W − λUVᵀ",
         ("steepest",),
-        ("oracles", "steepest_family", "gpt_norms", "polar_identity", "gpt_momentum"),
+        ("oracles", "steepest_family", "gpt_norms", "polar_identity"),
     ),
     (
         "Muon",

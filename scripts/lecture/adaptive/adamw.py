@@ -23,7 +23,7 @@ STEPS, RATE, DECAY = 1000, 0.01, 0.03
 
 
 def measure(short: bool) -> dict:
-    repeats, curves = 256 if short else 2048, {}
+    repeats, curves = 2048, {}
     scales = torch.tensor(SCALES, dtype=torch.float64)
     for name, label in (("adam", "Adam + L2"), ("adamw", "AdamW")):
         generator, x = torch.Generator().manual_seed(22), parameter(torch.ones(2, dtype=torch.float64), repeats)

@@ -22,7 +22,7 @@ RATES = {"adagrad": (4.0, 8.0, 16.0), "rmsprop": (0.2, 0.4, 0.8)}
 
 
 def measure(short: bool) -> dict:
-    stretches = 16 if short else 60
+    stretches = 40 if short else 60
     found = {}
     for name, rates in RATES.items():
         settings = dict(alpha=0.95) if name == "rmsprop" else {}

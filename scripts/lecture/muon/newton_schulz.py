@@ -55,11 +55,15 @@ def check(measured: dict) -> list[Check]:
         Check("Jordan's: smallest singular value after 5 … 16 steps", measured["bounds"][0], 0.66, 0.75),
         Check("Jordan's: largest", measured["bounds"][1], 1.1, 1.22),
         Check("Jordan's: smallest error after 5 … 16 steps", min(errors["newton_schulz5"][4:]), low=0.05),
-        Check("Polar Express: error after 5 steps", errors["polar_express"][4], high=0.1),
+        Check("Polar Express: error after 5 steps", errors["polar_express"][4], high=0.15),
         Check("Polar Express: error after 9 steps", errors["polar_express"][8], high=1e-6),
         Check("Polar Express: largest |σ − 1| after 5 steps from σ > 0.001", (kept - 1).abs().max().item(), high=0.35),
         Check("(2, −1.5, 0.5): error after 16 steps", errors["quintic"][-1], high=1e-9),
-        Check("classical: error after 5 steps", errors["cubic"][4], low=0.3),
+        Check(
+            "after 5 steps: error of the classical / of Polar Express",
+            errors["cubic"][4] / errors["polar_express"][4],
+            low=2,
+        ),
         Check("classical: error after 16 steps", errors["cubic"][-1], high=1e-3),
     ]
 
@@ -72,7 +76,7 @@ def draw(measured: dict, figure) -> None:
         left.plot(measured["sigma"], measured["mapped"][method], color=colour, label=label)
         errors = [max(e, 1e-15) for e in measured["errors"][method]]
         right.plot(range(1, MOST + 1), errors, "o-", markersize=3.5, color=colour, label=label)
-    left.set(xscale="log", xlabel="singular value of X/‖X‖_F", ylabel="after 5 steps", ylim=(0, 1.45))
-    right.set(yscale="log", xlabel="steps", ylabel="‖X − UVᵀ‖_F / √64")
+    left.set(xscale="log", xlabel=r"singular value of $X/\|X\|_F$", ylabel="after 5 steps", ylim=(0, 1.45))
+    right.set(yscale="log", xlabel="steps", ylabel=r"$\|X - UV^T\|_F\,/\,\sqrt{64}$")
     guide(left, loc="upper left", ncols=2, fontsize=7.5)
     guide(right, loc="lower left")

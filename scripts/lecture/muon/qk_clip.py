@@ -56,7 +56,7 @@ def clip(layer: Attention, largest: Tensor, tau: float) -> None:
 
 
 def measure(short: bool) -> dict:
-    steps, found = 30 if short else 250, {}
+    steps, found = 45 if short else 250, {}
     for label, tau in (("without", None), ("with", TAU)):
         watch, logits = Watch(), []
 
@@ -99,7 +99,7 @@ def draw(measured: dict, figure) -> None:
         right.plot(*zip(*case["losses"], strict=True), "o-", markersize=3.5, color=colour, label=f"{label} QK-clip")
     left.axhline(TAU, color="black", linewidth=0.8, linestyle=":", label="τ")
     left.set(yscale="log", xlabel="step", ylabel="largest logit of attention")
-    left.set_yticks([3, 10, 30, 100], ["3", "10", "30", "100"])
+    left.set_yticks([3, 10, 30, 100, 300], ["3", "10", "30", "100", "300"])
     left.minorticks_off()
     right.set(xlabel="step", ylabel="validation loss, nats per byte", ylim=(2.2, 3.8))
     guide(left)

@@ -73,9 +73,11 @@ def draw(measured: dict, figure) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for (name, label), colour in zip(LABELS.items(), COLOURS, strict=False):
         left.plot(measured["curves"][name], color=colour, label=f"{label}, first α = {measured['best'][name]:g}")
-    left.set(yscale="log", xlabel="step k", ylabel="f(W_k)")
+    left.set(yscale="log", xlabel="step k", ylabel="$f(W_k)$")
     for (kind, label), colour in zip((("sum", "sums"), ("ema", "moving averages")), COLOURS[3:], strict=False):
         right.plot(range(1, 101), measured["lengths"][kind], color=colour, label=label)
     right.set(xscale="log", yscale="log", xlabel="step k", ylabel="length of the step, Frobenius")
+    right.set_yticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
+    right.minorticks_off()
     guide(left)
     guide(right)

@@ -69,7 +69,7 @@ def measure(short: bool) -> dict:
         alpha = 1 / smoothness(gram, kind)
         values, points = run("steepest", 2 * steps, norm=kind, form="regularised", lr=alpha, **exact)
         gradients = [(point - problem()[1]) @ gram for point in points]
-        promised = [alpha / 2 * dual_norm(g, kind).item() ** 2 for g in gradients[:-1]]
+        promised = [alpha / 2 * dual_norm(g, kind).square().item() for g in gradients[:-1]]
         fall = min((a - b) / p for a, b, p in zip(values, values[1:], promised, strict=False) if p > 1e-10)
         regularised[kind] = dict(values=values, fall=fall, length=lengths, step=points[1] - points[0])
     twins = [
@@ -109,7 +109,7 @@ def draw(measured: dict, figure) -> None:
     for (kind, label), colour in zip(KINDS.items(), COLOURS, strict=False):
         left.plot(measured["normalised"][kind], color=colour, label=f"{label}, first α = {measured['best'][kind]:g}")
         right.plot(measured["regularised"][kind]["values"], color=colour, label=label)
-    left.set(yscale="log", xlabel="step k", ylabel="f(W_k)", title="normalised steps")
-    right.set(yscale="log", xlabel="step k", ylabel="f(W_k)", title="regularised steps, α = 1/L of the norm")
+    left.set(yscale="log", xlabel="step k", ylabel="$f(W_k)$", title="normalised steps")
+    right.set(yscale="log", xlabel="step k", ylabel="$f(W_k)$", title="regularised steps, α = 1/L of the norm")
     guide(left)
     guide(right)

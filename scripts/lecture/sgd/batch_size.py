@@ -21,7 +21,7 @@ BATCHES = (1, 4, 16, 64, 256)
 
 
 def measure(short: bool) -> dict:
-    repeats, steps = (64, 140) if short else (256, 1000)
+    repeats, steps = (128, 400) if short else (256, 1000)
     problem, start = logistic(), torch.full((10,), 1.0, dtype=torch.float64)
     times, curves = moments(steps), {}
     for size in BATCHES:
@@ -50,6 +50,6 @@ def draw(measured: dict, figure) -> None:
         points = [(k, gap) for k, gap in found["curve"] if k]
         left.plot(*zip(*points, strict=True), color=colour, label=f"b = {size}")
         right.plot([k * size for k, _ in points], [gap for _, gap in points], color=colour)
-    left.set(xscale="log", yscale="log", xlabel="iteration k", ylabel="mean of f(x_k) − f*")
+    left.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
     right.set(xscale="log", xlabel="gradients of terms computed, k · b")
     guide(left)

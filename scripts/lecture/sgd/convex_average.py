@@ -85,10 +85,12 @@ def draw(measured: dict, figure) -> None:
     axes = figure.subplots()
     constant, falling, bounds = measured["constant"], measured["falling"], measured["bounds"]
     ks = [k for k, _, _ in constant]
-    axes.plot(ks, [g for _, g, _ in constant], "o-", color=COLOURS[0], label="average, α = R/(σ√k)")
-    axes.plot(ks, [g for _, _, g in constant], "s:", color=COLOURS[3], label="last iterate, α = R/(σ√k)")
-    axes.plot(ks, [bounds[k][0] for k in ks], "--", color=COLOURS[0], linewidth=1, label="bound Rσ/√k")
-    axes.plot([k for k, _, _ in falling], [g for _, g, _ in falling], color=COLOURS[1], label="average, α₀/√(k+1)")
+    axes.plot(ks, [g for _, g, _ in constant], "o-", color=COLOURS[0], label=r"average, $α = R/(σ\sqrt{k})$")
+    axes.plot(ks, [g for _, _, g in constant], "s:", color=COLOURS[3], label=r"last iterate, $α = R/(σ\sqrt{k})$")
+    axes.plot(ks, [bounds[k][0] for k in ks], "--", color=COLOURS[0], linewidth=1, label=r"its bound, $Rσ/\sqrt{k}$")
+    axes.plot(
+        [k for k, _, _ in falling], [g for _, g, _ in falling], color=COLOURS[1], label=r"average, $α_0/\sqrt{k+1}$"
+    )
     axes.plot(
         [k for k, _, _ in falling],
         [bounds[k][1] for k, _, _ in falling],
@@ -97,5 +99,5 @@ def draw(measured: dict, figure) -> None:
         linewidth=1,
         label="its bound",
     )
-    axes.set(xscale="log", yscale="log", xlim=(10, None), xlabel="iterations k", ylabel="mean of f − f*")
+    axes.set(xscale="log", yscale="log", xlim=(10, None), xlabel="iterations k", ylabel=r"mean of $f - f^*$")
     guide(axes, ncols=2)

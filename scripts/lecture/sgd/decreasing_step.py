@@ -24,7 +24,7 @@ def measure(short: bool) -> dict:
     problem, start = logistic(), torch.full((10,), 1.0, dtype=torch.float64)
     times, curves, sigma2 = moments(steps), {}, 0.0
     rates = {
-        "α_k = (2k+1) / (2μ(k+1)²)": lambda k: (2 * k + 1) / (2 * problem.mu * (k + 1) ** 2),
+        r"$α_k = (2k+1)/(2μ(k+1)^2)$": lambda k: (2 * k + 1) / (2 * problem.mu * (k + 1) ** 2),
         "α = 0.05": lambda k: 0.05,
     }
     for label, rate in rates.items():
@@ -59,6 +59,6 @@ def draw(measured: dict, figure) -> None:
     axes = figure.subplots()
     for (label, curve), colour in zip(measured["curves"].items(), COLOURS, strict=False):
         axes.plot(*zip(*curve[1:], strict=True), color=colour, label=f"SGD, {label}")
-    axes.plot(*zip(*measured["bound"], strict=True), "--", color=COLOURS[0], linewidth=1, label="bound Lσ² / (2μ²k)")
-    axes.set(xscale="log", yscale="log", xlabel="iteration k", ylabel="mean of f(x_k) − f*")
+    axes.plot(*zip(*measured["bound"], strict=True), "--", color=COLOURS[0], linewidth=1, label=r"bound $Lσ^2/(2μ^2k)$")
+    axes.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
     guide(axes)

@@ -58,7 +58,12 @@ def draw(measured: dict, figure) -> None:
     for (size, (change, allowed, _)), colour in zip(measured.items(), COLOURS, strict=False):
         left.scatter(allowed[::7], change[::7], s=5, color=colour, alpha=0.6, label=f"batch {size}")
     left.axline((0, 0), slope=1, color="black", linewidth=1)
-    left.set(xlabel="(‖e‖² − ‖∇f‖²) / 2L", ylabel="f(x_k+1) − f(x_k)", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
+    left.set(
+        xlabel=r"$(\|e\|^2 - \|\nabla f\|^2)\,/\,2L$",
+        ylabel=r"$f(x_{k+1}) - f(x_k)$",
+        xlim=(-1.2, 1.2),
+        ylim=(-1.2, 1.2),
+    )
     note(left, "forbidden", 0.2, 0.8, rotation=38)
     guide(left, markerscale=2, loc="lower right")
     for offset, wanted, label, colour in ((-0.2, 0, "‖e‖ ≤ ‖∇f‖", COLOURS[1]), (0.2, 1, "‖e‖ > ‖∇f‖", COLOURS[0])):

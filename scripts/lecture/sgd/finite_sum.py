@@ -64,8 +64,8 @@ def check(measured: dict) -> list[Check]:
 def draw(measured: dict, figure) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     each, full = measured["each"][:, :2], measured["full"]
-    left.scatter(*each.T, s=9, color=COLOURS[5], alpha=0.7, label="∇f_i, i = 1 … 200")
-    left.plot(*full[:2], "*", color="black", markersize=12, label="∇f = their mean")
+    left.scatter(*each.T, s=9, color=COLOURS[5], alpha=0.7, label=r"$\nabla f_i$, i = 1 … 200")
+    left.plot(*full[:2], "*", color="black", markersize=12, label=r"$\nabla f$, their mean")
     left.set(xlabel="first coordinate of the gradient", ylabel="second coordinate")
     guide(left)
     for key, label, colour in (("whole", "gradient descent", "black"), ("single", "SGD, batch 1", COLOURS[0])):

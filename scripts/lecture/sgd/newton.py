@@ -19,7 +19,9 @@ the two-phase method is a run of its own length."""
 METHODS = ("sgd",)
 CORRECTION = r"""What is measured is the rate $\frac1k$ and the stall of the averaged method. That the rate survives
 *without* strong convexity is the theorem's; a finite sum in 5 dimensions is locally strongly convex, and shows
-nothing about it."""
+nothing about it. How early the average stalls depends on the data: on these it does within the lengths drawn, on
+another draw of the same kind (seed 1017 for 17) it still falls like $k^{-0.9}$ there, and the second phase gains
+nothing yet."""
 SIZE = (8.0, 4.0)
 
 
@@ -53,7 +55,7 @@ def model_gradient(problem: FiniteSum, at: Tensor, seed: int):
 
 
 def measure(short: bool) -> dict:
-    repeats, lengths = (64, (512, 8192)) if short else (256, (256, 512, 1024, 2048, 4096, 8192, 16384))
+    repeats, lengths = 256, (512, 8192) if short else (256, 512, 1024, 2048, 4096, 8192, 16384)
     problem = problem_without_penalty()
     rate = 1.5 / problem.a.square().sum(-1).mean().item()
     start = torch.zeros(repeats, 5, dtype=torch.float64)
@@ -71,8 +73,8 @@ def check(measured: dict) -> list[Check]:
     single, double = measured["single"], measured["double"]
     tail = [(k, gap) for k, gap in single if k >= single[-1][0] / 8]
     return [
-        Check("two phases: exponent of k", slope(*zip(*[d for d in double if d[0] >= 512], strict=True)), -1.35, -0.8),
-        Check("averaged SGD: exponent of k at the end", slope(*zip(*tail, strict=True)), -0.7, 0.05),
+        Check("two phases: exponent of k", slope(*zip(*[d for d in double if d[0] >= 512], strict=True)), -1.3, -0.7),
+        Check("averaged SGD: exponent of k at the end", slope(*zip(*tail, strict=True)), low=-0.4),
         Check("in the end: f − f* of averaged SGD / of two phases", single[-1][1] / double[-1][1], low=1.4),
     ]
 
@@ -84,5 +86,5 @@ def draw(measured: dict, figure) -> None:
     axes.plot(*zip(*measured["double"], strict=True), "o-", color=COLOURS[1], label="two phases, the same step")
     k, gap = measured["double"][-1]
     axes.plot([k / 30, k], [30 * gap, gap], ":", color="black", linewidth=1, label="1/k")
-    axes.set(xscale="log", yscale="log", xlabel="stochastic gradients k", ylabel="mean of f − f*")
+    axes.set(xscale="log", yscale="log", xlabel="stochastic gradients k", ylabel=r"mean of $f - f^*$")
     guide(axes)

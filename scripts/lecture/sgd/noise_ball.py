@@ -5,7 +5,7 @@ import torch
 from scripts.lecture.descend import descend, moments, optimizer, parameter
 from scripts.lecture.experiment import Check
 from scripts.lecture.problems import logistic, sampler
-from scripts.lecture.style import COLOURS, guide
+from scripts.lecture.style import COLOURS, MUTED, guide
 
 TITLE = "A constant step ends in a noise ball"
 CLAIM = r"""For an $L$-smooth, $\mu$-strongly convex (or PL) $f$ with $\mathbb E\|\nabla f_i(x_k)\|^2 \le \sigma^2$
@@ -55,7 +55,7 @@ def check(measured: dict) -> list[Check]:
     plateaus = [c["plateau"] for c in curves]
     halved = [a / b for a, b in zip(plateaus, plateaus[1:], strict=False)]
     return [
-        Check("largest ratio of the measured mean to the bound", worst, high=1.02),
+        Check("largest ratio of the measured mean to the bound", worst, high=1),
         Check("bound of the plateau / plateau, smallest over the steps", min(slack), 3, 40),
         Check("the same, largest", max(slack), 3, 40),
         Check("plateau at α / plateau at α/2, smallest", min(halved), 1.6, 2.8),
@@ -78,5 +78,6 @@ def draw(measured: dict, figure) -> None:
         linewidth=1.2,
         label=f"gradient descent, α = {RATES[0]:g}",
     )
-    axes.set(xscale="log", yscale="log", ylim=(1e-4, None), xlabel="iteration k", ylabel="mean of f(x_k) − f*")
+    axes.plot([], [], "--", color=MUTED, linewidth=1, label="the bound, by step")
+    axes.set(xscale="log", yscale="log", ylim=(1e-4, None), xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
     guide(axes)

@@ -4,7 +4,7 @@ import torch
 
 from scripts.lecture.descend import descend, moments, optimizer, parameter
 from scripts.lecture.experiment import Check
-from scripts.lecture.style import COLOURS, guide
+from scripts.lecture.style import COLOURS, MUTED, guide
 
 TITLE = "PL without convexity"
 CLAIM = r"""Strong convexity can be replaced by the Polyak–Łojasiewicz condition $\|\nabla f(x)\|^2 \ge
@@ -66,7 +66,7 @@ def check(measured: dict) -> list[Check]:
         Check("smallest f″ (negative: not convex)", (2 + 6 * (2 * grid).cos()).min().item(), high=-3.9),
         Check("largest f″ = L", (2 + 6 * (2 * grid).cos()).max().item(), 7.9, 8.0001),
         Check("smallest ‖∇f‖²/(2(f − f*)), which must be at least μ", ratio, low=MU),
-        Check("largest ratio of the measured mean to the bound", worst, high=1.02),
+        Check("largest ratio of the measured mean to the bound", worst, high=1),
         Check("f in the end at α = 0.1 / at α = 0.025", ends[0] / ends[-1], low=2.5),
         Check("no noise, α = 1/L: f after 200 steps", measured["ends"][1 / L], high=1e-9),
         Check("no noise, α = 1 < 1/(2μ): f after 200 steps", measured["ends"][1.0], low=0.1),
@@ -83,5 +83,6 @@ def draw(measured: dict, figure) -> None:
     for (rate, curve), colour in zip(measured["curves"].items(), COLOURS, strict=False):
         right.plot(*zip(*curve["curve"][1:], strict=True), color=colour, label=f"SGD, α = {rate:g}")
         right.plot(*zip(*curve["bound"][1:], strict=True), "--", color=colour, linewidth=1)
-    right.set(xscale="log", yscale="log", xlabel="iteration k", ylabel="mean of f(x_k) − f*")
+    right.plot([], [], "--", color=MUTED, linewidth=1, label="the bound, by step")
+    right.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
     guide(right)

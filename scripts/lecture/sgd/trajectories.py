@@ -29,7 +29,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measure(short: bool) -> dict:
-    repeats, steps = (256, 500) if short else (2048, 1000)
+    repeats, steps = 512 if short else 2048, 1000
     problem, start = least_squares(*data()), torch.tensor([-2.5, -1.5], dtype=torch.float64)
     distances, paths = {}, {}
     for rate in RATES:
@@ -76,9 +76,10 @@ def draw(measured: dict, figure) -> None:
     grid = torch.meshgrid(torch.linspace(-3, 2.2, 80), torch.linspace(-2.2, 2.2, 80), indexing="ij")
     levels = problem.gap(torch.stack(grid, -1).double())
     right.contour(*grid, levels, levels=[0.02, 0.1, 0.3, 0.8, 1.6, 3, 5], colors="#b8bfca", linewidths=0.7)
-    for rate, run, colour in ((RATES[0], 0, COLOURS[0]), (RATES[0], 1, COLOURS[3]), (RATES[-1], 0, COLOURS[1])):
-        path = torch.stack(measured["paths"][rate])[:, run]
-        right.plot(*path.T, "-o", markersize=2, linewidth=0.8, color=colour, label=f"SGD, batch 2, α = {rate:g}")
+    for rate, number, colour in ((RATES[0], 0, COLOURS[0]), (RATES[0], 1, COLOURS[3]), (RATES[-1], 0, COLOURS[1])):
+        path = torch.stack(measured["paths"][rate])[:, number]
+        label = f"SGD, batch 2, α = {rate:g}, run {number + 1}"
+        right.plot(*path.T, "-o", markersize=2, linewidth=0.8, color=colour, label=label)
     right.plot(*torch.stack(measured["full"]).T, "-o", markersize=3, color="black", label="gradient descent")
     right.plot(*problem.x_star, "*", markersize=13, color=COLOURS[4], label="x*", linestyle="none")
     right.set(xlabel="intercept", ylabel="slope")
