@@ -58,6 +58,12 @@ def main(train: Callable[[Config], None]) -> None:
     except COMPOSITION_ERRORS as error:
         report(ConfigError(explain(error, sys.argv[1:], CONFIGS)))
         sys.exit(1)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("submitit."):
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        report(JobFailed(f"a job of hydra/launcher has failed, others may go on: {said}; see {sweep.folder}/.submitit"))
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
@@ -88,6 +94,8 @@ def prepare() -> Sweep | None:
     if args.cfg:
         return None
     if sweep:
+        if sweep.launcher.startswith(SUBMITIT):
+            processes.prepare_submitit(sweep.launcher)
         sys.argv.append(f"hydra.sweep.dir={QuotedString(sweep.folder, Quote.single).with_quotes()}")
         sweep.begin()
     return sweep
@@ -119,7 +127,7 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
                 parsed = OverridesParser.create(config_loader=loader).parse_overrides(params + list(overrides))
                 jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
                 varying = [override.key_or_group for override in parsed if override.is_sweep_override()]
-                sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), varying)
+                sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), varying, whole.hydra.launcher._target_)
             elif whole.hydra.launcher._target_.startswith(SUBMITIT):
                 raise ConfigError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
             composed = [hydra.compose("train", overrides=job) for job in jobs]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import uuid
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from trainer.schema import Config, Resume
+from trainer.schema import Config, ConfigError, Resume
 from trainer.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -24,6 +25,16 @@ def are_started() -> bool:
 def of_submitit() -> bool:
     """Whether submitit, Hydra's launcher for SLURM, has started this process."""
     return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def prepare_submitit(launcher: str) -> None:
+    """Before ``launcher``, one of submitit's classes for Hydra, is asked to start jobs."""
+    if launcher.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=slurm: no srun on this machine; start where SLURM is, or leave hydra/launcher out"
+        )
+    # SLURM sends this before the time limit.  submitit's own SIGUSR2 would requeue the job and save nothing.
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
 
 
 def join_submitit() -> None:

@@ -38,7 +38,7 @@ class Sweep:
 
     folder: str
     varying: list[str]  # keys that have several values
-    launcher: str = "basic"  # Hydra's
+    launcher: str = ""  # class of Hydra's
     jobs: list[Config] = field(default_factory=list)
     before: set[str] = field(default_factory=set)  # directories of jobs that had finished when the sweep began
     states: dict[str, str] = field(default_factory=dict)  # by directory, what this process knows of the unfinished
@@ -78,7 +78,9 @@ class Sweep:
 
     def summary(self, console: Console | None = None) -> bool:
         """Print a table of the jobs and how to compare them; returns whether all have finished."""
-        table = Table("job", "state", box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("job", overflow="fold")  # a name that is cut cannot be looked up
+        table.add_column("state")
         for column in ("steps", "val loss", "trained"):
             table.add_column(column, justify="right")
         states = [self.state(config) for config in self.jobs]
@@ -87,7 +89,8 @@ class Sweep:
             loss = "–" if last.get("val/loss") is None else f"{last['val/loss']:.4f}"
             name = Path(config.run.dir).name
             table.add_row(name, state, f"{last.get('step', 0)}", loss, duration(last.get("train_time_s", 0.0)))
-        console = console or Console(soft_wrap=True, highlight=False)
+        in_log = None if sys.stdout.isatty() else 200  # columns; a file has no width
+        console = console or Console(soft_wrap=True, highlight=False, width=in_log)
         console.print(table)
         ended = {FINISHED, BEFORE}
         if ended.intersection(states):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import launch, processes, rundir, schema
+from trainer import faults, launch, processes, rundir, schema
 from trainer.schema import ConfigError
 from trainer.sweep import JobFailed
 
@@ -55,6 +55,34 @@ def test_processes_are_known_before_they_start(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ConfigError, match="run.processes=3, but 2 were started"):
         launch.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
+
+
+def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
+    slurm = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL", raising=False)
+    with pytest.raises(ConfigError, match="hydra/launcher=slurm: no srun on this machine"):
+        processes.prepare_submitit(slurm)
+    (tmp_path / "srun").touch(mode=0o755)
+    processes.prepare_submitit(slurm)
+    asked = f"SIG{os.environ['SUBMITIT_PREEMPT_SIGNAL']}"
+    assert asked in {number.name for number in faults.SIGNALS}, "a run saves at it"
+
+
+def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    lost = type("FailedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
+
+    def hydra_main(*_, **__):
+        raise lost("Job 42_0 (task: 0) has no result\nits log …")
+
+    found = sweep("experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path}/lost")
+    monkeypatch.setattr(launch, "prepare", lambda: found)
+    monkeypatch.setattr(launch.hydra, "main", hydra_main)
+    with pytest.raises(SystemExit):
+        launch.main(lambda config: None)
+    told = capsys.readouterr()
+    assert len(told.err.splitlines()) == 1 and "Job 42_0" in told.err and f"{tmp_path}/lost/.submitit" in told.err
+    assert "2 of 2 jobs have not finished" in told.out
 
 
 def test_a_job_reads_its_command_line_back(configure, tmp_path):
@@ -123,6 +151,10 @@ def test_summary_is_read_from_the_records(tmp_path, capsys):
     assert rows["optim=muon,seed=2"] == ["not", "started", "0", "–", "0.0", "s"]
     assert f"python scripts/compare.py '{tmp_path}/my sweep' --out '{tmp_path}/my sweep/speedrun'" in text
     assert "2 of 4 jobs have not finished" in text
+    found.jobs[3].run.dir = f"{tmp_path}/my sweep/{'long,' * 30}"
+    found.summary()
+    assert "long," * 30 in capsys.readouterr().out, "a name is never cut"
+    found.jobs[3].run.dir = f"{tmp_path}/my sweep/optim=muon,seed=2"
     finish(three)
     finish(found.jobs[3])
     assert found.summary() is True and "--baseline adamw" in capsys.readouterr().out
