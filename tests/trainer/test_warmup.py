@@ -2,26 +2,34 @@
 
 from dataclasses import asdict
 
+import hydra
 import pytest
 import torch
 
 from optim import routing
+from optim.matrix import local
+from tests.distributed.harness import run_workers
+from trainer import schema
+from trainer.launch import CONFIGS
 from trainer.model import GPT
-from trainer.parallel import initialise
-from trainer.warmup import untraced_step
+from trainer.parallel import ParallelConfig, initialise, setup, unwrap
+from trainer.warmup import untraced_step, warm_up
 
-PRESETS = ["adamw", "muon", "normuon", "rmsprop", "shampoo", "soap"]
+PRESETS = sorted(path.stem for path in (CONFIGS / "optim").glob("*.yaml"))
+SMALL = ["experiment=smoke", "model.n_layer=1", "model.n_embd=16", "model.n_head=2"]
 
 
 def everything(model, optimizers):
-    """Weights, state and counters, as copies."""
-    held = {name: p.detach().clone() for name, p in model.named_parameters()}
+    """This rank's weights, state and counters, as copies."""
+    held = {name: local(p.detach()).clone() for name, p in model.named_parameters()}
     for role, member in optimizers.members.items():
         for number, group in enumerate(member.param_groups):
             held |= {f"{role}/{number}/{key}": value for key, value in group.items() if key != "params"}
             for i, param in enumerate(group["params"]):
                 for key, value in member.state.get(param, {}).items():
-                    held[f"{role}/{number}/{i}/{key}"] = value.clone() if isinstance(value, torch.Tensor) else value
+                    held[f"{role}/{number}/{i}/{key}"] = (
+                        local(value).clone() if isinstance(value, torch.Tensor) else value
+                    )
     return held
 
 
@@ -38,7 +46,7 @@ def backward(model, seed):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_stays_of_the_step(configure, preset):
-    config = configure("experiment=smoke", f"optim={preset}", "model.n_layer=1", "model.n_embd=16", "model.n_head=2")
+    config = configure(*SMALL, f"optim={preset}")
     model = GPT(config.model, 256, 16)
     initialise(model, 0)
     optimizers = routing.build(model, asdict(config.optim))
@@ -53,3 +61,48 @@ def test_nothing_stays_of_the_step(configure, preset):
         optimizers.step()
         optimizers.zero_grad()
     assert not torch.equal(before["blocks.0.mlp.fc.weight"], model.blocks[0].mlp.fc.weight), "training does move it"
+
+
+def compose(*overrides):
+    with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+        return schema.validate(hydra.compose("train", overrides=[*SMALL, *overrides]), 1)
+
+
+def trained(parallel, preset, warm):
+    """The losses of three steps, of which a warm-up before the first and the third must change nothing."""
+    config = compose(f"optim={preset}")
+    model = parallel.wrap(config.model, 256, 16)
+    replicas = torch.distributed.group.WORLD if parallel.mode == "ddp" else None
+    optimizers = routing.build(unwrap(model), asdict(config.optim), replicas)
+    losses = []
+    for step in range(3):
+        tokens = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(10 * step + parallel.rank))
+        batch = tokens[:, :-1], tokens[:, 1:]
+        if warm and step != 1:
+            random, before = torch.get_rng_state(), everything(unwrap(model), optimizers)
+            warm_up(model, optimizers, parallel, batch)
+            same(before, everything(unwrap(model), optimizers))
+            assert torch.equal(random, torch.get_rng_state())
+            assert all(p.grad is None for p in model.parameters()) and model.training
+        with parallel.accumulate(model, last=True):
+            loss = model(*batch) / 32
+            loss.backward()
+        losses.append(loss.item())
+        optimizers.step()
+        optimizers.zero_grad()
+    return losses
+
+
+def in_every_arrangement(rank, world_size):
+    schema.register()
+    for mode in ("ddp", "fsdp"):
+        parallel = setup(ParallelConfig(mode=mode), dtype="float32", seed=3)
+        for preset in PRESETS:
+            cold, warm = (trained(parallel, preset, warm) for warm in (False, True))
+            assert cold == warm and cold[0] != cold[2], f"{mode} {preset}"
+        parallel.shutdown()
+
+
+@pytest.mark.slow
+def test_nothing_stays_of_the_step_where_ranks_share_the_work(tmp_path):
+    run_workers(in_every_arrangement, 2, tmp_path)
