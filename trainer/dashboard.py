@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def start(config: Config, parallel: Parallel) -> str:
         run.define_metric(axis, hidden=True)
     run.define_metric("*", step_metric="step")
     run.define_metric("val/loss", step_metric="train_time_s", summary="min,last")
-    where = f"offline, upload with: wandb sync {config.run.dir}/wandb/offline-run-*" if run.offline else run.url
+    files = f"{shlex.quote(config.run.dir)}/wandb/offline-run-*"  # one for every time that the run was started
+    where = f"offline, upload with: wandb sync {files}" if run.offline else run.url
     return f"wandb {where}"
 
 
