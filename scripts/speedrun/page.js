@@ -23,8 +23,15 @@
   const count = (v) => Math.round(v).toLocaleString("en-US");
   const si = (v) => (v >= 1e9 ? +(v / 1e9).toFixed(2) + "B" : v >= 1e6 ? +(v / 1e6).toFixed(2) + "M" : count(v));
   /* Plotly's own logarithmic ticks print a bare 2 or 5 between the powers of ten. */
-  const marks = [...Array(15).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** (power - 2)));
-  const LOG_TICKS = { tickvals: marks, ticktext: marks.map((v) => (v < 1 ? String(+v.toFixed(2)) : si(v))) };
+  const logTicks = () => {
+    const marks = [...Array(15).keys()].flatMap((power) => (narrow() ? [1, 3] : [1, 2, 5]).map((digit) => digit * 10 ** (power - 2)));
+    return { tickvals: marks, ticktext: marks.map((v) => (v < 1 ? String(+v.toFixed(2)) : si(v))), tickangle: 0 };
+  };
+  /* A logarithmic axis has no place for the evaluation before the first step: plotly would draw a level line from it. */
+  const afterZero = (trace) => {
+    const kept = [...trace.x.keys()].filter((i) => trace.x[i] > 0), pick = (column) => kept.map((i) => column[i]);
+    return { ...trace, x: pick(trace.x), y: pick(trace.y), ...(trace.text && { text: pick(trace.text) }) };
+  };
   const where = (curve, i) =>
     `step ${count(curve.steps[i])} · ${si(curve.tokens[i])} tokens · ${curve.seconds[i].toFixed(1)} s`;
 
@@ -82,7 +89,7 @@
       ? [...shownGroups().flatMap(meanTraces), ...shownAside().map(runTrace)]
       : shownRuns().map(runTrace);
     const drawn = state.published && state.unit !== "seconds" ? data.published.map(publishedTrace) : [];
-    return [...drawn, ...own];
+    return state.logX ? [...drawn, ...own].map(afterZero) : [...drawn, ...own];
   }
 
   /* The view that answers "who is ahead": from where the middle curve is after a seventh of its training, so that neither the
@@ -120,7 +127,7 @@
     const layout = { ...look(), hovermode: "closest", hoverdistance: 30, dragmode: narrow() ? false : "zoom",
       margin: narrow() ? { l: 44, r: 8, t: 8, b: 44 } : { l: 60, r: 16, t: 12, b: 52 },
       uirevision: [state.unit, state.logX, state.logY, state.view].join(),
-      xaxis: axis(axisTitle(), { type: state.logX ? "log" : "linear", ...(state.logX && LOG_TICKS),
+      xaxis: axis(axisTitle(), { type: state.logX ? "log" : "linear", ...(state.logX && logTicks()),
         ...(x ? { range: x } : { autorange: true }) }),
       yaxis: axis("validation loss", { type: state.logY ? "log" : "linear", tickformat: ".3~f",
         ...(y ? { range: y } : { autorange: true }) }) };

@@ -211,10 +211,10 @@ def _runs(runs: list[dict[str, Any]]) -> str:
     for i, run in enumerate(runs):
         last = run["loss"][-1] if run["loss"] else None
         status = "compared" if run["group"] is not None else f"set aside: {'; '.join(run['reasons'])}"
-        texts = [run["label"], run["seed"], "–" if last is None else f"{last:.4f}", status, run["place"]]
+        texts = [status, run["label"], run["seed"], "–" if last is None else f"{last:.4f}", run["place"]]
         box = f'<label><input type="checkbox" data-run="{i}">{escape(run["name"])}</label>'
         lines.append(f"<tr><td>{box}</td>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>")
-    names = ("run", "optimizer", "seed", "last loss", "status", "record")
+    names = ("run", "status", "optimizer", "seed", "last loss", "record")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     aside = sum(run["group"] is None for run in runs)
     summary = f"{len(runs) - aside} runs compared" + (f", {aside} set aside" if aside else "")

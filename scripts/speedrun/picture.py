@@ -50,8 +50,10 @@ def draw(title: str, subtitle: str, comparison: Comparison, rows: list[Row], pub
 
 
 def _panel(axes: Axes, unit: str, scale: float, comparison: Comparison, rows: list[Row], published: list[dict]):
+    longest = max((max(row.group.curve()[unit], default=0) for row in rows), default=0)
     for i, entry in enumerate(published):
-        _published(axes, entry, ("--", "-.", ":")[i % 3])
+        if entry[unit][0] <= longest:  # the others lie beyond the picture and would fill its legend
+            _published(axes, entry, ("--", "-.", ":")[i % 3])
     if not rows:
         for run, _ in comparison.aside:
             axes.plot([x / scale for x in getattr(run, unit)], run.losses, ":", linewidth=1.4, label=run.name)
@@ -74,7 +76,7 @@ def _panel(axes: Axes, unit: str, scale: float, comparison: Comparison, rows: li
 
 def _published(axes: Axes, entry: dict, dashes: str) -> None:
     if len(entry["steps"]) > 1:
-        label = f"published: {entry['name']}"
+        label = f"published: {entry['name'].partition(' (')[0]}"
         axes.plot(entry["steps"], entry["loss"], dashes, color=MUTED, linewidth=1, label=label)
     else:
         axes.plot(entry["steps"], entry["loss"], "D", color=MUTED, markersize=4, markerfacecolor="none")

@@ -220,6 +220,8 @@ def test_axes_switch(browser, page):
     browser.click("[data-flip=logX]")
     browser.click("[data-flip=logY]")
     assert (axis(browser, "xaxis")["type"], axis(browser, "yaxis")["type"]) == ("log", "log")
+    at = browser.js("document.getElementById('chart').data.flatMap(trace => [...trace.x])")
+    assert min(at) > 0, "plotly would draw a level line from step 0, which a logarithmic axis does not have"
     low, high = axis(browser, "yaxis")["range"]
     assert 10**low < 3.6 and 3.95 < 10**high < 7  # the target and every end are in view, the steep start is not
     browser.click("[data-value=all]")
