@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer import commit
@@ -35,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"error: {options.out} cannot be written ({error.strerror})", file=sys.stderr)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        print(f"error: {options.out} cannot be written ({reason})", file=sys.stderr)
         return 1
     print(f"{options.out}: {len(weights)} tensors after update {state['step']}, from {folder}")
     return 0
@@ -77,6 +79,7 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
 
 
 def write(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)

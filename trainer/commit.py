@@ -2,6 +2,7 @@
 
     checkpoints/step_00000060/           manifest.json holds the size and SHA-256 of every other file
     checkpoints/step_00000060.partial/   being written or being removed; never read
+    checkpoints/step_00000060.damaged/   found damaged when an older one was gone on from; for you to look at
 
 A folder gets its final name by one rename, after everything in it is on the disk.  Nothing here needs torch.
 """
@@ -90,6 +91,13 @@ def remove(folder: Path) -> None:
     if folder.exists():
         os.rename(folder, partial_of(folder))
     shutil.rmtree(partial_of(folder), ignore_errors=True)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint: it is not found again."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
 
 
 def remove_partial(checkpoints: Path) -> None:

@@ -73,10 +73,16 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
 
 
 def find(config: Config) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from: of this run, else of ``run.from``; and what is wrong with newer ones."""
+    """The checkpoint to go on from: of this run, else of ``run.from``; and what is wrong with newer ones.
+
+    This run's newer ones are set aside: if they could be read another time after all, the run would leap to them and
+    leave a gap in its record; and they would be counted among the newest that stay.
+    """
     own = Path(config.run.dir) / "checkpoints"
     commit.remove_partial(own)
     folder, faults = commit.newest_good(own)
+    for damaged in commit.committed(own)[: len(faults)] if folder else ():
+        commit.set_aside(damaged)
     if folder is None and not faults and config.run.from_:
         own, folder, faults = _other(Path(config.run.from_))
     if folder is None and faults:

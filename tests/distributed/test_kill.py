@@ -90,7 +90,7 @@ def test_told_to_stop_at_any_moment(template, tmp_path):
     ranks, times = 2, 20 if SOAK else 3
     dice, parts, counts = random.Random(5), tmp_path / "parts", Counter()
     common = [*COMMON, f"train.steps={16 * times}"]
-    template.run([*common, f"run.dir={tmp_path}/whole"], ranks)
+    template.run([*common, f"run.dir={tmp_path}/whole"], ranks, timeout=10 * PATIENCE)
     for number in range(times):
         job = template.start([*common, f"run.dir={parts}", "checkpoint.every=2"], ranks)
         reach(["update", "save"][number % 2], job, parts, dice)
@@ -105,7 +105,7 @@ def test_told_to_stop_at_any_moment(template, tmp_path):
         assert step <= seen + 2, "the update in which the signal came, or the one after"
         assert (parts / "checkpoints" / f"step_{step:08d}" / "manifest.json").exists()
         counts["evaluating"] += step > last_step(parts)
-    template.run([*common, f"run.dir={parts}"], ranks)
+    template.run([*common, f"run.dir={parts}"], ranks, timeout=10 * PATIENCE)
     assert losses(parts) == losses(tmp_path / "whole")
     print(f"{times} signals, {counts['saving']} while saving, {counts['evaluating']} while evaluating")
 

@@ -162,6 +162,16 @@ def test_the_one_before_is_used_and_this_is_said(run, tmp_path, capsys):
     commit.verify(tmp_path / "damaged" / "checkpoints" / "step_00000006")  # written again
 
 
+def test_a_damaged_one_does_not_take_the_place_of_a_good_one(run, tmp_path):
+    """The only one that stays is the one just written, though the damaged one is of a later step."""
+    folder = run("run").checkpoints.folder
+    (commit.folder_of(folder, 6) / commit.STATE).unlink()
+    run("run", "checkpoint.keep_last=1", "checkpoint.every=1", "train.max_minutes=1e-9")
+    good, faults = commit.newest_good(folder)
+    assert (good, faults) == (commit.folder_of(folder, 5), [])
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000005", "step_00000006.damaged"]
+
+
 def test_no_good_checkpoint_is_an_error(run, tmp_path):
     run("run")
     for path in (tmp_path / "run" / "checkpoints").glob("*/__0_*"):
