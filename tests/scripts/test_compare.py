@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.compare_runs import lines, read
+from tests.trainer.test_record import wandb_records
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "scripts" / "data"
@@ -153,3 +154,18 @@ def test_unfinished_runs_can_be_watched(tmp_path, run_in):
     status, said = run_in(tmp_path, "runs", "--out", "x")
     assert status == 0 and "stopped early, at step 300 of 1000" in said
     assert "None of these runs can be compared yet" in (tmp_path / "x.html").read_text()
+
+
+def test_the_four_files_become_an_artifact(tmp_path, run_in, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    read(tmp_path / "runs" / "a", lines())
+    assert run_in(tmp_path, "runs", "--out", "deep/page", "--wandb", "mine")[0] == 0
+    (path,) = tmp_path.glob("deep/wandb/offline-run-*/run-*.wandb")
+    entries = list(wandb_records(path))
+    (run,) = [entry.run for entry in entries if entry.HasField("run")]
+    assert (run.project, run.job_type, run.display_name) == ("mine", "comparison", "page")
+    (artifact,) = [
+        entry.artifact for entry in entries if entry.HasField("artifact") and entry.artifact.type == "comparison"
+    ]
+    assert artifact.name == "page"
+    assert sorted(file.path for file in artifact.manifest.contents) == ["page.csv", "page.html", "page.md", "page.png"]
