@@ -98,6 +98,8 @@ class Sweep:
         if missing := sum(state not in ended for state in states):
             same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
             console.print(f"{missing} of {len(states)} jobs have not finished; {same} runs only those", markup=False)
+            if "submitit" in self.launcher:
+                console.print(f"what they said: {self.folder}/.submitit/*/*_log.*", markup=False)
         return not missing
 
     def comparison(self) -> str:

@@ -60,7 +60,8 @@ def test_processes_are_known_before_they_start(monkeypatch):
 def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
     slurm = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL", raising=False)
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "")  # so that it is put back
+    monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
     with pytest.raises(ConfigError, match="hydra/launcher=slurm: no srun on this machine"):
         processes.prepare_submitit(slurm)
     (tmp_path / "srun").touch(mode=0o755)
@@ -82,7 +83,10 @@ def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsy
         launch.main(lambda config: None)
     told = capsys.readouterr()
     assert len(told.err.splitlines()) == 1 and "Job 42_0" in told.err and f"{tmp_path}/lost/.submitit" in told.err
-    assert "2 of 2 jobs have not finished" in told.out
+    assert "2 of 2 jobs have not finished" in told.out and "/lost/.submitit/*/*_log" not in told.out
+    found.launcher = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
+    found.summary()
+    assert "/lost/.submitit/*/*_log" in capsys.readouterr().out
 
 
 def test_a_job_reads_its_command_line_back(configure, tmp_path):
