@@ -172,6 +172,13 @@ def test_a_damaged_one_does_not_take_the_place_of_a_good_one(run, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000005", "step_00000006.damaged"]
 
 
+def test_the_folder_of_another_step_is_refused(copy):
+    """Its files fit its manifest, but they are not what the name says."""
+    commit.folder_of(copy, 6).rename(commit.folder_of(copy, 9))
+    good, faults = commit.newest_good(copy)
+    assert good == commit.folder_of(copy, 4) and faults[0].endswith("manifest.json is that of step 6")
+
+
 def test_no_good_checkpoint_is_an_error(run, tmp_path):
     run("run")
     for path in (tmp_path / "run" / "checkpoints").glob("*/__0_*"):
