@@ -50,9 +50,6 @@ class ByteTokenizer:
         """The same tokens as uint8 [n]."""
         return np.frombuffer(well_formed(text).encode(), dtype=np.uint8)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
     def decode(self, tokens: list[int]) -> str:
         parts, start = [], 0
         for end in [i for i, token in enumerate(tokens) if token == self.eos] + [len(tokens)]:
@@ -83,9 +80,6 @@ class BPETokenizer:
     def encode_numpy(self, text: str) -> np.ndarray:
         """The same tokens as uint32 [n], without a Python object per token."""
         return self.encoding.encode_to_numpy(well_formed(text), disallowed_special=())
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.encoding.encode_ordinary_batch(texts)
 
     def decode(self, tokens: list[int]) -> str:
         return self.encoding.decode(tokens)

@@ -1,0 +1,54 @@
+"""Whatever an optimizer keeps returns from a checkpoint's tensors and numbers, before and after its first step."""
+
+import pytest
+import torch
+from torch import nn
+
+from optim.routing import Optimizers
+
+KINDS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "adamw, not fused": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.1),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.1),
+}
+
+
+def two_steps(model: nn.Module, optimizers: Optimizers, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(2):
+        for parameter in list(model.parameters())[:-1]:  # the last is never used
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers.step()
+
+
+def built(kind: str) -> tuple[nn.Module, Optimizers]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    named = list(model.named_parameters())
+    return model, Optimizers({"matrix": KINDS[kind](named)}, dict.fromkeys(dict(named), "matrix"))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimizer_state_returns(kind, steps):
+    model, optimizers = built(kind)
+    for seed in range(steps):
+        two_steps(model, optimizers, seed)
+    state, weights = optimizers.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
+    state = {"tensors": {k: v.clone() for k, v in state["tensors"].items()}, "numbers": state["numbers"]}
+    other, again = built(kind)
+    again.allocate(state["tensors"])
+    other.load_state_dict(weights)
+    again.load_state_dict(state)
+    assert set(again.state_dict()["tensors"]) == set(state["tensors"])
+    two_steps(model, optimizers, 9)
+    two_steps(other, again, 9)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
