@@ -160,12 +160,10 @@ def test_the_one_before_is_used_and_this_is_said(run, tmp_path, capsys):
     shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
     for path in (tmp_path / "damaged" / "checkpoints" / "step_00000006").glob("__0_*"):
         path.write_bytes(path.read_bytes()[:-1])
-    before = (tmp_path / "damaged" / "metrics.jsonl").read_text()
     run("damaged")
     said = capsys.readouterr().out
     assert "step_00000006: __0_0.distcp has" in said and "going on after update 4 of 6" in said
     assert losses(tmp_path / "damaged") == losses(tmp_path / "whole")
-    assert len(before.splitlines()) == 7
     commit.verify(tmp_path / "damaged" / "checkpoints" / "step_00000006")  # written again
 
 
