@@ -76,6 +76,8 @@ def index() -> str:
             ["| method of the lecture | `optim=` | experiment | test |", "|---|---|---|---|"]
             + [_method_row(*entry) for entry in METHODS]
         ),
+        "Named on one slide, without a formula, and not run here: quasi-Newton methods, of which it says, as of "
+        "momentum, that they do not improve the rate of SGD.",
         "## Corrections of the slides",
         "\n".join(f"- [{load(n).TITLE}]({TOPIC_OF[n]}.md#{n})" for n in TOPIC_OF if load(n).CORRECTION),
     ]

@@ -121,6 +121,11 @@ METHODS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("AMSGrad", ("amsgrad",), ("amsgrad", "rosenbrock")),
     ("AdamW", ("adamw",), ("adamw", "rosenbrock")),
     ("Normalised gradient descent", ("steepest",), ("steepest_family", "gpt_norms")),
+    (
+        "Non-Euclidean gradient descent, x + α‖g‖*·LMO(g)",
+        ("steepest",),
+        ("steepest_family", "gpt_norms"),
+    ),
     ("Sign descent", ("steepest", "signum"), ("steepest_family", "gpt_norms")),
     (
         "Spectral descent, W − λUVᵀ",
@@ -132,5 +137,6 @@ METHODS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("muon",),
         ("polar_identity", "newton_schulz", "polar_cost", "gpt_momentum", "shampoo", "qk_clip", "speedrun"),
     ),
+    ("Newton–Schulz and Polar Express (`optim.matrix.polar=…`)", ("muon",), ("newton_schulz", "polar_cost")),
     ("Shampoo", ("shampoo",), ("polar_identity", "shampoo", "speedrun")),
 ]

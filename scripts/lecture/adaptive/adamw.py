@@ -31,7 +31,7 @@ def measure(short: bool) -> dict:
         def noise(x, k, generator=generator):
             return scales * torch.randn(x.shape, generator=generator, dtype=torch.float64)
 
-        run = descend(optimizer(name, x, lr=RATE, weight_decay=DECAY), x, noise, STEPS)
+        run = descend(optimizer(name, x, lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY), x, noise, STEPS)
         curves[label] = [(k, point.mean(0).clone()) for k, point in run if k % 10 == 0]
     return curves
 

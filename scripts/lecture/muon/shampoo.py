@@ -21,7 +21,11 @@ SIZE = (9.8, 4.0)
 
 RATES = {"adam": (0.1, 0.3, 1.0), "shampoo": (0.1, 0.3, 1.0), "muon": (0.3, 1.0, 3.0)}
 LABELS = {"adam": "Adam", "shampoo": "Shampoo", "muon": "Muon"}
-SETTINGS = {"adam": {}, "shampoo": dict(every=1), "muon": dict(polar="svd", polar_steps=None)}
+SETTINGS = {
+    "adam": dict(betas=(0.9, 0.95)),
+    "shampoo": dict(betas=(0.95, 0.95), every=1),
+    "muon": dict(polar="svd", polar_steps=None),
+}
 
 
 def turned(size: int, generator: torch.Generator) -> torch.Tensor:

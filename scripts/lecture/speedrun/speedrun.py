@@ -134,4 +134,5 @@ def draw_own(own: list[Curve], left, right) -> None:
         left.set(ylim=(ends[0] - 0.05, ends[-1] + 0.4))
         right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, title="loss in the end")
     for axes in (left, right) if not own else ():
+        axes.set(xticks=[], yticks=[])
         note(axes, "not measured yet:\ndocs/results/cpu_curves.csv is missing", 0.5, 0.5, ha="center", va="center")
