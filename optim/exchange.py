@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optim.plan import Item, Plan
+from optim.plan import Item, Plan, shard_rows
 
 
 class Transfer:
@@ -123,9 +123,9 @@ class ShardedTransfer(Transfer):
 
     def send_back(self, results):
         for i, rows in zip(self.owned, self._pieces(), strict=True):
-            flat = results.pop(i).reshape(-1)
-            torch._foreach_copy_(rows, flat.split([row.numel() for row in rows]))
-            del flat  # one matrix at a time: a transposed result is copied here
+            counts = [shard_rows(self.plan.items[i].shape[0], len(rows), rank) for rank in range(len(rows))]
+            parts = results.pop(i).split(counts)
+            torch._foreach_copy_([row.view(part.shape) for row, part in zip(rows, parts, strict=True)], list(parts))
         self.shards = torch.empty(sum(self.to_owner), dtype=self.dtype, device=self.whole.device)
         self.work = dist.all_to_all_single(
             self.shards, self.whole, self.to_owner, self.from_rank, group=self.group, async_op=True

@@ -72,11 +72,13 @@ class CountedMuon(Muon):
 
 
 @contextmanager
-def rank_of(world_size: int, rank: int):
-    """This process as one rank of many; yields their mesh."""
-    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+def rank_of(world_size: int, rank: int, replicas: int = 1):
+    """This process as one rank of ``replicas`` groups of ``world_size`` shards; yields their mesh."""
+    dist.init_process_group("fake", rank=rank, world_size=replicas * world_size, store=FakeStore())
     try:
-        yield init_device_mesh("cpu", (world_size,))
+        names = ("replicate", "shard")
+        mesh = init_device_mesh("cpu", (replicas, world_size), mesh_dim_names=names)
+        yield mesh if replicas > 1 else mesh["shard"]
     finally:
         dist.destroy_process_group()
 
@@ -87,14 +89,14 @@ def sharded(shapes: Shapes, mesh, device: str) -> nn.ParameterList:
     return weights if device == "meta" else weights.to_empty(device=device)
 
 
-def one_step(shapes: Shapes, world_size: int, rank: int, **muon) -> dict:
-    """What one rank of W sends and computes in a step."""
-    with rank_of(world_size, rank) as mesh:
+def one_step(shapes: Shapes, world_size: int, rank: int, replicas: int = 1, **muon) -> dict:
+    """What one rank of W, or of a number of groups of W, sends and computes in a step."""
+    with rank_of(world_size, rank, replicas) as mesh:
         weights = sharded(shapes, mesh, "cpu")
         optimizer = CountedMuon(weights.parameters(), **muon)
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
-        with Traffic(rank) as traffic:
+        with Traffic(rank % world_size) as traffic:
             optimizer.step()
         plan = optimizer._units[0].exchange.plan
         buckets = len(plan.buckets(range(len(shapes))))

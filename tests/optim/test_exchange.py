@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optim import exchange
-from optim.exchange import Exchange, ReplicatedTransfer, ShardedTransfer
+from optim.exchange import Exchange, ReplicatedTransfer, ShardedTransfer, Transfer
 from optim.plan import Item, Plan, assign_owners, shard_rows
 from optim.polar import polar_flops
 
@@ -168,3 +168,31 @@ def test_a_process_alone_moves_nothing():
     )
     assert torch.equal(got[0], torch.full((2, 3), 3.0)) and torch.equal(got[1], torch.full((4, 1), 3.0))
     alone.run([], dict.fromkeys, dict, got.update)
+
+
+def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
+    """Gathering b+1 begins before b is computed; scattering b is waited for after b+1 was computed."""
+    events = []
+
+    class Recorded(Transfer):
+        def __init__(self, plan, bucket, *others):
+            super().__init__(plan, bucket, *others)
+            self.number = self.order[0]
+
+        def start(self, inputs):
+            events.append(f"gather {self.number}")
+            return super().start(inputs)
+
+        def wholes(self):
+            events.append(f"compute {self.number}")
+            return super().wholes()
+
+        def updates(self):
+            events.append(f"apply {self.number}")
+            return super().updates()
+
+    monkeypatch.setitem(Exchange.TRANSFERS, "alone", Recorded)
+    engine = Exchange(items_of([(4, 4)] * 3), "alone", None, torch.float32, 3 * 16 * 4)
+    engine.run([0, 1, 2], lambda items: {i: torch.ones(4, 4) for i in items}, dict, lambda updates: None)
+    gathered, computed, applied = ([f"{what} {b}" for b in range(3)] for what in ("gather", "compute", "apply"))
+    assert events == [*gathered[:2], computed[0], gathered[2], computed[1], applied[0], computed[2], *applied[1:]]

@@ -1,8 +1,7 @@
-"""Sharded = whole, as a law: any rule, shapes, number of ranks, dtype, layout and bucket give one process's weights."""
+"""Sharded = whole, as a law: any rule, shapes, ranks, dtypes, layout and buckets give one process's weights."""
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -28,7 +27,8 @@ STEPS = 3
 
 @st.composite
 def cases(draw):
-    """Shapes with equal and transposed ones among them, expert stacks too; some parameters skip a step."""
+    """Shapes with equal and transposed ones among them, expert stacks too; dtypes may be mixed in a bucket; some
+    parameters, or all of them, skip a step."""
     sizes = st.integers(1, 7)
     shape = st.one_of(st.tuples(sizes, sizes), st.tuples(st.integers(1, 4), sizes, sizes))
     shapes = draw(st.lists(shape, min_size=1, max_size=6))
@@ -36,22 +36,33 @@ def cases(draw):
     return {
         "shapes": shapes,
         "skipped": draw(st.sets(st.integers(0, len(shapes) - 1))),
-        "dtype": draw(st.sampled_from(list(TOLERANCES))),
+        "dtypes": draw(
+            st.one_of(
+                st.sampled_from(list(TOLERANCES)).map(lambda dtype: [dtype] * len(shapes)),
+                st.lists(st.sampled_from(list(TOLERANCES)), min_size=len(shapes), max_size=len(shapes)),
+            )
+        ),
         "bucket_bytes": draw(st.integers(1, 3000)),
     }
 
 
 def train(rule, case, place=lambda full: full, **engine):
     cls, hyper = RULES[rule]
-    shapes = list(enumerate(case["shapes"]))
-    weights = [nn.Parameter(place(seeded(s, 0, i, dtype=torch.float64).to(case["dtype"]))) for i, s in shapes]
+    kinds = list(enumerate(zip(case["shapes"], case["dtypes"], strict=True)))
+    weights = [nn.Parameter(place(seeded(s, 0, i, dtype=torch.float64).to(dtype))) for i, (s, dtype) in kinds]
     optimizer = cls(weights, **hyper, bucket_bytes=case["bucket_bytes"], **engine)
     for step in range(STEPS):
-        for (i, s), weight in zip(shapes, weights, strict=True):
-            full = seeded(s, 1 + step, i, dtype=torch.float64).to(case["dtype"])
-            weight.grad = None if step == 1 and i in case["skipped"] else place(full)
+        for (i, (s, dtype)), weight in zip(kinds, weights, strict=True):
+            full = place(seeded(s, 1 + step, i, dtype=torch.float64).to(dtype))
+            weight.grad = None if step == 1 and i in case["skipped"] else full
+        kept = [None if w.grad is None else whole(w.grad).clone() for w in weights]
         optimizer.step()
-    return [(w.full_tensor() if isinstance(w, DTensor) else w).detach().double() for w in weights]
+        assert all(g is None or torch.equal(whole(w.grad), g) for w, g in zip(weights, kept, strict=True)), "gradients"
+    return [whole(w).double() for w in weights]
+
+
+def whole(x):
+    return (x.full_tensor() if isinstance(x, DTensor) else x).detach()
 
 
 @pytest.mark.parametrize("layout", ["sharded", "hybrid", "replicated"])
@@ -59,16 +70,19 @@ def train(rule, case, place=lambda full: full, **engine):
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), world_size=st.integers(1, 5))
 def test_any_sharding_gives_the_weights_of_one_process(rule, layout, case, world_size):
+    """Sharded; sharded in each of two groups; replicated in each of two groups, where a rank has two numbers."""
+
     def on_rank(rank):
+        if layout == "sharded":
+            mesh = init_device_mesh("cpu", (world_size,))
+            return train(rule, case, lambda full: distribute_tensor(full, mesh, [Shard(0)], src_data_rank=None))
+        mesh = init_device_mesh("cpu", (2, world_size), mesh_dim_names=("replicate", "shard"))
         if layout == "replicated":
-            return train(rule, case, process_group=dist.group.WORLD)
-        if layout == "hybrid":
-            mesh = init_device_mesh("cpu", (2, world_size), mesh_dim_names=("replicate", "shard"))
-            return train(rule, case, lambda full: distribute_tensor(full, mesh, [Replicate(), Shard(0)]))
-        mesh = init_device_mesh("cpu", (world_size,))
-        return train(rule, case, lambda full: distribute_tensor(full, mesh, [Shard(0)], src_data_rank=None))
+            return train(rule, case, process_group=mesh.get_group("shard"))
+        placements = [Replicate(), Shard(0)]
+        return train(rule, case, lambda full: distribute_tensor(full, mesh, placements, src_data_rank=None))
 
     expected = train(rule, case)
-    for got in run_threads(world_size * (2 if layout == "hybrid" else 1), on_rank):
-        for shape, a, b in zip(case["shapes"], got, expected, strict=True):
-            assert (a - b).norm() <= TOLERANCES[case["dtype"]] * b.norm(), shape
+    for got in run_threads(world_size * (1 if layout == "sharded" else 2), on_rank):
+        for shape, dtype, a, b in zip(case["shapes"], case["dtypes"], got, expected, strict=True):
+            assert (a - b).norm() <= TOLERANCES[dtype] * b.norm(), shape

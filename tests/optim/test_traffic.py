@@ -38,6 +38,13 @@ def test_more_buckets_are_more_calls_but_not_more_bytes():
     assert one["sent"] == many["sent"]
 
 
+def test_hybrid_sharding_sends_what_its_shard_group_alone_would():
+    """No fallback to gathering whole tensors: the replicas do the same work side by side and send nothing across."""
+    for rank in range(4):  # of the first group: DTensor's caches keep the groups of the mesh that they saw first
+        alone, hybrid = (one_step(SHAPES, 4, rank, replicas, dtype=torch.float32) for replicas in (1, 2))
+        assert alone == hybrid
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_owners_are_balanced_by_the_work_in_the_dtype_that_they_get(dtype):
     """The default polar method takes another form in bfloat16, with other FLOPs."""
