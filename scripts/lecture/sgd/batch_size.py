@@ -50,6 +50,6 @@ def draw(measured: dict, figure) -> None:
         points = [(k, gap) for k, gap in found["curve"] if k]
         left.plot(*zip(*points, strict=True), color=colour, label=f"b = {size}")
         right.plot([k * size for k, _ in points], [gap for _, gap in points], color=colour)
-    left.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
+    left.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f$*")
     right.set(xscale="log", xlabel="gradients of terms computed, k · b")
     guide(left)

@@ -99,5 +99,5 @@ def draw(measured: dict, figure) -> None:
         linewidth=1,
         label="its bound",
     )
-    axes.set(xscale="log", yscale="log", xlim=(10, None), xlabel="iterations k", ylabel=r"mean of $f - f^*$")
+    axes.set(xscale="log", yscale="log", xlim=(10, None), xlabel="iterations k", ylabel=r"mean of $f - f$*")
     guide(axes, ncols=2)

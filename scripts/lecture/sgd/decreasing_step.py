@@ -60,5 +60,5 @@ def draw(measured: dict, figure) -> None:
     for (label, curve), colour in zip(measured["curves"].items(), COLOURS, strict=False):
         axes.plot(*zip(*curve[1:], strict=True), color=colour, label=f"SGD, {label}")
     axes.plot(*zip(*measured["bound"], strict=True), "--", color=COLOURS[0], linewidth=1, label=r"bound $Lσ^2/(2μ^2k)$")
-    axes.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
+    axes.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f$*")
     guide(axes)

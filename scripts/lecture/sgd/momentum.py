@@ -87,9 +87,9 @@ def draw(measured: dict, figure) -> None:
     for (name, label), colour in zip(NAMES.items(), COLOURS, strict=False):
         left.plot(*zip(*measured["exact"][name], strict=True), color=colour, label=label)
         right.plot(*zip(*measured["stochastic"][name][1:], strict=True), color=colour, label=label)
-    left.set(yscale="log", ylim=(1e-16, None), xlabel="iteration k", ylabel=r"$f(x_k) - f^*$", title="exact gradients")
+    left.set(yscale="log", ylim=(1e-16, None), xlabel="iteration k", ylabel=r"$f(x_k) - f$*", title="exact gradients")
     right.set(
-        xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$", title="stochastic gradients"
+        xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f$*", title="stochastic gradients"
     )
     guide(left)
     guide(right)

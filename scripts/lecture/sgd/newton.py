@@ -86,5 +86,5 @@ def draw(measured: dict, figure) -> None:
     axes.plot(*zip(*measured["double"], strict=True), "o-", color=COLOURS[1], label="two phases, the same step")
     k, gap = measured["double"][-1]
     axes.plot([k / 30, k], [30 * gap, gap], ":", color="black", linewidth=1, label="1/k")
-    axes.set(xscale="log", yscale="log", xlabel="stochastic gradients k", ylabel=r"mean of $f - f^*$")
+    axes.set(xscale="log", yscale="log", xlabel="stochastic gradients k", ylabel=r"mean of $f - f$*")
     guide(axes)

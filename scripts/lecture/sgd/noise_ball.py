@@ -79,5 +79,5 @@ def draw(measured: dict, figure) -> None:
         label=f"gradient descent, α = {RATES[0]:g}",
     )
     axes.plot([], [], "--", color=MUTED, linewidth=1, label="the bound, by step")
-    axes.set(xscale="log", yscale="log", ylim=(1e-4, None), xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
+    axes.set(xscale="log", yscale="log", ylim=(1e-4, None), xlabel="iteration k", ylabel=r"mean of $f(x_k) - f$*")
     guide(axes)

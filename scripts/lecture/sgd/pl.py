@@ -84,5 +84,5 @@ def draw(measured: dict, figure) -> None:
         right.plot(*zip(*curve["curve"][1:], strict=True), color=colour, label=f"SGD, α = {rate:g}")
         right.plot(*zip(*curve["bound"][1:], strict=True), "--", color=colour, linewidth=1)
     right.plot([], [], "--", color=MUTED, linewidth=1, label="the bound, by step")
-    right.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f^*$")
+    right.set(xscale="log", yscale="log", xlabel="iteration k", ylabel=r"mean of $f(x_k) - f$*")
     guide(right)
