@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+IN_FLIGHT = 3
+"""Buckets alive at once: one on its way to its owners, one computed, one on its way back."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -77,12 +80,18 @@ class Plan:
     """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
 
     ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket (a larger
-    single matrix travels alone).
+    single matrix travels alone).  The cap is lower where an owner's matrices would otherwise make fewer than
+    ``IN_FLIGHT`` buckets: with a single one, nothing is computed while matrices travel.
     """
 
     def __init__(self, items: Sequence[Item], world_size: int, bucket_elements: int):
         self.items, self.world_size, self.bucket_elements = list(items), world_size, bucket_elements
         self.owners = assign_owners([item.flops for item in items], world_size)
+        if world_size > 1:
+            owned = [0] * world_size
+            for item, owner in zip(self.items, self.owners, strict=True):
+                owned[owner] += item.shape[0] * item.row_numel
+            self.bucket_elements = min(bucket_elements, -(-max(owned) // IN_FLIGHT))
 
     def digest(self) -> int:
         """A 62-bit hash of everything on which ranks must agree."""

@@ -58,6 +58,15 @@ def test_buckets_hold_every_active_item_once_and_respect_the_cap(shapes, world_s
             assert len(owned) <= 1 or sum(shapes[i][0] * shapes[i][1] for i in owned) <= cap
 
 
+@pytest.mark.parametrize("world_size", [2, 4, 8, 16])
+def test_there_is_always_something_to_compute_while_matrices_travel(world_size):
+    """However large buckets may be: three of them where owners have three matrices, and all owners busy in each."""
+    buckets = Plan(items_of(GPT2_LAYER * 12), world_size, 10**9).buckets(range(48))
+    assert len(buckets) >= 3
+    assert all(owned for bucket in buckets[:2] for owned in bucket)
+    assert len(Plan(items_of(GPT2_LAYER * 12), 1, 10**9).buckets(range(48))) == 1, "nothing travels"
+
+
 class Mailbox:
     """Stands in for torch.distributed: ranks of one process post, and receive only when they wait.
 
