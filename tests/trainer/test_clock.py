@@ -1,7 +1,11 @@
 """The clock counts training only, and waits for the device at its edges."""
 
+import json
+
 import pytest
 
+from trainer import loop, record, rundir
+from trainer.checkpoint import Checkpoints
 from trainer.clock import Clock
 
 
@@ -88,3 +92,32 @@ def test_state_goes_on(clock, time, running):
     other.start()
     time.now += 2
     assert other.seconds == 10
+
+
+def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, time):
+    """A hundred seconds for the warm-up, for every validation and for every checkpoint; one for an update."""
+    config = configure("experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2",
+                       "train.seq_len=16", "train.batch_tokens=384", "train.steps=4", "eval.every=2", "eval.tokens=768",
+                       "checkpoint.every=1", f"run.dir={tmp_path}/run")  # fmt: skip
+    config.run.dir = rundir.claim(config)
+    done = []
+
+    def takes(seconds, owner, name):
+        act = getattr(owner, name)
+
+        def timed(*arguments, **settings):
+            time.now += seconds
+            done.append(name)
+            return act(*arguments, **settings)
+
+        monkeypatch.setattr(owner, name, timed)
+
+    takes(1, loop.Trainer, "update")
+    for owner, name in ((loop, "warm_up"), (loop, "validation_loss"), (Checkpoints, "save")):
+        takes(100, owner, name)
+    monkeypatch.setattr(loop, "Clock", lambda synchronize: Clock(time.synchronize, time))
+    monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
+    loop.Trainer(config).run()
+    assert [done.count(name) for name in ("warm_up", "validation_loss", "save", "update")] == [1, 3, 4, 4]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["train_time_s"] for line in lines if "val/loss" in line] == [0, 2, 4]

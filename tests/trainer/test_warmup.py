@@ -63,6 +63,22 @@ def test_nothing_stays_of_the_step(configure, preset):
     assert not torch.equal(before["blocks.0.mlp.fc.weight"], model.blocks[0].mlp.fc.weight), "training does move it"
 
 
+class Noisy(torch.optim.SGD):
+    """A step that draws random numbers, as no preset does yet."""
+
+    def step(self, closure=None):
+        torch.rand(3)
+        super().step(closure)
+
+
+def test_random_numbers_are_put_back():
+    param = torch.nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    random = torch.get_rng_state()
+    untraced_step(routing.Optimizers({"matrix": Noisy([param], lr=0.1)}, {"weight": "matrix"}), torch.device("cpu"))
+    assert torch.equal(random, torch.get_rng_state()) and torch.equal(param, torch.ones(2))
+
+
 def compose(*overrides):
     with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
         return schema.validate(hydra.compose("train", overrides=[*SMALL, *overrides]), 1)
