@@ -19,9 +19,8 @@ the two-phase method is a run of its own length."""
 METHODS = ("sgd",)
 CORRECTION = r"""What is measured is the rate $\frac1k$ and the stall of the averaged method. That the rate survives
 *without* strong convexity is the theorem's; a finite sum in 5 dimensions is locally strongly convex, and shows
-nothing about it. How early the average stalls depends on the data: on these it does within the lengths drawn, on
-another draw of the same kind (seed 1017 for 17) it still falls like $k^{-0.9}$ there, and the second phase gains
-nothing yet."""
+nothing about it. How early the average stalls depends on the data: on three other draws of the same kind (seeds 18, 19
+and 1017 for 17) two phases are ahead by factors of 3.3, 2.5 and 1.9 after 16,384 gradients."""
 SIZE = (8.0, 4.0)
 
 
