@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from trainer import dashboard
+from trainer import dashboard, rundir
 from trainer import record as record_module
 from trainer.dashboard import wandb_mode
 from trainer.jsonl import JsonLines, parse
@@ -215,6 +215,7 @@ def wandb_records(path):
 def test_offline_wandb(configure, tmp_path, shown):
     config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]",
                        "logger.group=sweep", "eval.target=5")  # fmt: skip
+    rundir.claim(config)
     accelerator = Accelerator(cpu=True)
     record = Record(config, processes(accelerator=accelerator), Display(2, Console(file=shown, width=200)))
     record.start()
@@ -240,6 +241,7 @@ def test_offline_wandb(configure, tmp_path, shown):
     told = {item.key or "/".join(item.nested_key): item.value_json for item in updates}
     assert (told["final/val_loss"], told["target/evaluated_steps"]) == ("4.25", "1")
     assert "reached after 1 steps" in shown.getvalue()
+    assert run.run_id == rundir.run_id(tmp_path), "that of run.json, whose ids are drawn anew for every directory"
     assert set(run.tags) == {"muon", "tiny", "sample", "mine"}
     assert axes["val/loss"] == "train_time_s"
     (point,) = [point for point in points if "val/loss" in point]
