@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from data import DataError, open_split
+from data import DataError, Loader, open_split
 from data import prepare as prepare_data
 from optim.routing import ROLES
 from trainer import processes, record, resume, rundir, schema
@@ -219,10 +219,12 @@ def go_on_after(config: Config, number: int, seconds: float) -> None:
 
 
 def settle(config: Config) -> str:
-    """On rank 0: see that the data can be read, then take the run's directory; returns its path."""
+    """On rank 0: see that the data can be read and fill a batch, then take the run's directory; returns its path."""
     if not config.data.download:  # which may take long; the Trainer does it, one rank a node
         prepare_data(config.data)
-        open_split(config.data)
+        files, train = open_split(config.data).train, config.train
+        sequences = train.batch_tokens // train.seq_len
+        Loader(files, seq_len=train.seq_len, batch_sequences=sequences, order=config.data.order).close()
     return rundir.claim(config)
 
 

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from data import DataError
+from data.shards import write_shard
 from trainer import faults, launch, processes, rundir, schema
 from trainer.schema import ConfigError
 from trainer.sweep import JobFailed
@@ -219,6 +221,20 @@ def test_another_number_of_ranks_is_the_same_run(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
     rundir.claim(configure(*base))
     rundir.claim(configure(*base, "parallel=hsdp", world_size=4))
+
+
+@pytest.mark.parametrize("fault", ["a header that is none", "less than a batch"])
+def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, fault):
+    shards = [tmp_path / "data" / f"it_{part}_000000.bin" for part in ("train", "val")]
+    shards[0].parent.mkdir()
+    for shard in shards:
+        write_shard(shard, range(200))
+    if fault == "a header that is none":
+        shards[0].write_bytes(bytes(3000))
+    config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
+    with pytest.raises(DataError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
+        launch.settle(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_never_and_must(configure, tmp_path):
