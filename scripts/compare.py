@@ -16,7 +16,6 @@ from typing import NoReturn
 
 from speedrun import claims, groups, page, picture, records, report, table
 
-
 SUFFIXES = ("html", "png", "csv", "md")
 
 
