@@ -241,7 +241,7 @@ def test_run_from_as_it_is_typed():
 
 
 def test_another_run_must_be_the_same_in_what_matters(run, tmp_path):
-    run("whole")
+    run("whole", "optim.matrix.lr=0.02")
     with pytest.raises(ConfigError) as error:
         run("other", f"run.from_={tmp_path / 'whole'}", "seed=3", "optim.matrix.lr=0.5", "eval.every=2")
     for said in ("seed is 0 there and 3 here", "optim.matrix.lr is 0.02 there and 0.5 here"):
