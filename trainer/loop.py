@@ -39,9 +39,7 @@ class Trainer:
         self.lock = resume.hold(Path(config.run.dir)) if self.parallel.is_main else None
         self.stop = Stop(self.parallel, train.max_minutes, config.checkpoint.minutes)
         self.record = Record(config, self.parallel)
-        if self.parallel.local_rank == 0:
-            prepare(config.data)
-        self.parallel.barrier()
+        self.parallel.once_a_node(lambda: prepare(config.data))
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)

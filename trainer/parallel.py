@@ -10,7 +10,7 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,13 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from data import DataError
 from optim.matrix import local
 from trainer.model import GPT, ModelConfig
 
@@ -287,6 +288,17 @@ class Parallel:
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
+
+    def once_a_node(self, work: Callable[[], None]) -> None:
+        """Run work on one rank of every node while the others wait; its DataError is raised on all ranks."""
+        said = ""
+        if self.local_rank == 0:
+            try:
+                work()
+            except DataError as error:
+                said = str(error)
+        if told := next(filter(None, gather_object([said])), ""):
+            raise DataError(told)
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -21,7 +21,8 @@ from trainer.schema import Config, ConfigError, Resume
 # What does not change the training: where it runs, how it is watched, how often it is saved.
 FREE = ("run", "eval", "checkpoint", "parallel", "logger")
 FREE += ("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes")
-FREE += ("data.download", "data.processes")
+FREE += ("data.download", "data.workers")
+SHOWN = 8  # differences that a refusal lists
 
 
 def new_directory(config: Config) -> Path:
@@ -113,11 +114,10 @@ def _compare(mark: Path, mine: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"{mark} is damaged: choose a new run.dir") from None
     if different:
-        key = different[0]
-        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        diff = "; ".join(f"{key} is {theirs.get(key)} there and {mine.get(key)} here" for key in different[:SHOWN])
+        more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""
         raise ConfigError(
-            f"run.dir={mark.parent} belongs to another run: {key} is {theirs.get(key)} there and {mine.get(key)} here"
-            f"{more}; choose a new run.dir or the same settings"
+            f"run.dir={mark.parent} belongs to another run: {diff}{more}; choose a new run.dir or the same settings"
         )
 
 

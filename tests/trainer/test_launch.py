@@ -217,6 +217,10 @@ def test_what_does_not_change_the_training_is_accepted(configure, tmp_path, chan
     assert rundir.claim(configure(*base, change)) == f"{tmp_path}/run"
 
 
+def test_what_may_differ_is_in_the_schema():
+    assert set(rundir.FREE) <= set(schema.keys())
+
+
 def test_another_number_of_ranks_is_the_same_run(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
     rundir.claim(configure(*base))
@@ -328,3 +332,10 @@ def test_processes_without_a_launcher_are_refused(tmp_path, monkeypatch):
     done = train(*SMALL, cwd=tmp_path)
     assert done.returncode == 1 and len(errors(done)) == 1 and "torchrun" in errors(done)[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_download_that_fails_is_told_once_by_all_ranks(tmp_path):
+    done = train(*SMALL, "data=fineweb", "data.download=true", f"data.dir={tmp_path}/none", ranks=2, cwd=tmp_path)
+    assert done.returncode == 1 and len(errors(done)) == 1 and "Hugging Face hub" in errors(done)[0]
+    assert "trainer/loop.py" not in done.stderr, "no rank's trace"
