@@ -31,7 +31,7 @@ from optim.plan import Item, Plan, shard_rows
 
 
 class Transfer:
-    """One bucket on its way: ``wholes()``, then ``send_back(results)``, then ``updates()``, each called once.
+    """One bucket on its way: ``receive()``, then ``send_back(results)``, then ``updates()``, each called once.
 
     This base is the process alone: nothing travels.
     """
@@ -46,9 +46,9 @@ class Transfer:
         self.inputs = inputs
         return self
 
-    def wholes(self) -> dict[int, Tensor]:
-        """The whole matrices that this rank owns, in the wire dtype."""
-        return {i: self.inputs[i].to(self.dtype) for i in self.owned}
+    def receive(self) -> Callable[[int], Tensor]:
+        """Wait; returns what makes an owned item whole, in the wire dtype.  One at a time, they need less memory."""
+        return lambda i: self.inputs[i].to(self.dtype)
 
     def send_back(self, results: dict[int, Tensor]) -> None:
         """Hand over the preconditioned whole matrices; they begin their way back."""
@@ -115,11 +115,11 @@ class ShardedTransfer(Transfer):
         flat = self.whole.split(sizes)
         return [list(flat[j :: len(self.owned)]) for j in range(len(self.owned))]
 
-    def wholes(self):
+    def receive(self):
         self.work.wait()
-        self.shards = None
-        pieces = self._pieces()
-        return {i: torch.cat(rows).view(self.plan.items[i].shape) for i, rows in zip(self.owned, pieces, strict=True)}
+        self.work = self.shards = None  # the work holds its buffers too
+        pieces = dict(zip(self.owned, self._pieces(), strict=True))
+        return lambda i: torch.cat(pieces[i]).view(self.plan.items[i].shape)
 
     def send_back(self, results):
         for i, rows in zip(self.owned, self._pieces(), strict=True):
@@ -133,7 +133,7 @@ class ShardedTransfer(Transfer):
 
     def updates(self):
         self.work.wait()
-        self.whole = None
+        self.work = self.whole = None
         return dict(zip(self.order, _views(self.shards, self.shapes), strict=True))
 
 
@@ -167,8 +167,8 @@ class Exchange:
         self.layout, self.group, self.dtype = layout, group, dtype
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
-        # Three buckets are alive at once: the one scattered has two buffers, the one gathered two, the one computed
-        # its buffer and the joined matrices.  Six parts, which together are two bucket_bytes.
+        # Three buckets are alive at once, each with two buffers, beside the stack of the one that is computed: six
+        # parts, which together are two bucket_bytes.
         self.plan = Plan(items, world_size, max(1, bucket_bytes // 3 // dtype.itemsize))
         self.transfer = self.TRANSFERS[layout]
         self._buckets: dict[tuple[int, ...], list] = {}
@@ -197,10 +197,11 @@ class Exchange:
         self,
         active: Sequence[int],
         prepare: Callable[[list[int]], dict[int, Tensor]],
-        precondition: Callable[[dict[int, Tensor]], dict[int, Tensor]],
+        precondition: Callable[[list[int], Callable[[int], Tensor]], dict[int, Tensor]],
         apply: Callable[[dict[int, Tensor]], None],
     ) -> None:
-        """One step: ``prepare`` on shards, ``precondition`` on whole matrices at their owner, ``apply`` on shards."""
+        """One step: ``prepare(items)`` on shards, ``precondition(owned, whole)`` on the whole matrices ``whole(i)`` at
+        their owner, ``apply(updates)`` on shards."""
         key = tuple(active)
         if key not in self._buckets:
             self._buckets[key] = self.plan.buckets(active)
@@ -211,7 +212,7 @@ class Exchange:
             if gathering is None:
                 return
             current, gathering = gathering, self._start(following, prepare) if following else None
-            current.send_back(precondition(current.wholes()))
+            current.send_back(precondition(current.owned, current.receive()))
             if scattering is not None:
                 apply(scattering.updates())
             scattering = current

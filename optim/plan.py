@@ -81,17 +81,16 @@ class Plan:
 
     ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket (a larger
     single matrix travels alone).  The cap is lower where an owner's matrices would otherwise make fewer than
-    ``IN_FLIGHT`` buckets: with a single one, nothing is computed while matrices travel.
+    ``IN_FLIGHT`` buckets: with a single one, nothing is computed while matrices travel, and all memory is new.
     """
 
     def __init__(self, items: Sequence[Item], world_size: int, bucket_elements: int):
         self.items, self.world_size, self.bucket_elements = list(items), world_size, bucket_elements
         self.owners = assign_owners([item.flops for item in items], world_size)
-        if world_size > 1:
-            owned = [0] * world_size
-            for item, owner in zip(self.items, self.owners, strict=True):
-                owned[owner] += item.shape[0] * item.row_numel
-            self.bucket_elements = min(bucket_elements, -(-max(owned) // IN_FLIGHT))
+        owned = [0] * world_size
+        for item, owner in zip(self.items, self.owners, strict=True):
+            owned[owner] += item.shape[0] * item.row_numel
+        self.bucket_elements = max(1, min(bucket_elements, -(-max(owned) // IN_FLIGHT)))
 
     def digest(self) -> int:
         """A 62-bit hash of everything on which ranks must agree."""

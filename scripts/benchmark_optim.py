@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from optim import Muon
+from optim.matrix import local
 from optim.minimax import polar_express_coefficients
 from optim.polar import polar
 
@@ -33,7 +34,7 @@ STANDARD = "newton_schulz5"  # the one iteration that every contender knows; her
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 SAME, DEFAULT, FLOOR = "ours, same iteration", "ours, default", "bare products"
 DION, DION_EXPRESS, EVERYWHERE = "dion", "dion, Polar Express", "gather everywhere"
-PACKAGES = ("muon-fsdp2", "pytorch-optimizer", "heavyball")
+PACKAGES = ("muon-fsdp2", "pytorch-optimizer", "heavyball")  # of PyPI
 SLOW = ("torch.optim.Muon", *PACKAGES, EVERYWHERE)  # timed in the first rounds only
 TARGETS = [  # (world sizes, ours, against the fastest of, largest ratio)
     ((2, 4), SAME, (DION,), 0.75),
@@ -92,16 +93,6 @@ def bare_products(shapes):
                 torch.addmm(x, torch.addmm(gram, gram, gram), x)
 
     return step
-
-
-def optional(build):
-    """The contender, or None with a note where its package is not installed."""
-    try:
-        return build()
-    except ImportError as error:
-        if dist.get_rank() == 0:
-            print(f"left out: {error}")
-        return None
 
 
 def plain_iteration(x: torch.Tensor, coefficients=JORDAN) -> torch.Tensor:
@@ -170,23 +161,40 @@ def dion(params, iteration):
     return module.Muon(params, params[0].device_mesh, lr=0.02, nesterov=True, newton_schulz_func=iteration)
 
 
-def contenders(shapes) -> dict:
-    built = {
-        SAME: Muon(sharded(shapes), polar=STANDARD),
-        DEFAULT: Muon(sharded(shapes)),
-        EVERYWHERE: GatherEverywhere(sharded(shapes)),
-        "torch.optim.Muon": torch_muon(sharded(shapes)),
-        "muon-fsdp2": optional(lambda: muon_fsdp2(sharded(shapes))),
-        "pytorch-optimizer": optional(lambda: pytorch_optimizer(sharded(shapes))),
-        "heavyball": optional(lambda: heavyball(sharded(shapes))),
-        DION: optional(lambda: dion(sharded(shapes), plain_newton_schulz)),
-        DION_EXPRESS: optional(lambda: dion(sharded(shapes), plain_polar_express)),
-        "dion, our products": optional(lambda: dion(sharded(shapes), our_iteration)),
-    }
-    steps = {name: optimizer.step for name, optimizer in built.items() if optimizer is not None}
-    if dist.get_world_size() == 1:
-        steps[FLOOR] = bare_products(shapes)
-    return steps
+BUILDERS = {
+    SAME: lambda params: Muon(params, polar=STANDARD),
+    DEFAULT: Muon,
+    EVERYWHERE: GatherEverywhere,
+    "torch.optim.Muon": torch_muon,
+    "muon-fsdp2": muon_fsdp2,
+    "pytorch-optimizer": pytorch_optimizer,
+    "heavyball": heavyball,
+    DION: lambda params: dion(params, plain_newton_schulz),
+    DION_EXPRESS: lambda params: dion(params, plain_polar_express),
+    "dion, our products": lambda params: dion(params, our_iteration),
+}
+
+
+def contender(name: str, shapes):
+    """Its step, or None with a note where its package is not installed."""
+    if name == FLOOR:
+        return bare_products(shapes)
+    params = sharded(shapes)
+    grads = [p.grad for p in params]
+    try:
+        optimizer = BUILDERS[name](params)
+    except ImportError as error:
+        if dist.get_rank() == 0:
+            print(f"left out: {error}")
+        return None
+
+    def step():
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad  # heavyball drops it
+        optimizer.step()
+
+    step.first_weight = params[0]
+    return step
 
 
 def main() -> None:
@@ -202,23 +210,29 @@ def main() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo")
     shapes = shapes_of(args.layers, args.dim)
-    steps = contenders(shapes)
-    if args.only:
-        steps = {name: step for name, step in steps.items() if name in (SAME, DEFAULT, *args.only)}
+    names = [*BUILDERS, *([FLOOR] if dist.get_world_size() == 1 else [])]
+    chosen = [name for name in names if not args.only or name in (SAME, DEFAULT, *args.only)]
+    steps = {name: step for name in chosen if (step := contender(name, shapes))}
     first = {name: first_step(name, step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name, seconds in first.items() if seconds is not None}
+    work: dict[str, list[float]] = {name: [] for name in times}
     for number in range(args.rounds):
         for name in times:
             if name in SLOW and number >= args.slow_rounds:
                 continue
             dist.barrier()
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             steps[name]()
+            busiest = torch.tensor(time.process_time() - cpu)
             dist.barrier()
             times[name].append(time.perf_counter() - start)
+            dist.all_reduce(busiest, dist.ReduceOp.MAX)
+            work[name].append(busiest.item())
     if dist.get_rank() == 0:
-        report(times, first)
-        report_targets(times, shapes)
+        for unit, seconds in (("s a step", times), ("CPU s a step on the busiest rank, whatever else ran", work)):
+            report(unit, seconds, first)
+            report_targets(seconds)
+        report_errors(shapes)
     dist.destroy_process_group()
 
 
@@ -228,7 +242,10 @@ def first_step(name: str, step) -> float | None:
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
+        before = None if name == FLOOR else local(step.first_weight).detach().clone()
         step()
+        if before is not None and torch.equal(before, local(step.first_weight)):
+            raise RuntimeError("its second step changed nothing")
         return seconds
     except Exception as error:
         if dist.get_rank() == 0:
@@ -242,16 +259,16 @@ def ratio(ours: list[float], others: list[float]) -> tuple[float, str]:
     return statistics.median(ratios), f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def report(times: dict[str, list[float]], first: dict[str, float | None]) -> None:
-    print(f"W={dist.get_world_size()}, one thread a rank, torch {torch.__version__}")
-    print(f"{'contender':22s} {'s/step median (min-max)':26s} {'first':>6s}  {SAME + ' / it':28s} {DEFAULT} / it")
+def report(unit: str, times: dict[str, list[float]], first: dict[str, float | None]) -> None:
+    print(f"\nW={dist.get_world_size()}, one thread a rank, torch {torch.__version__}, {unit}")
+    print(f"{'contender':22s} {'median (min-max)':24s} {'first':>6s}  {SAME + ' / it':26s} {DEFAULT} / it")
     for name, seconds in times.items():
         spread = f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})"
         same, default = (ratio(times[ours], seconds)[1] for ours in (SAME, DEFAULT))
-        print(f"{name:22s} {spread:26s} {first[name]:6.1f}  {same:28s} {default}")
+        print(f"{name:22s} {spread:24s} {first[name]:6.1f}  {same:26s} {default}")
 
 
-def report_targets(times: dict[str, list[float]], shapes) -> None:
+def report_targets(times: dict[str, list[float]]) -> None:
     for worlds, ours, against, target in TARGETS:
         others = [name for name in against if name in times]
         if dist.get_world_size() not in worlds or not others:
@@ -260,8 +277,11 @@ def report_targets(times: dict[str, list[float]], shapes) -> None:
         value, spread = ratio(times[ours], times[fastest])
         verdict = "met" if value <= target else f"missed by {value / target - 1:.0%}"
         print(f"{ours} / {fastest}: {spread}, target {target:.2f} {verdict}")
+
+
+def report_errors(shapes) -> None:
     methods = {SAME: lambda x: polar(x, STANDARD), DEFAULT: polar, DION_EXPRESS: plain_polar_express}
-    print("polar error, ||X - UV^T|| / ||UV^T||, largest over the shapes:")
+    print("\npolar error, ||X - UV^T|| / ||UV^T||, largest over the shapes:")
     for name, method in methods.items():
         print(f"  {name:22s} {max(polar_error(method, shape) for shape in set(shapes)):.4f}")
 

@@ -1,4 +1,4 @@
-"""A step's transient memory: at most two buckets beyond what its largest stack needs."""
+"""A step's transient memory: at most two buckets beyond its largest stack."""
 
 import pytest
 import torch
@@ -51,9 +51,12 @@ def measure(rank, world_size, bucket_bytes):
     for i, param in enumerate(model.weights):
         param.grad = gradient(param, 0, i)
     optimizer.step()
-    with LiveBytes() as live:
-        optimizer.step()
-    return live.peak
+    peaks = []
+    for _ in range(4):  # gloo's own thread lets go of the buffers of a finished transfer a moment later, or not yet
+        with LiveBytes() as live:
+            optimizer.step()
+        peaks.append(live.peak)
+    return min(peaks)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -61,7 +64,7 @@ def test_transient_memory(tmp_path, world_size):
     matrix = 64 * 16 * 4
     small, large = 6 * matrix, 12 * matrix
     peaks = run_workers(measure, world_size, tmp_path, bucket_bytes=small)
-    # A bucket holds a third of bucket_bytes, here two matrices; their stack exists twice while it is being made.
+    # A stack is a third of bucket_bytes, here two matrices.
     # 5%: ranks with the first, larger chunks of rows hold a little more than their share.
-    assert all(peak <= 1.05 * (2 * small + 2 * (small // 3)) for peak in peaks), peaks
+    assert all(peak <= 1.05 * (2 * small + small // 3) for peak in peaks), peaks
     assert max(run_workers(measure, world_size, tmp_path, bucket_bytes=large)) > max(peaks), "the cap has no effect"

@@ -64,7 +64,6 @@ def test_there_is_always_something_to_compute_while_matrices_travel(world_size):
     buckets = Plan(items_of(GPT2_LAYER * 12), world_size, 10**9).buckets(range(48))
     assert len(buckets) >= 3
     assert all(owned for bucket in buckets[:2] for owned in bucket)
-    assert len(Plan(items_of(GPT2_LAYER * 12), 1, 10**9).buckets(range(48))) == 1, "nothing travels"
 
 
 class Mailbox:
@@ -121,7 +120,7 @@ def test_exchange_is_whole_and_its_inverse(shapes, world_size, cap, dtype):
             mail.next_round()
             for r, transfer in enumerate(ranks):
                 transfer.start({i: chunks[i][r] for i in transfer.order})
-            got = [transfer.wholes() for transfer in ranks]
+            got = [{i: whole(i) for i in t.owned} for t, whole in ((t, t.receive()) for t in ranks)]
             mail.next_round()
             for transfer, matrices in zip(ranks, got, strict=True):
                 assert all(torch.equal(matrices[i], wholes[i]) for i in transfer.owned)
@@ -148,8 +147,8 @@ def test_replicated_results_reach_every_rank(shapes, world_size, cap):
             for transfer in ranks:
                 transfer.start({i: wholes[i] for i in transfer.order})
             for transfer in ranks:
-                matrices = transfer.wholes()
-                assert set(matrices) == set(transfer.owned)
+                whole = transfer.receive()
+                matrices = {i: whole(i) for i in transfer.owned}
                 transfer.send_back({i: 2 * w for i, w in matrices.items()})
             for transfer in ranks:
                 updates = transfer.updates()
@@ -172,11 +171,13 @@ def test_a_process_alone_moves_nothing():
     alone = Exchange(items_of([(2, 3), (4, 1)]), "alone", None, torch.float32, 10**6)
     inputs = {0: torch.ones(2, 3), 1: torch.ones(4, 1)}
     got = {}
-    alone.run(
-        [0, 1], lambda items: {i: inputs[i] for i in items}, lambda w: {i: 3 * x for i, x in w.items()}, got.update
-    )
+
+    def triple(owned, whole):
+        return {i: 3 * whole(i) for i in owned}
+
+    alone.run([0, 1], lambda items: {i: inputs[i] for i in items}, triple, got.update)
     assert torch.equal(got[0], torch.full((2, 3), 3.0)) and torch.equal(got[1], torch.full((4, 1), 3.0))
-    alone.run([], dict.fromkeys, dict, got.update)
+    alone.run([], dict.fromkeys, triple, got.update)
 
 
 def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
@@ -192,16 +193,20 @@ def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
             events.append(f"gather {self.number}")
             return super().start(inputs)
 
-        def wholes(self):
+        def receive(self):
             events.append(f"compute {self.number}")
-            return super().wholes()
+            return super().receive()
 
         def updates(self):
             events.append(f"apply {self.number}")
             return super().updates()
 
     monkeypatch.setitem(Exchange.TRANSFERS, "alone", Recorded)
+
+    def join(owned, whole):
+        return {i: whole(i) for i in owned}
+
     engine = Exchange(items_of([(4, 4)] * 3), "alone", None, torch.float32, 3 * 16 * 4)
-    engine.run([0, 1, 2], lambda items: {i: torch.ones(4, 4) for i in items}, dict, lambda updates: None)
+    engine.run([0, 1, 2], lambda items: {i: torch.ones(4, 4) for i in items}, join, lambda updates: None)
     gathered, computed, applied = ([f"{what} {b}" for b in range(3)] for what in ("gather", "compute", "apply"))
     assert events == [*gathered[:2], computed[0], gathered[2], computed[1], applied[0], computed[2], *applied[1:]]

@@ -1,0 +1,25 @@
+"""Stacks of equal matrices: their shape, and their owner's state joined and parted."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def block_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(number of blocks, fan_out, fan_in) of a parameter."""
+    fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
+    return torch.Size(shape[:-2]).numel() * group["split"], fan_out // group["split"], fan_in
+
+
+def cat_states(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(states) == 1:
+        return states[0]
+    return {key: torch.cat([state[key] for state in states]) for key in states[0]}
+
+
+def split_state(stacked: dict[str, Tensor], states: list[dict[str, Tensor]], sizes: list[int]) -> None:
+    if len(states) == 1:
+        return
+    for key, tensor in stacked.items():
+        torch._foreach_copy_([state[key] for state in states], list(tensor.split(sizes)))
