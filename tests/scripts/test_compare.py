@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.compare_runs import lines, read
-from tests.trainer.test_record import wandb_records
+from tests.trainer.test_dashboard import finished_wandb_records
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "scripts" / "data"
@@ -161,7 +161,7 @@ def test_the_four_files_become_an_artifact(tmp_path, run_in, monkeypatch):
     read(tmp_path / "runs" / "a", lines())
     assert run_in(tmp_path, "runs", "--out", "deep/page", "--wandb", "mine")[0] == 0
     (path,) = tmp_path.glob("deep/wandb/offline-run-*/run-*.wandb")
-    entries = list(wandb_records(path))
+    entries = finished_wandb_records(path)
     (run,) = [entry.run for entry in entries if entry.HasField("run")]
     assert (run.project, run.job_type, run.display_name) == ("mine", "comparison", "page")
     (artifact,) = [

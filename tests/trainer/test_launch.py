@@ -1,182 +1,19 @@
-"""From the command line to the run's directory: sweeps, ownership, errors told once."""
+"""From the command line to the run's directory: ownership, errors told once."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from data import DataError
 from data.shards import write_shard
-from trainer import faults, launch, processes, rundir, schema
+from trainer import launch, rundir, schema
 from trainer.schema import ConfigError
-from trainer.sweep import JobFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
-
-
-def sweep(*overrides):
-    schema.register()
-    return launch.check_jobs(list(overrides), SimpleNamespace(multirun=True))
-
-
-def test_sweep_names_the_keys_that_vary():
-    found = sweep("experiment=smoke", "optim=adamw,muon", "seed=range(1,3)", "hydra.sweep.dir=runs/both")
-    assert (found.varying, found.folder) == (["optim", "seed"], "runs/both")
-    assert [config.run.dir for config in found.jobs] == [
-        f"runs/both/optim={optim},seed={seed}" for optim in ("adamw", "muon") for seed in (1, 2)
-    ]
-    assert {config.logger.group for config in found.jobs} == {"both"}
-    assert [config.logger.label for config in found.jobs] == ["adamw", "adamw", "muon", "muon"]
-
-
-def test_an_experiment_may_be_a_sweep():
-    schema.register()
-    found = launch.check_jobs(["experiment=lecture", "seed=3,4"], SimpleNamespace(multirun=False))
-    assert len(found.jobs) == 14 and found.jobs[1].run.name == "optim=sgd,seed=4"
-    job = found.jobs[0]
-    alone = processes.arguments(job, ["experiment=lecture", "optim=sgd", "seed=3"])
-    assert launch.check_jobs(alone, SimpleNamespace(multirun=False)) is None, "a job of it is not"
-
-
-@pytest.mark.parametrize("experiment", ["speedrun_124m", "gpt2_124m_llmc"])
-def test_published_settings(experiment):
-    schema.register()
-    assert launch.check_jobs([f"experiment={experiment}", "run.processes=8"], SimpleNamespace(multirun=False)) is None
-
-
-def test_processes_are_known_before_they_start(monkeypatch):
-    with pytest.raises(ConfigError, match="which 7 ranks cannot share"):
-        sweep("experiment=smoke", "run.processes=7")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ConfigError, match="run.processes=3, but 2 were started"):
-        launch.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
-
-
-def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
-    slurm = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "")  # so that it is put back
-    monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
-    with pytest.raises(ConfigError, match="hydra/launcher=slurm: no srun on this machine"):
-        processes.prepare_submitit(slurm)
-    (tmp_path / "srun").touch(mode=0o755)
-    processes.prepare_submitit(slurm)
-    asked = f"SIG{os.environ['SUBMITIT_PREEMPT_SIGNAL']}"
-    assert asked in {number.name for number in faults.SIGNALS}, "a run saves at it"
-
-
-def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsys):
-    lost = type("FailedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
-
-    def hydra_main(*_, **__):
-        raise lost("Job 42_0 (task: 0) has no result\nits log …")
-
-    found = sweep("experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path}/lost")
-    monkeypatch.setattr(launch, "prepare", lambda: found)
-    monkeypatch.setattr(launch.hydra, "main", hydra_main)
-    with pytest.raises(SystemExit):
-        launch.main(lambda config: None)
-    told = capsys.readouterr()
-    assert len(told.err.splitlines()) == 1 and "Job 42_0" in told.err and f"{tmp_path}/lost/.submitit" in told.err
-    assert "2 of 2 jobs have not finished" in told.out and "/lost/.submitit/*/*_log" not in told.out
-    found.launcher = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
-    found.summary()
-    assert "/lost/.submitit/*/*_log" in capsys.readouterr().out
-
-
-def test_a_job_reads_its_command_line_back(configure, tmp_path):
-    config = configure("experiment=smoke", "run.resume=never", "logger.label='a=b, c'")
-    config.run.dir = str(tmp_path / "it's, [a] {b} = c\\")
-    words = processes.arguments(config, ["experiment=smoke", "seed=3", "run.resume=never", "logger.label='a=b, c'"])
-    again = configure(*words)
-    assert (again.run.dir, again.logger.label, again.seed) == (config.run.dir, "a=b, c", 3)
-    assert again.run.resume == "auto", "its directory is claimed when it starts"
-
-
-def script(tmp_path, monkeypatch, text):
-    """In place of train.py."""
-    (tmp_path / "script.py").write_text(text)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
-
-
-def test_a_job_that_is_killed_is_named(configure, tmp_path, monkeypatch, capfd):
-    config = configure("experiment=smoke", "run.processes=2", "run.dir=here", world_size=2)
-    script(tmp_path, monkeypatch, "import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(JobFailed):
-        processes.start(config, [])
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]  # torch may warn too
-    assert told == ["error: here: rank 1 was ended by SIGKILL"]
-    assert signal.getsignal(signal.SIGTERM) == handler
-
-
-def test_ctrl_c_ends_the_job_and_the_sweep(configure, tmp_path, monkeypatch):
-    config = configure("experiment=smoke")
-    mark = tmp_path / "interrupted"
-    script(tmp_path, monkeypatch, f"""
-import os, pathlib, signal, time
-try:
-    os.kill(os.getppid(), signal.SIGINT)
-    time.sleep(60)
-except KeyboardInterrupt:
-    pathlib.Path({str(mark)!r}).touch()
-""")
-    with pytest.raises(SystemExit) as ended:
-        processes.start(config, [])
-    assert ended.value.code == 130 and mark.exists()
-
-
-def finish(config, **values):
-    """As if the job had run."""
-    rundir.claim(config)
-    line = {"step": config.train.steps, "tokens": 1, "train_time_s": 61.0, "val/loss": 2.5, **values}
-    (Path(config.run.dir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-
-
-def test_summary_is_read_from_the_records(tmp_path, capsys):
-    found = sweep("experiment=smoke", "optim=adamw,muon", "seed=1,2", f"hydra.sweep.dir={tmp_path}/my sweep")
-    one, two, three, _ = found.jobs
-    finish(one)
-    found.begin()
-    finish(two)
-    finish(three, step=7)
-    found.states = {two.run.dir: "stopped", three.run.dir: "failed"}
-    assert found.summary() is False
-    text = capsys.readouterr().out
-    assert "4 jobs, 1 of them finished; to start again: the same command with hydra.sweep.dir='" in text
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith("optim=")}
-    assert rows["optim=adamw,seed=1"] == ["finished", "before", "400", "2.5000", "1:01"]
-    assert rows["optim=adamw,seed=2"] == ["finished", "400", "2.5000", "1:01"]
-    assert rows["optim=muon,seed=1"] == ["failed", "7", "2.5000", "1:01"]
-    assert rows["optim=muon,seed=2"] == ["not", "started", "0", "–", "0.0", "s"]
-    assert f"python scripts/compare.py '{tmp_path}/my sweep' --out '{tmp_path}/my sweep/speedrun'" in text
-    assert "2 of 4 jobs have not finished" in text
-    found.jobs[3].run.dir = f"{tmp_path}/my sweep/{'long,' * 30}"
-    found.summary()
-    assert "long," * 30 in capsys.readouterr().out, "a name is never cut"
-    found.jobs[3].run.dir = f"{tmp_path}/my sweep/optim=muon,seed=2"
-    finish(three)
-    finish(found.jobs[3])
-    assert found.summary() is True and "--baseline adamw" in capsys.readouterr().out
-
-
-def test_every_job_of_a_sweep_is_checked_first():
-    with pytest.raises(ConfigError, match=r"train.batch_tokens=3000"):
-        sweep("experiment=smoke", "train.batch_tokens=3072,3000")
-    with pytest.raises(ConfigError, match=r"optim=muonn.*did you mean optim=muon"):
-        sweep("experiment=smoke", "optim=adamw,muonn")
-
-
-def test_jobs_of_a_sweep_cannot_share_a_directory(tmp_path):
-    with pytest.raises(ConfigError, match="hydra.sweep.dir"):
-        sweep("experiment=smoke", "seed=1,2", f"run.dir={tmp_path}")
 
 
 def test_job_names_are_readable_unique_and_short():

@@ -4,20 +4,16 @@ import io
 import json
 import math
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from trainer import dashboard, rundir
 from trainer import record as record_module
-from trainer.dashboard import wandb_mode
 from trainer.jsonl import JsonLines, parse
 from trainer.progress import Display, duration
 from trainer.record import Record
@@ -166,89 +162,6 @@ def test_failing_parts_are_told_once_and_left_out(open_record, tmp_path, shown, 
     assert shown.getvalue().count("wandb failed") == 1 and shown.getvalue().count("loss_vs_time.png failed") == 1
 
 
-def curve(*points):
-    """Lines of evaluations at (step, loss): 100 tokens and half a second a step."""
-    return [{"step": s, "tokens": 100 * s, "train_time_s": s / 2, "val/loss": loss} for s, loss in points]
-
-
-def test_summary():
-    lines = [*curve((0, 6.0), (10, 4.0)), {"step": 15, "train/loss": 1.0}, *curve((20, 3.0), (30, 3.5))]
-    found = dashboard.summary(lines, target=3.25)
-    assert [found[f"final/{key}"] for key in ("val_loss", "steps", "tokens", "seconds")] == [3.5, 30, 3000, 15.0]
-    assert [found[f"target/{key}"] for key in ("loss", "steps", "tokens", "seconds")] == [3.25, 17.5, 1750, 8.75]
-    assert [found[f"target/evaluated_{key}"] for key in ("steps", "tokens", "seconds")] == [20, 2000, 10.0]
-    for target in (None, 2.9):
-        assert not any(key.startswith("target/") for key in dashboard.summary(lines, target))
-    assert dashboard.summary(lines, target=6.5)["target/steps"] == 0, "below from the start"
-    assert dashboard.summary(curve((0, None)), 1.0) == {} and dashboard.summary([], 1.0) == {}
-
-
-@given(
-    st.lists(st.floats(1, 10), min_size=2, max_size=8),
-    st.floats(1, 10),
-)
-def test_the_target_is_met_between_two_evaluations(losses, target):
-    found = dashboard.summary(curve(*((10 * i, loss) for i, loss in enumerate(losses))), target)
-    assert ("target/steps" in found) == (min(losses) <= target)
-    if "target/steps" in found:
-        at, after = found["target/steps"], found["target/evaluated_steps"]
-        assert max(after - 10, 0) <= at <= after and found["target/seconds"] == pytest.approx(at / 2)
-
-
-def wandb_records(path):
-    """The records of an offline run: a LevelDB log (32 KiB blocks; crc, length, type of a piece) behind 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record as Entry
-
-    data, at, entry = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        entry += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield Entry.FromString(entry)
-            entry = b""
-
-
-def test_offline_wandb(configure, tmp_path, shown):
-    config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]",
-                       "logger.group=sweep", "eval.target=5")  # fmt: skip
-    rundir.claim(config)
-    accelerator = Accelerator(cpu=True)
-    record = Record(config, processes(accelerator=accelerator), Display(2, Console(file=shown, width=200)))
-    record.start()
-    record.log(step=1, tokens=3072, train_time_s=0.5, **{"val/loss": 4.25})
-    record.finish()
-    accelerator.end_training()
-    assert "warning" not in shown.getvalue(), shown.getvalue()
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    deadline = time.monotonic() + 60
-    entries = []
-    while not entries or entries[-1].WhichOneof("record_type") != "exit":  # W&B's own process writes a little later
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-        entries = list(wandb_records(path))
-    (run,) = [entry.run for entry in entries if entry.WhichOneof("record_type") == "run"]
-    axes = {entry.metric.name: entry.metric.step_metric for entry in entries if entry.HasField("metric")}
-    history = [entry.history.item for entry in entries if entry.HasField("history")]
-    points = [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items} for items in history
-    ]
-    assert (run.project, run.display_name, run.run_group) == ("nanomuon", config.run.name, "sweep")
-    updates = [item for entry in entries if entry.HasField("summary") for item in entry.summary.update]
-    told = {item.key or "/".join(item.nested_key): item.value_json for item in updates}
-    assert (told["final/val_loss"], told["target/evaluated_steps"]) == ("4.25", "1")
-    assert "reached after 1 steps" in shown.getvalue()
-    assert run.run_id == rundir.run_id(tmp_path), "that of run.json, whose ids are drawn anew for every directory"
-    assert set(run.tags) == {"muon", "tiny", "sample", "mine"}
-    assert axes["val/loss"] == "train_time_s"
-    (point,) = [point for point in points if "val/loss" in point]
-    assert (point["val/loss"], point["train_time_s"], point["tokens"]) == (4.25, 0.5, 3072)
-    assert "offline" in shown.getvalue() and "WARNING" not in shown.getvalue()
-
-
 def test_a_failed_run_leaves_the_screen_and_wandb(open_record, monkeypatch):
     ended = []
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object(), finish=lambda **how: ended.append(how)))
@@ -257,22 +170,6 @@ def test_a_failed_run_leaves_the_screen_and_wandb(open_record, monkeypatch):
     record.display.bar = SimpleNamespace(stop=lambda: ended.append("bar"))
     record_module.abandon()
     assert ended == ["bar", {"exit_code": 1}]
-
-
-def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_mode() == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert wandb_mode() is None
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode() is None
-    monkeypatch.delenv("WANDB_API_KEY")
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode() is None
 
 
 @given(st.integers(0, 400), st.integers(-1, 6))
