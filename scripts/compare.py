@@ -9,6 +9,7 @@ NAME.csv and NAME.md. docs/compare.md says what is computed, and how.
 import argparse
 import math
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -110,16 +111,16 @@ def publish(project: str, out: str) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from trainer.dashboard import wandb_mode
 
-    name = Path(out).name
+    folder, name = Path(out).resolve().parent, Path(out).name  # W&B's process may have another working directory
     quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
-    run = wandb.init(project=project, name=name, job_type="comparison", mode=wandb_mode(), dir=Path(out).parent,
+    run = wandb.init(project=project, name=name, job_type="comparison", mode=wandb_mode(), dir=folder,
                      settings=quiet)  # fmt: skip
     artifact = wandb.Artifact(name, type="comparison")
     for suffix in SUFFIXES:
         artifact.add_file(f"{out}.{suffix}", name=f"{name}.{suffix}")
     run.log_artifact(artifact)
     run.log({"comparison": wandb.Html(Path(f"{out}.html"), inject=False)})
-    where = f"offline, upload with: wandb sync {Path(run.dir).parent}" if run.offline else run.url
+    where = f"offline, upload with: wandb sync {shlex.quote(str(Path(run.dir).parent))}" if run.offline else run.url
     run.finish()
     print(f"wandb {where}")
 
