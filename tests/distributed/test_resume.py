@@ -110,7 +110,8 @@ def test_a_finished_run_is_left_alone(template, tmp_path):
     template.run(common, 1, ["send", {"step": 3, "to": 0}])
     template.run(common)
     offline = {path.name for path in (directory / "wandb").glob("offline-run-*")}
-    assert {name.rpartition("-")[2] for name in offline} == {json.loads((directory / "run.json").read_text())["id"]}
+    ids = {name.split("-")[3] for name in offline}  # offline-run-TIME-ID, and -1 if two began in one second
+    assert ids == {json.loads((directory / "run.json").read_text())["id"]}
     before = own_files(directory)
     job = template.run(common)
     assert job.output().startswith(f"{directory} is finished: step 6") and len(job.output().splitlines()) == 1
