@@ -55,7 +55,8 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
     settings = [f"model.n_layer={LAYERS}", f"model.n_head={HEADS}", f"model.n_embd={WIDTH}", "model.family=gpt2",
                 "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
     for role in ("matrix", "embedding", "head", "vector"):
-        settings += [f"optim.{role}.lr={LR}", f"optim.{role}.betas={list(BETAS)}"]
+        family = ".gpt2" if role == "matrix" else ""  # the preset has these betas for each family
+        settings += [f"optim.{role}.lr={LR}", f"optim.{role}.betas{family}={list(BETAS)}"]
     settings += ["model=tiny", "optim=adamw", "data=shards", f"data.dir={folder}", "data.order=shuffled",
                  "schedule=constant", "parallel=single", "logger=jsonl", f"logger.every={LOG_EVERY}",
                  f"train.seq_len={LENGTH}", f"train.batch_tokens={SEQUENCES * LENGTH}", "train.steps=1000000",

@@ -38,6 +38,8 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     inside = sorted(name for name in known if name.startswith(f"{key}."))
     if inside or f"{key}." in OPEN:
         return f"{given}: {key} is a section, set what is in it: {', '.join(inside) or f'{key}.lr and others'}"
+    if "DictConfig with ListConfig" in str(root):
+        return f"{given}: the preset gives this list for each model.family: set {key}.tiny, {key}.gpt2 or {key}.modern"
     return f"{given}: {_reason(root)}"
 
 

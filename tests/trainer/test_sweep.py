@@ -170,6 +170,8 @@ def test_every_job_of_a_sweep_is_checked_first():
         sweep("experiment=smoke", "train.batch_tokens=3072,3000")
     with pytest.raises(ConfigError, match=r"optim=muonn.*did you mean optim=muon"):
         sweep("experiment=smoke", "optim=adamw,muonn")
+    with pytest.raises(ConfigError, match=r"set optim.embedding.betas.tiny, optim.embedding.betas.gpt2 or"):
+        sweep("experiment=smoke", "optim=muon", "optim.embedding.betas=[0.9,0.99]")
 
 
 def test_jobs_of_a_sweep_cannot_share_a_directory(tmp_path):
