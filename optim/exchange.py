@@ -6,7 +6,7 @@ matrix, on its *owner*, in three phases per bucket:
 
     1. gather    every rank packs its rows of the bucket's matrices, ordered by owner, into ``shards``;
                  one ``all_to_all_single`` fills each owner's ``wholes`` (ordered by source rank);
-    2. compute   the owner joins the rows, runs the rule, and writes the result back into ``wholes``;
+    2. compute   the owner joins the rows in a stack, runs the rule, and writes the result back into ``wholes``;
     3. scatter   the mirrored ``all_to_all_single`` (splits swapped) returns the rows to ``shards``.
 
 While bucket b is computed, bucket b+1 is being gathered and bucket b-1 scattered.  A rank sends, per step,
@@ -46,9 +46,9 @@ class Transfer:
         self.inputs = inputs
         return self
 
-    def receive(self) -> Callable[[int], Tensor]:
-        """Wait; returns what makes an owned item whole, in the wire dtype.  One at a time, they need less memory."""
-        return lambda i: self.inputs[i].to(self.dtype)
+    def receive(self) -> Callable[[int, Tensor], None]:
+        """Wait; returns ``fill(i, whole)``, which writes the owned item i into a tensor of its shape."""
+        return lambda i, whole: whole.copy_(self.inputs[i])
 
     def send_back(self, results: dict[int, Tensor]) -> None:
         """Hand over the preconditioned whole matrices; they begin their way back."""
@@ -117,23 +117,22 @@ class ShardedTransfer(Transfer):
 
     def receive(self):
         self.work.wait()
-        self.work = self.shards = None  # the work holds its buffers too
+        self.work = None
         pieces = dict(zip(self.owned, self._pieces(), strict=True))
-        return lambda i: torch.cat(pieces[i]).view(self.plan.items[i].shape)
+        return lambda i, whole: torch.cat([piece.view(-1, *whole.shape[1:]) for piece in pieces[i]], out=whole)
 
     def send_back(self, results):
         for i, rows in zip(self.owned, self._pieces(), strict=True):
             counts = [shard_rows(self.plan.items[i].shape[0], len(rows), rank) for rank in range(len(rows))]
             parts = results.pop(i).split(counts)
             torch._foreach_copy_([row.view(part.shape) for row, part in zip(rows, parts, strict=True)], list(parts))
-        self.shards = torch.empty(sum(self.to_owner), dtype=self.dtype, device=self.whole.device)
         self.work = dist.all_to_all_single(
             self.shards, self.whole, self.to_owner, self.from_rank, group=self.group, async_op=True
         )
 
     def updates(self):
         self.work.wait()
-        self.work = self.whole = None
+        self.work = self.whole = None  # the work holds its buffers too
         return dict(zip(self.order, _views(self.shards, self.shapes), strict=True))
 
 
@@ -197,11 +196,11 @@ class Exchange:
         self,
         active: Sequence[int],
         prepare: Callable[[list[int]], dict[int, Tensor]],
-        precondition: Callable[[list[int], Callable[[int], Tensor]], dict[int, Tensor]],
+        precondition: Callable[[list[int], Callable[[int, Tensor], None]], dict[int, Tensor]],
         apply: Callable[[dict[int, Tensor]], None],
     ) -> None:
-        """One step: ``prepare(items)`` on shards, ``precondition(owned, whole)`` on the whole matrices ``whole(i)`` at
-        their owner, ``apply(updates)`` on shards."""
+        """One step: ``prepare(items)`` on shards, ``precondition(owned, fill)`` at the owner of the whole matrices,
+        which ``fill(i, whole)`` brings, ``apply(updates)`` on shards."""
         key = tuple(active)
         if key not in self._buckets:
             self._buckets[key] = self.plan.buckets(active)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from optim.exchange import Exchange
 from optim.plan import Item
-from optim.stacks import block_shape, cat_states, split_state
+from optim.stacks import as_parameter, block_shape, cat_states, split_state
 
 Group = dict[str, Any]
 
@@ -65,7 +65,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
         RuntimeError: in ``step``, before any matrix travels, if a gradient is missing on some ranks only.
     """
 
-    transposable = True  # whether the rule of Xᵀ is the transposed rule of X, so that (m, n) and (n, m) stack
     half_precision = False  # whether bfloat16 is the better wire and compute dtype on CUDA
 
     def __init__(
@@ -99,7 +98,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return grads
 
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """On whole matrices ``stack`` [k, m, n] with its owner state [k, ...] (update it in place) -> [k, m, n]."""
+        """On whole matrices ``stack`` [k, m, n] with its owner state [k, ...] (update it in place) -> [k, m, n].
+
+        The stack is contiguous and the rule's own: it may be overwritten, and returned.
+        """
         raise NotImplementedError
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
@@ -118,8 +120,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 param.sub_(param * (update * param >= 0), alpha=decay)
         elif decay:
             torch._foreach_mul_(params, 1 - decay)
-        torch._foreach_mul_(updates, [-group["lr"] * scale for scale in scales])
-        torch._foreach_add_(params, updates)
+        for scale in set(scales):
+            chosen = [i for i, other in enumerate(scales) if other == scale]
+            scaled = [params[i] for i in chosen], [updates[i] for i in chosen]
+            torch._foreach_add_(*scaled, alpha=-group["lr"] * scale)
 
     # The step ------------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             unit.exchange.run(
                 indices,
                 lambda items, unit=unit: self._prepare(unit, items),
-                lambda owned, whole, unit=unit: self._precondition(unit, owned, whole),
+                lambda owned, fill, unit=unit: self._precondition(unit, owned, fill),
                 lambda updates, unit=unit: self._apply(unit, updates),
             )
         return loss
@@ -155,7 +159,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             inputs.update(zip(indices, self.prepare(group, grads, states), strict=True))
         return inputs
 
-    def _precondition(self, unit: Unit, owned: list[int], whole: Callable[[int], Tensor]) -> dict[int, Tensor]:
+    def _precondition(self, unit: Unit, owned: list[int], fill: Callable[[int, Tensor], None]) -> dict[int, Tensor]:
         stacks = defaultdict(list)
         for index in owned:
             stacks[unit.exchange.plan.items[index].stack].append(index)
@@ -163,18 +167,17 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for members in stacks.values():
             entries = [unit.entries[i] for i in members]
             group, shapes = self.param_groups[entries[0].number], [tuple(entry.param.shape) for entry in entries]
-            sizes = [self._stack_shape(group, shape)[0] for shape in shapes]
-            size = (sum(sizes), *self._stack_shape(group, shapes[0])[1:])
+            sizes = [block_shape(group, shape)[0] for shape in shapes]
+            size = (sum(sizes), *block_shape(group, shapes[0])[1:])
             stack = torch.empty(size, dtype=unit.exchange.dtype, device=entries[0].param.device)
-            for part, i in zip(stack.split(sizes), members, strict=True):
-                # Matrix by matrix: a CPU copies a transposed one in two thirds of the time that a stack of one takes.
-                torch._foreach_copy_(part.unbind(), self._to_stack(group, whole(i)).unbind())
+            for i, shape, blocks in zip(members, shapes, stack.split(sizes), strict=True):
+                fill(i, as_parameter(group, blocks, shape))
             states = [self._owner_state_of(entry.param) for entry in entries]
             state = cat_states(states)
             pieces = self.precondition(group, stack, state).split(sizes)
             split_state(state, states, sizes)
-            for i, shape, piece in zip(members, shapes, pieces, strict=True):
-                results[i] = self._from_stack(group, piece, shape)
+            for i, shape, blocks in zip(members, shapes, pieces, strict=True):
+                results[i] = as_parameter(group, blocks, shape)
         return results
 
     def _apply(self, unit: Unit, updates: dict[int, Tensor]) -> None:
@@ -203,26 +206,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
             numbers[unit.entries[i].number].append(i)
         return [(self.param_groups[number], indices) for number, indices in numbers.items()]
 
-    # Stacks: canonical orientation and blocks ----------------------------------------------------------------
-
-    def _stack_shape(self, group: Group, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        k, m, n = block_shape(group, shape)
-        return (k, n, m) if self.transposable and m > n else (k, m, n)
-
-    def _to_stack(self, group: Group, whole: Tensor) -> Tensor:
-        """Whole parameter [..., m, n] -> its blocks [k, m', n'] in the stack's orientation."""
-        matrix = whole.mT if group["conv1d"] else whole
-        blocks = matrix.unflatten(-2, (group["split"], -1)).flatten(0, -3)
-        return blocks.mT if self.transposable and blocks.shape[-2] > blocks.shape[-1] else blocks
-
-    def _from_stack(self, group: Group, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The inverse of ``_to_stack``."""
-        _, m, n = block_shape(group, shape)
-        blocks = blocks.mT if self.transposable and m > n else blocks
-        if group["conv1d"]:
-            return blocks.reshape(*shape[:-2], m * group["split"], n).mT
-        return blocks.reshape(shape)
-
     # Construction --------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
@@ -249,7 +232,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _item(self, entry: Entry, wire: torch.dtype) -> Item:
         group = self.param_groups[entry.number]
-        k, m, n = self._stack_shape(group, entry.param.shape)
+        k, m, n = block_shape(group, entry.param.shape)
         return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), wire), (entry.number, m, n))
 
     def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
@@ -265,7 +248,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self.state[entry.param].update(state)
         plan = unit.exchange.plan
         if unit.exchange.layout == "alone" or plan.owners[index] == unit.exchange.rank:
-            shapes = self.owner_state(group, self._stack_shape(group, entry.param.shape))
+            shapes = self.owner_state(group, block_shape(group, entry.param.shape))
             dtype = max(torch.float32, unit.exchange.dtype, key=lambda d: d.itemsize)
             for key, shape in shapes.items():
                 self.state[entry.param][key] = torch.zeros(shape, dtype=dtype, device=entry.param.device)

@@ -68,7 +68,7 @@ class Muon(MatrixOptimizer):
         return torch._foreach_lerp(momenta, grads, 1 - group["momentum"]) if group["nesterov"] else momenta
 
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
-        return polar(stack, group["polar"], group["polar_steps"])
+        return polar(stack, group["polar"], group["polar_steps"], overwrite=True)
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         return polar_flops(shape, group["polar"], group["polar_steps"], dtype)

@@ -25,8 +25,6 @@ class NorMuon(Muon):
         ValueError: a setting out of range.
     """
 
-    transposable = False  # rows are neurons
-
     def __init__(
         self,
         params,

@@ -21,10 +21,10 @@ from torch import Tensor
 from optim import symmetric
 from optim.minimax import Quintic, polar_express_coefficients
 
-CACHE_BYTES = 2**20
+CACHE_BYTES = 2**21
 """On a CPU a stack is worked through in pieces of about this size, which stay in the cache between products."""
 
-BLOCK_ROWS, MAX_BLOCKS = 128, 4
+BLOCK_ROWS, MAX_BLOCKS = 96, 4
 """On a CPU a symmetric product is computed in up to 4 row blocks; narrower blocks cost more than they save."""
 
 
@@ -41,11 +41,12 @@ class Iteration:
     form: Form = "standard"
 
 
-def polar(x: Tensor, method: str = "polar_express", steps: int | None = None) -> Tensor:
+def polar(x: Tensor, method: str = "polar_express", steps: int | None = None, *, overwrite: bool = False) -> Tensor:
     """The polar factor of every matrix of x [..., m, n], in x's shape and dtype.
 
-    method is a name of `POLAR_METHODS`; steps overrides its number of iterations. Zero matrices stay zero, a matrix
-    with a NaN or an infinity becomes NaN, and nothing but svd and eigh waits for the device.
+    method is a name of `POLAR_METHODS`; steps overrides its number of iterations; overwrite allows the result to take
+    the place of x, which saves its memory. Zero matrices stay zero, a matrix with a NaN or an infinity becomes NaN, and
+    nothing but svd and eigh waits for the device.
     Raises ValueError for an unknown method, steps < 1, steps given to an exact method, or fewer than two dimensions.
     """
     chosen, count = _lookup(method, steps)
@@ -55,25 +56,29 @@ def polar(x: Tensor, method: str = "polar_express", steps: int | None = None) ->
         return x.clone()
     if not isinstance(chosen, Iteration):
         return chosen(x)
-    return newton_schulz(x, chosen.coefficients(count), chosen.safety, chosen.form)
+    return newton_schulz(x, chosen.coefficients(count), chosen.safety, chosen.form, overwrite)
 
 
 @torch.no_grad()
-def newton_schulz(x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.0, form: Form = "standard") -> Tensor:
+def newton_schulz(
+    x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.0, form: Form = "standard", overwrite: bool = False
+) -> Tensor:
     """Apply the odd polynomials a·X + b·XXᵀX + c·(XXᵀ)²X to X/((1 + safety)·‖X‖_F), one after the other.
 
     x: [..., m, n], any float dtype: the norm is taken in float32 at least, the products in x's dtype.
     form: "standard", "gram", "auto" (Gram where it is as accurate and needs clearly fewer FLOPs), or the increasing
     steps > 0 before which the Gram form returns to X.
+    overwrite: put the result into x, which must be contiguous.
     """
-    if x.shape[-2] > x.shape[-1]:
-        return newton_schulz(x.mT, coefficients, safety, form).mT
     segments = _segments(coefficients, form, x.shape, x.dtype)
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    pieces, out = (_pieces(t.reshape(-1, *x.shape[-2:])) for t in (x, result))
+    result = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    matrices, results = x.reshape(-1, *x.shape[-2:]), result.view(-1, *x.shape[-2:])
+    if x.shape[-2] > x.shape[-1]:  # a view: a tall matrix keeps its layout, the products read it transposed
+        matrices, results = matrices.mT, results.mT
+    pieces, out = _pieces(matrices), _pieces(results)
     spare = torch.empty_like(out[0])
-    count = 2 if len(segments) == len(coefficients) else 4
-    squares = [x.new_empty(*spare.shape[:-1], x.shape[-2]) for _ in range(count)]
+    rows, count = spare.shape[-2], 2 if len(segments) == len(coefficients) else 4
+    squares = [x.new_empty(*spare.shape[:-1], rows) for _ in range(count)]
     for source, target in zip(pieces, out, strict=True):
         # X moves between two buffers, once a segment; started in the right one, it ends in the result.
         size = len(source)
@@ -135,10 +140,11 @@ def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alp
     rows = a.shape[-2]
     blocks = max(1, min(rows // BLOCK_ROWS, MAX_BLOCKS)) if a.device.type == "cpu" else 1
     for top, bottom in pairwise(rows * i // blocks for i in range(blocks + 1)):
-        block = out[:, top:bottom, :bottom]
-        torch.baddbmm(block, a[:, top:bottom], b[:, :, :bottom], beta=beta, alpha=alpha, out=block)
+        strip = out.narrow(1, top, bottom - top)
+        block = strip.narrow(2, 0, bottom)
+        torch.baddbmm(block, a.narrow(1, top, bottom - top), b.narrow(2, 0, bottom), beta=beta, alpha=alpha, out=block)
         if top:
-            out[:, :top, top:bottom] = out[:, top:bottom, :top].mT
+            out.narrow(1, 0, top).narrow(2, top, bottom - top).copy_(strip.narrow(2, 0, top).mT)
 
 
 def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> list:

@@ -77,9 +77,10 @@ class Shampoo(MatrixOptimizer):
         k, m, n = shape
         (down, rows), (along, cols) = _cut(m, group["block"]), _cut(n, group["block"])
         blocks = (k, down * along)
-        state = {"left": (*blocks, rows, rows), "left_root": (*blocks, rows, rows)}
-        if not group["one_sided"]:
-            state |= {"right": (*blocks, cols, cols), "right_root": (*blocks, cols, cols)}
+        state = {}
+        for side in _sides(group, m, n):
+            size = rows if side == "left" else cols
+            state |= {side: (*blocks, size, size), f"{side}_root": (*blocks, size, size)}
         if group["betas"][0]:
             state["momentum"] = (*blocks, rows, cols)
         if group["graft"] == "adam":
@@ -89,31 +90,30 @@ class Shampoo(MatrixOptimizer):
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
         _, m, n = stack.shape
         (down, rows), (along, cols) = _cut(m, group["block"]), _cut(n, group["block"])
-        grad = stack.to(state["left"].dtype).unflatten(1, (down, rows)).unflatten(3, (along, cols))
+        sides = _sides(group, m, n)
+        grad = stack.to(state[sides[0]].dtype).unflatten(1, (down, rows)).unflatten(3, (along, cols))
         grad = grad.transpose(2, 3).flatten(1, 2)  # [k, blocks, rows, cols]
-        self._update_statistics(group, grad, state)
+        for side in sides:
+            self._update_statistics(group, side, grad, state)
         beta1 = group["betas"][0]
         momentum = state["momentum"].lerp_(grad, 1 - beta1) / (1 - beta1 ** group["step"]) if beta1 else grad
-        update = state["left_root"] @ momentum
-        if not group["one_sided"]:
-            update = update @ state["right_root"]
+        update = state["left_root"] @ momentum if "left" in sides else momentum
+        update = update @ state["right_root"] if "right" in sides else update
         update = self._graft(group, update, momentum, grad, state)
         return update.unflatten(1, (down, along)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
-    def _update_statistics(self, group: Group, grad: Tensor, state: dict[str, Tensor]) -> None:
+    def _update_statistics(self, group: Group, side: str, grad: Tensor, state: dict[str, Tensor]) -> None:
         beta2, step = group["betas"][1], group["step"]
-        for side, outer in (("left", lambda: grad @ grad.mT), ("right", lambda: grad.mT @ grad)):
-            if side not in state:
-                continue
-            correction = 1.0
-            if group["statistics"] == "ema":
-                state[side].lerp_(outer(), 1 - beta2)
-                correction = 1 - beta2**step
-            else:
-                state[side].add_(outer())
-            if step % group["every"] == 0 or (step < group["every"] and step.bit_count() == 1):
-                root = inverse_root(state[side] / correction, group["exponent"], group["eps"], group["root"])
-                state[f"{side}_root"].copy_(root)
+        outer = grad @ grad.mT if side == "left" else grad.mT @ grad
+        correction = 1.0
+        if group["statistics"] == "ema":
+            state[side].lerp_(outer, 1 - beta2)
+            correction = 1 - beta2**step
+        else:
+            state[side].add_(outer)
+        if step % group["every"] == 0 or (step < group["every"] and step.bit_count() == 1):
+            root = inverse_root(state[side] / correction, group["exponent"], group["eps"], group["root"])
+            state[f"{side}_root"].copy_(root)
 
     def _graft(self, group: Group, update: Tensor, momentum: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
         if group["graft"] == "none":
@@ -128,11 +128,18 @@ class Shampoo(MatrixOptimizer):
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
-        sides = (rows,) if group["one_sided"] else (rows, cols)
+        sides = [rows if side == "left" else cols for side in _sides(group, *shape)]
         products = sum(2 * 2 * size * rows * cols for size in sides)  # statistics, preconditioning
         return (
             down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
         )
+
+
+def _sides(group: Group, m: int, n: int) -> tuple[str, ...]:
+    """Of an m x n matrix, those that are preconditioned."""
+    if group["one_sided"]:
+        return ("left",) if m <= n else ("right",)
+    return ("left", "right")
 
 
 def _cut(size: int, block: int) -> tuple[int, int]:

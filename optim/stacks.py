@@ -12,6 +12,13 @@ def block_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int
     return torch.Size(shape[:-2]).numel() * group["split"], fan_out // group["split"], fan_in
 
 
+def as_parameter(group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Blocks [k, fan_out, fan_in] in the parameter's shape; a view where the blocks are contiguous."""
+    if group["conv1d"]:
+        return blocks.reshape(*shape[:-2], shape[-1], shape[-2]).mT
+    return blocks.reshape(shape)
+
+
 def cat_states(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(states) == 1:
         return states[0]

@@ -31,7 +31,6 @@ class Steepest(MatrixOptimizer):
         ValueError: a setting out of range or an unknown name.
     """
 
-    transposable = False  # some norms tell rows from columns
     half_precision = True
 
     def __init__(

@@ -10,8 +10,6 @@ from optim.muon import Muon
 class Whitened(Muon):
     """L <- 0.9 L + 0.1 M Mt every second step;  W <- W - lr scale (L / (1 - 0.9^t) + 0.01 I)^-1/2 M."""
 
-    transposable = False
-
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         k, m, _ = shape
         return {"left": (k, m, m)}

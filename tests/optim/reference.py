@@ -45,7 +45,7 @@ def plain_muon(weights, gradients, polar, lr=0.02, mu=0.95, nesterov=True, wd=0.
                 weights[i] = weights[i] - lr * wd * weights[i] * (update * weights[i] >= 0)
             else:
                 weights[i] = weights[i] * (1 - lr * wd)
-            weights[i] = weights[i] + update * (-lr * SCALES[scale](*weights[i].shape))
+            weights[i] = weights[i].add(update, alpha=-lr * SCALES[scale](*weights[i].shape))
     return weights
 
 

@@ -17,6 +17,16 @@ GPT2_LAYER = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
 shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)
 
 
+def wholes_of(transfer, owned=None, fill=None):
+    """What ``fill`` writes, into tensors that are laid out by columns, as a rule may ask for."""
+    fill, wholes = fill or transfer.receive(), {}
+    for i in transfer.owned if owned is None else owned:
+        rows, columns = transfer.plan.items[i].shape
+        wholes[i] = torch.full((columns, rows), torch.nan, dtype=transfer.dtype).mT
+        fill(i, wholes[i])
+    return wholes
+
+
 def items_of(shapes, flops=None):
     return [Item(tuple(s), flops or float(s[0] * s[1]), (0, *s)) for s in shapes]
 
@@ -120,7 +130,7 @@ def test_exchange_is_whole_and_its_inverse(shapes, world_size, cap, dtype):
             mail.next_round()
             for r, transfer in enumerate(ranks):
                 transfer.start({i: chunks[i][r] for i in transfer.order})
-            got = [{i: whole(i) for i in t.owned} for t, whole in ((t, t.receive()) for t in ranks)]
+            got = [wholes_of(t) for t in ranks]
             mail.next_round()
             for transfer, matrices in zip(ranks, got, strict=True):
                 assert all(torch.equal(matrices[i], wholes[i]) for i in transfer.owned)
@@ -147,9 +157,7 @@ def test_replicated_results_reach_every_rank(shapes, world_size, cap):
             for transfer in ranks:
                 transfer.start({i: wholes[i] for i in transfer.order})
             for transfer in ranks:
-                whole = transfer.receive()
-                matrices = {i: whole(i) for i in transfer.owned}
-                transfer.send_back({i: 2 * w for i, w in matrices.items()})
+                transfer.send_back({i: 2 * w for i, w in wholes_of(transfer).items()})
             for transfer in ranks:
                 updates = transfer.updates()
                 assert set(updates) == set(transfer.order)
@@ -172,8 +180,8 @@ def test_a_process_alone_moves_nothing():
     inputs = {0: torch.ones(2, 3), 1: torch.ones(4, 1)}
     got = {}
 
-    def triple(owned, whole):
-        return {i: 3 * whole(i) for i in owned}
+    def triple(owned, fill):
+        return {i: 3 * whole for i, whole in wholes_of(alone, owned, fill).items()}
 
     alone.run([0, 1], lambda items: {i: inputs[i] for i in items}, triple, got.update)
     assert torch.equal(got[0], torch.full((2, 3), 3.0)) and torch.equal(got[1], torch.full((4, 1), 3.0))
@@ -203,8 +211,8 @@ def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
 
     monkeypatch.setitem(Exchange.TRANSFERS, "alone", Recorded)
 
-    def join(owned, whole):
-        return {i: whole(i) for i in owned}
+    def join(owned, fill):
+        return wholes_of(engine, owned, fill)
 
     engine = Exchange(items_of([(4, 4)] * 3), "alone", None, torch.float32, 3 * 16 * 4)
     engine.run([0, 1, 2], lambda items: {i: torch.ones(4, 4) for i in items}, join, lambda updates: None)

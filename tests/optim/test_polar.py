@@ -303,6 +303,16 @@ def test_the_argument_is_left_alone(method):
     assert torch.equal(x.detach(), before) and not y.requires_grad
 
 
+@pytest.mark.parametrize("method", list(POLAR_METHODS))
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 130, 40), (5, 40, 130), (2, 3, 7, 5)])
+def test_overwriting_the_argument_changes_no_bit(method, shape):
+    x = torch.randn(shape)
+    expected = polar(x, method)
+    overwritten = polar(x, method, overwrite=True)
+    assert torch.equal(overwritten, expected)
+    assert method in EXACT or overwritten.data_ptr() == x.data_ptr()
+
+
 def test_impossible_requests_are_one_clear_line():
     x = torch.zeros(3, 4)
     for call, words in [
