@@ -23,12 +23,16 @@ from scripts.lecture.topics import TOPICS
 
 @dataclass(frozen=True)
 class Check:
-    """A measured number and the range in which the claim puts it; without a range it is only reported."""
+    """A measured number and the range in which the claim puts it; without a range it is only reported.
+
+    The page shows as many digits as repeat on another machine: two, unless the number was read from a file.
+    """
 
     what: str
     value: float
     low: float = -math.inf
     high: float = math.inf
+    digits: int = 2
 
     @property
     def holds(self) -> bool:
@@ -36,7 +40,7 @@ class Check:
 
     @property
     def measured(self) -> str:
-        return "below 1e-9" if abs(self.value) < 1e-9 else _plain(float(f"{self.value:.2g}"))
+        return "below 1e-9" if abs(self.value) < 1e-9 else _plain(self.value, self.digits)
 
     @property
     def required(self) -> str:
@@ -52,9 +56,12 @@ class Check:
         return f"{self.what}: {self.value:.6g}, but the claim says {self.required}"
 
 
-def _plain(value: float) -> str:
-    """Three digits, whole thousands written out."""
-    return f"{value:,.0f}" if 100 <= abs(value) < 1e7 else f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+def _plain(value: float, digits: int = 3) -> str:
+    """So many digits, whole hundreds and thousands written out."""
+    value = float(f"{value:.{digits}g}")
+    if 100 <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 TOPIC_OF = {name: topic for topic, (_, _, names) in TOPICS.items() for name in names}

@@ -72,3 +72,15 @@ def test_errors_are_one_line(run, tmp_path, capsys, damage):
     assert error.startswith("error: ")
     assert {"none": "holds no good", "weights": "holds no good", "architecture": "model.norm"}[damage] in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["below a file", "a folder"])
+def test_a_place_that_cannot_be_written(run, tmp_path, capsys, place):
+    run()
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    out = {"below a file": tmp_path / "file" / "out", "a folder": tmp_path / "folder"}[place]
+    assert export.main([str(tmp_path / "run"), str(out)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {out} cannot be written (") and "Traceback" not in error
+    assert (tmp_path / "file").read_text() == "kept" and not list(tmp_path.rglob("*.partial"))

@@ -37,6 +37,7 @@ CURVES = {
     "track 3, Adam (5625 steps; most likely undertuned, say its authors)": "Adam, undertuned (track 3)",
 }
 TARGET = 3.28
+COLOURED = ("muon", "adamw", "adam", "normuon", "shampoo", "soap")  # in this order, above and below
 
 
 def measure(short: bool) -> dict:
@@ -76,7 +77,9 @@ def check(measured: dict) -> list[Check]:
         # Reported without a bound: the claim is about GPT-2.
         *[
             Check(
-                f"our CPU track: loss of {curve.optimizer} after {curve.steps[-1]} steps, nats a byte", curve.losses[-1]
+                f"our CPU track: loss of {curve.optimizer} after {curve.steps[-1]} steps, nats a byte",
+                curve.losses[-1],
+                digits=4,
             )
             for curve in measured["own"]
         ],
@@ -120,7 +123,7 @@ def draw_published(measured: dict, left, right) -> None:
 
 
 def draw_own(own: list[Curve], left, right) -> None:
-    look = looks([curve.optimizer for curve in own], None)
+    look = looks([*COLOURED, *(curve.optimizer for curve in own)], None)
     for curve in own:
         colour, shape = LIGHT[look[curve.optimizer][0]], SHAPES[look[curve.optimizer][1]][1]
         label = f"{curve.optimizer} {curve.losses[-1]:.3f} ({curve.seeds} seeds)"
