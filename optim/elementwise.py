@@ -158,7 +158,7 @@ def _divide_inside(group: dict[str, Any], params: Tensors, grads: Tensors, squar
     """W <- W - lr G / sqrt(V + eps), with 0 where G = 0 whatever eps."""
     roots = torch._foreach_add(squares, group["eps"])
     torch._foreach_sqrt_(roots)
-    torch._foreach_clamp_min_(roots, torch.finfo(roots[0].dtype).tiny)
+    torch._foreach_clamp_min_(roots, torch.finfo(roots[0].dtype).tiny ** 0.5)  # V underflows before G
     torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
 
 

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optim.plan import Item, Plan, shard_rows
+from optim.plan import IN_FLIGHT, Item, Plan, shard_rows
 
 
 class Transfer:
@@ -52,7 +52,7 @@ class Transfer:
 
     def send_back(self, results: dict[int, Tensor]) -> None:
         """Hand over the preconditioned whole matrices; they begin their way back."""
-        self.results = results
+        self.inputs, self.results = None, results
 
     def updates(self) -> dict[int, Tensor]:
         """This rank's part of every result of the bucket, shaped like the inputs."""
@@ -154,7 +154,7 @@ class Exchange:
         layout: ``"alone"``, ``"replicated"`` or ``"sharded"``.
         group: process group of the W ranks (``None`` when alone).
         dtype: in which matrices travel and are preconditioned.
-        bucket_bytes: the step's transient memory is at most twice this beyond its largest stack.
+        bucket_bytes: the transient memory of the transfers is at most twice this.
 
     Raises:
         RuntimeError: if the ranks of the group do not hold the same plan.
@@ -166,9 +166,10 @@ class Exchange:
         self.layout, self.group, self.dtype = layout, group, dtype
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
-        # Three buckets are alive at once, each with two buffers, beside the stack of the one that is computed: six
-        # parts, which together are two bucket_bytes.
-        self.plan = Plan(items, world_size, max(1, bucket_bytes // 3 // dtype.itemsize))
+        # Three buckets are alive at once, each with two buffers of what an owner holds, or with a buffer for every
+        # owner where results are broadcast.
+        parts = IN_FLIGHT * (world_size if layout == "replicated" else 1)
+        self.plan = Plan(items, world_size, max(1, bucket_bytes // parts // dtype.itemsize))
         self.transfer = self.TRANSFERS[layout]
         self._buckets: dict[tuple[int, ...], list] = {}
         self.host_group = _host_group(group)

@@ -57,8 +57,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             for per-head Muon) and ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``).
         process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
         dtype: in which matrices travel and are preconditioned; by default bfloat16 on CUDA where the rule allows
-            it, otherwise the widest dtype of the parameters.
-        bucket_bytes: a step's transient memory is at most twice this beyond its largest stack.
+            it (not for float64), otherwise the widest dtype of the parameters.
+        bucket_bytes: the engine's transient memory is at most twice this beyond the step's largest stack; the rule's
+            own temporaries come on top.
 
     Raises:
         ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is sharded differently.
@@ -77,6 +78,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         bucket_bytes: int = 64 * 2**20,
     ):
         self._units: list[Unit] = []
+        self._shard_keys: set[str] = set()
         super().__init__(params, {"split": 1, "conv1d": False, "step": 0, **defaults})
         self._units = self._build_units(process_group, dtype, bucket_bytes)
         for unit in self._units:
@@ -129,7 +131,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient.  No host synchronisation with the device."""
+        """One update of every parameter that has a gradient.  The engine does not wait for the device; eigh, svd and
+        Newton roots of a rule do."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -208,6 +211,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     # Construction --------------------------------------------------------------------------------------------
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would cast all state to the parameters' dtype; the owner's keeps its own."""
+        super().load_state_dict(state_dict)
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for number, param in zip(saved, params, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if key not in self._shard_keys and isinstance(value, Tensor):
+                    self.state[param][key] = value.to(param.device, copy=True)
+
     def add_param_group(self, param_group: Group) -> None:
         """Only during construction: owners are chosen once, over all matrices."""
         if self._units:
@@ -236,15 +249,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), wire), (entry.number, m, n))
 
     def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
-        if self.half_precision and entries[0].param.device.type == "cuda":
-            return torch.bfloat16
-        return max((entry.param.dtype for entry in entries), key=lambda d: d.itemsize)
+        widest = max((entry.param.dtype for entry in entries), key=lambda d: d.itemsize)
+        on_cuda = entries[0].param.device.type == "cuda"
+        return torch.bfloat16 if self.half_precision and on_cuda and widest != torch.float64 else widest
 
     def _create_state(self, unit: Unit, index: int, entry: Entry) -> None:
         """All state exists from the start, so that every rank and every checkpoint knows the same names."""
         group = self.param_groups[entry.number]
         state = self.shard_state(group, entry.param)
-        self._shard_keys = set(state)
+        self._shard_keys |= set(state)
         self.state[entry.param].update(state)
         plan = unit.exchange.plan
         if unit.exchange.layout == "alone" or plan.owners[index] == unit.exchange.rank:

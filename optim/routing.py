@@ -62,7 +62,16 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
             close = difflib.get_close_matches(key, accepted, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted)}"
             raise ValueError(f"{where}.{key}={value}: {target} has no such setting; {hint}")
+    if isinstance(kwargs.get("dtype"), str):
+        kwargs["dtype"] = _dtype(kwargs["dtype"], f"{where}.dtype")
     return optimizer, {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
+
+
+def _dtype(name: str, where: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"{where}={name}: give bfloat16, float16, float32 or float64")
+    return dtype
 
 
 def _settings_of(optimizer: type) -> list[str]:

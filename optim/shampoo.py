@@ -63,8 +63,8 @@ class Shampoo(MatrixOptimizer):
         for name, value in (("every", every), ("block", block)):
             if value < 1:
                 raise ValueError(f"{name}={value}: give a number of at least 1")
-        exponent = exponent or (0.5 if one_sided else 0.25)
-        inverse_root(torch.zeros(1, 1), exponent, eps, root)  # says what is wrong with them now, not in the first step
+        # Says what is wrong with them now, not in the first step.
+        inverse_root(torch.zeros(1, 1), _exponent(dict(exponent=exponent, one_sided=one_sided)), eps, root)
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
         settings |= dict(one_sided=one_sided, block=block, every=every, graft=graft, graft_eps=graft_eps)
         super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)
@@ -112,7 +112,7 @@ class Shampoo(MatrixOptimizer):
         else:
             state[side].add_(outer)
         if step % group["every"] == 0 or (step < group["every"] and step.bit_count() == 1):
-            root = inverse_root(state[side] / correction, group["exponent"], group["eps"], group["root"])
+            root = inverse_root(state[side] / correction, _exponent(group), group["eps"], group["root"])
             state[f"{side}_root"].copy_(root)
 
     def _graft(self, group: Group, update: Tensor, momentum: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -133,6 +133,12 @@ class Shampoo(MatrixOptimizer):
         return (
             down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
         )
+
+
+def _exponent(group: Group) -> float:
+    if group["exponent"] is None:
+        return 0.5 if group["one_sided"] else 0.25
+    return group["exponent"]
 
 
 def _sides(group: Group, m: int, n: int) -> tuple[str, ...]:

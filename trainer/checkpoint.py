@@ -151,7 +151,7 @@ class Checkpoints:
                 commit.remove_partial(self.folder)
             raise
         if self.parallel.is_main:
-            with suppress(OSError):  # an old one too many harms nobody
+            with suppress(Exception):  # an old one too many harms nobody
                 commit.prune(self.folder, self.keep.keep_last, self.keep.keep_best)
         return folder
 

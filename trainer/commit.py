@@ -176,8 +176,9 @@ def prune(checkpoints: Path, keep_last: int, keep_best: int) -> None:
             state = read_json(folder, STATE)
         except CheckpointError:
             continue
-        if state.get("val_step") == state.get("step") and math.isfinite(state["val_loss"]):
-            losses[folder] = state["val_loss"]
+        loss = state.get("val_loss")
+        if loss is not None and math.isfinite(loss) and state.get("val_step") == state.get("step"):
+            losses[folder] = loss
     best = sorted(losses, key=losses.get)[:keep_best]
     for folder in newest[keep_last:]:
         if folder not in best:

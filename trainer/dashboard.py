@@ -24,7 +24,7 @@ def start(config: Config, parallel: Parallel) -> str:
     if parallel.is_main:
         import wandb
 
-        # Our environment.json says what a reader needs; host, user and paths stay on this machine.
+        # Our environment.json says what a reader needs; host, user and environment stay on this machine.
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
         settings = {
             "dir": config.run.dir,

@@ -30,6 +30,7 @@ from trainer.schema import NonFinite, TrainConfig
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TIME_OVER, LAUNCHER_GONE = 1001, 1002  # beside the numbers of signals
+NCCL_MARGIN = 2  # minutes
 
 
 class TrainingError(RuntimeError):
@@ -127,6 +128,7 @@ class Watch:
         self.tokens, self.world_size = train.batch_tokens, parallel.world_size
         self.on_host = parallel.device.type == "cpu"
         self.skipped = 0  # updates in a row, up to the last one that was read
+        self.longest = 0  # the most of them that were skipped in a row
         self.worst: tuple[int, float, float] | None = None  # step, loss, norm of the last that was not finite
         self.unread: list[tuple[int, Tensor]] = []
         self.bad: Tensor | None = None
@@ -150,6 +152,7 @@ class Watch:
             line = {"train/loss": loss, "grad_norm": norm}
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.skipped, self.worst = self.skipped + 1, (step, loss, norm)
+                self.longest = max(self.longest, self.skipped)
                 line |= {"skipped": self.skipped, "batch": step - 1}
             else:
                 self.skipped = 0
@@ -165,13 +168,13 @@ class Watch:
 
     def verdict(self) -> TrainingError | None:
         """Why the run must not go on, by what was read."""
-        if self.worst is None or not (self.stops or self.skipped > self.limit):
+        if self.worst is None or not (self.stops or self.longest > self.limit):
             return None
         step, loss, norm = self.worst
         if self.stops:
             mend = "the update was not applied; lower optim.*.lr, or set train.clip=1.0 or train.non_finite=skip"
         else:
-            mend = f"{self.skipped} updates in a row were skipped, train.max_skips={self.limit}"
+            mend = f"{self.longest} updates in a row were skipped, train.max_skips={self.limit}"
         return TrainingError(f"step {step} has loss {loss} and gradient norm {norm}: {mend}")
 
 
@@ -217,11 +220,16 @@ def is_spike(recent: Sequence[float], loss: float, deviations: float = 6.0) -> b
 
 
 def set_timeouts(minutes: float, *, but: dist.ProcessGroup | None = None) -> None:
-    """How long collectives of all process groups wait from now on."""
+    """How long collectives of all process groups wait from now on.
+
+    NCCL's wait longer: when its time is over it ends the process at once, and nobody would be left to name the rank
+    that hangs, which the hosts miss between each other.
+    """
     if dist.is_initialized():
         for group in list(dist.distributed_c10d._world.pg_map):
+            margin = NCCL_MARGIN if "nccl" in dist.get_backend(group) else 0
             if group is not but:
-                dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), group)
+                dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes + margin), group)
 
 
 @contextmanager

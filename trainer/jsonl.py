@@ -46,13 +46,20 @@ class JsonLines:
         """
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         self.lines.append(clean)
-        self.unwritten += _encode(clean).encode()
+        self._write(self.unwritten + _encode(clean).encode())
+
+    def retry(self) -> None:
+        """Write the lines that were refused, if there are any; raises as ``append`` does."""
+        if self.unwritten:
+            self._write(self.unwritten)
+
+    def _write(self, text: bytes) -> None:
         end = self.file.tell()
         try:
-            written = self.file.write(self.unwritten)
-            if written < len(self.unwritten):
+            if self.file.write(text) < len(text):
                 raise OSError("the disk is full")
         except OSError:
+            self.unwritten = text
             self.file.truncate(end)
             self.file.seek(end)
             raise

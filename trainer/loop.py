@@ -32,10 +32,15 @@ class Trainer:
     """
 
     def __init__(self, config: Config):
-        train = config.train
         self.config = config
-        self.parallel = parallel_module.setup(config.parallel, dtype=train.dtype, seed=config.seed)
+        self.parallel = parallel_module.setup(config.parallel, dtype=config.train.dtype, seed=config.seed)
         set_timeouts(config.parallel.timeout_minutes)
+        with lost_ranks_named(self.parallel):
+            self.build()
+
+    def build(self) -> None:
+        """Data, model, optimizers and where the run goes on; the ranks meet several times on the way."""
+        config, train = self.config, self.config.train
         self.lock = resume.hold(Path(config.run.dir)) if self.parallel.is_main else None
         self.stop = Stop(self.parallel, train.max_minutes, config.checkpoint.minutes)
         self.record = Record(config, self.parallel)
@@ -84,6 +89,11 @@ class Trainer:
             except Preempted as reason:
                 farewell = self.leave(reason)
             self.record.finish(farewell)
+        if self.config.checkpoint.saves and self.checkpoints.latest != self.progress.step:
+            raise TrainingError(
+                f"all updates are done, but the last checkpoint could not be saved in {self.checkpoints.folder}: make "
+                "room there and start the same command again"
+            )
         self.checkpoints.close()
         self.loader.close()
         if self.lock:
@@ -101,7 +111,7 @@ class Trainer:
         while progress.step < steps:
             progress.line = self.update(progress.step)
             progress.step += 1
-            told_to_stop, time_to_save = self.stop.answer()
+            told_to_stop, time_to_save = self.answer
             if broken := self.watch.verdict():
                 self.write()
                 self.checkpoints.wait()
@@ -119,7 +129,7 @@ class Trainer:
             if progress.step == first:  # everything is compiled and connected
                 set_timeouts(self.config.train.timeout_minutes, but=self.checkpoints.group)
         self.clock.stop()
-        if self.config.checkpoint.every or self.config.checkpoint.minutes:
+        if self.config.checkpoint.saves:
             self.save(wait=True)
 
     def update(self, step: int) -> dict[str, Any]:
@@ -136,6 +146,7 @@ class Trainer:
         self.stop.ask()
         self.watch.step(self.optimizers, step + 1, self.parallel.sum(torch.stack([loss_sum, norm.double()])))
         self.optimizers.zero_grad()
+        self.answer = self.stop.answer()  # before the device is waited for: a rank that hangs is missed between hosts
         due = self.is_time(self.config.logger.every, step + 1) or self.is_time(self.config.eval.every, step + 1)
         if not due and not self.watch.on_host:
             return {}  # the device is not waited for
@@ -174,6 +185,9 @@ class Trainer:
             if self.checkpoints.latest == self.progress.step:
                 return
             self.log_notable(self.watch.read())
+            if broken := self.watch.verdict():  # seen only now: on a GPU the host looks where a line is due
+                raise broken
+            self.record.retry()
             self.progress.seconds, self.progress.skipped = self.clock.seconds, self.watch.skipped
             self.checkpoints.save(self.progress)
             self.stop.saving()

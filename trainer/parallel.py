@@ -321,7 +321,10 @@ class Parallel:
         """Finish the trackers. The process group stays, for the next job of a sweep: one that was left cannot be
         joined again under the same keys. Whoever ends the process destroys it."""
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # a service that is gone does not make the run fail
+                print(f"warning: {tracker.name} could not be closed: {error}", file=sys.stderr)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from trainer.parallel import Parallel
 from trainer.picture import loss_vs_time
 from trainer.progress import Display, duration
 from trainer.rundir import write_atomically
-from trainer.schema import Config, LoggerKind
+from trainer.schema import Config, ConfigError, LoggerKind
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
 
@@ -84,14 +84,13 @@ class Record:
             flops_per_token: of a forward and backward pass, for MFU.
             step: updates already done, by the run that is resumed; lines of later steps are removed.
             unfinished: the line of ``step`` itself is still to be written.
+
+        Raises:
+            ConfigError: nothing can be written into ``run.dir``.
         """
         self.flops_per_token = flops_per_token
         if self.parallel.is_main:
-            write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-            write_atomically(
-                self.directory / "environment.json", json.dumps(environment(self.parallel), indent=1) + "\n"
-            )
-            self.metrics = JsonLines(self.directory / "metrics.jsonl", last_step=step - (unfinished or step == 0))
+            self._open(last_step=step - (unfinished or step == 0))
             for line in self.metrics.lines:
                 self._remember(line)
             self.message(f"run directory {self.directory}, {self.describe()}")
@@ -102,6 +101,18 @@ class Record:
         if self.parallel.is_main:
             Record.shown = self.display
             self.display.start(step)
+
+    def _open(self, last_step: int) -> None:
+        try:
+            write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+            write_atomically(
+                self.directory / "environment.json", json.dumps(environment(self.parallel), indent=1) + "\n"
+            )
+            self.metrics = JsonLines(self.directory / "metrics.jsonl", last_step)
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir={self.directory} cannot be written ({error.strerror}): make room, or choose another folder"
+            ) from None
 
     def describe(self) -> str:
         ranks = f"{self.parallel.world_size} rank{'s' * (self.parallel.world_size > 1)}"
@@ -143,9 +154,20 @@ class Record:
         if self.parallel.is_main:
             self.display.message(text)
 
-    def sync(self) -> None:
-        """Make what is written durable.  From any thread."""
+    def retry(self) -> None:
+        """Write the lines that the disk has refused so far, if there are any."""
         if self.parallel.is_main:
+            self._try("metrics.jsonl", self.metrics.retry)
+
+    def sync(self) -> None:
+        """Make the lines durable.  From any thread.
+
+        Raises:
+            OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
+        """
+        if self.parallel.is_main:
+            if self.metrics.unwritten:
+                raise OSError("lines of metrics.jsonl could not be written")
             os.fsync(self.metrics.file.fileno())
 
     def finish(self, text: str | None = None) -> None:
@@ -153,6 +175,7 @@ class Record:
         if not self.parallel.is_main:
             return
         self.display.stop()
+        self.retry()
         self.metrics.close()
         picture = self.directory / "loss_vs_time.png"
         self._try(picture.name, lambda: loss_vs_time(self.metrics.lines, picture, self.config.run.name))

@@ -1,7 +1,6 @@
 """Starting again: whether the run is finished, whether it is in use, where it goes on, and what has changed."""
 
 import fcntl
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +17,17 @@ PATIENCE = 120  # seconds for which a run that is just saving its last checkpoin
 
 
 def finished(config: Config) -> str:
-    """One line if the run in ``run.dir`` has done all its steps; otherwise nothing."""
+    """One line if the run in ``run.dir`` has done all its steps and saved the last, if it saves; otherwise nothing."""
     record = Path(config.run.dir) / "metrics.jsonl"
     lines = record.read_text(encoding="utf-8", errors="replace").splitlines() if record.exists() else []
     last = parse(lines[-1]) if lines else None
-    if last is None or last.get("step") != config.train.steps or last.get("val/loss") is None:
+    if last is None or last.get("step") != config.train.steps or "val/loss" not in last:
         return ""
-    return f"{config.run.dir} is finished: step {last['step']}, val loss {last['val/loss']:.4f}; nothing to do"
+    saved = commit.committed(Path(config.run.dir) / "checkpoints") if config.checkpoint.saves else []
+    if saved and commit.step_of(saved[0]) != config.train.steps:
+        return ""  # the record is complete, the last weights are lost
+    loss = float("nan") if last["val/loss"] is None else last["val/loss"]
+    return f"{config.run.dir} is finished: step {last['step']}, val loss {loss:.4f}; nothing to do"
 
 
 def hold(directory: Path, patience: float = PATIENCE) -> IO | None:
@@ -67,8 +70,8 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     own = folder.parent == checkpoints.folder
     if not own:
         checkpoints.latest = None  # it is not in this run's folder
-    if parallel.is_main and not own:
-        _take_record(folder, Path(config.run.dir))
+    if not own:
+        _on_main(parallel, lambda: _take_record(folder, Path(config.run.dir)))
     return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
 
@@ -131,10 +134,11 @@ def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: P
 
 
 def _take_record(folder: Path, directory: Path) -> None:
-    """Begin the record with that of the run the checkpoint comes from."""
-    theirs, mine = folder.parent.parent / "metrics.jsonl", directory / "metrics.jsonl"
-    if theirs.exists() and not mine.exists():
-        shutil.copyfile(theirs, mine)
+    """Begin the record with that of the run the checkpoint comes from, in place of lines that led to no checkpoint."""
+    theirs = folder.parent.parent / "metrics.jsonl"
+    if theirs.exists():
+        text = theirs.read_text(encoding="utf-8", errors="replace")
+        rundir.write_atomically(directory / "metrics.jsonl", text)
 
 
 def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:
@@ -145,6 +149,8 @@ def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:
             result = act()
         except (CheckpointError, ConfigError) as error:
             result = error
+        except OSError as error:
+            result = CheckpointError(f"the run cannot go on: {error}")
     result = parallel.broadcast_object(result)
     if isinstance(result, Exception):
         raise result

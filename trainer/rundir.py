@@ -73,7 +73,7 @@ def claim(config: Config) -> str:
         return str(directory)
     if config.run.resume == Resume.must:
         raise ConfigError(f"run.resume=must, but run.dir={directory} holds no run: give the run.dir of a started run")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or _holds_files(directory)):
         raise ConfigError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,11 @@ def claim(config: Config) -> str:
     except OSError as error:
         raise ConfigError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
+
+
+def _holds_files(directory: Path) -> bool:
+    """Beside what a kill has left while the mark was being written."""
+    return any(not path.name.startswith(".run.json.") for path in directory.iterdir())
 
 
 def run_id(directory: Path) -> str | None:

@@ -87,6 +87,11 @@ class CheckpointConfig:
     keep_last: int = 2  # newest checkpoints that stay
     keep_best: int = 0  # checkpoints of the lowest validation loss that stay beside them
 
+    @property
+    def saves(self) -> bool:
+        """Whether the run saves without being told to stop, and at its end."""
+        return bool(self.every or self.minutes)
+
 
 @dataclass
 class OptimConfig:

@@ -59,25 +59,29 @@ class Settled:
         time.sleep(0.05)
 
 
-def measure(rank, world_size, bucket_bytes):
-    model, _ = sharded([(48, 16), (16, 16), (64, 16), (16, 64)] * 8, "fsdp", world_size)
-    optimizer = Half(model.parameters(), {"lr": 0.1}, bucket_bytes=bucket_bytes)
+def measure(rank, world_size, bucket_bytes, layout):
+    model, group = sharded([(48, 16), (16, 16), (64, 16), (16, 64)] * 8, layout, world_size)
+    optimizer = Half(model.parameters(), {"lr": 0.1}, bucket_bytes=bucket_bytes, process_group=group)
     for i, param in enumerate(model.weights):
         param.grad = gradient(param, 0, i)
     optimizer.step()
-    transfer = dist.all_to_all_single
-    dist.all_to_all_single = lambda *args, **kwargs: Settled(transfer(*args, **kwargs))
+    for name in ("all_to_all_single", "broadcast"):
+        transfer = getattr(dist, name)
+        setattr(dist, name, lambda *args, transfer=transfer, **kwargs: Settled(transfer(*args, **kwargs)))
     with LiveBytes() as live:
         optimizer.step()
     return live.peak
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_transient_memory(tmp_path, world_size):
+@pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 2), ("fsdp", 3), ("ddp", 2), ("ddp", 4)])
+def test_transient_memory(tmp_path, layout, world_size):
     matrix = 64 * 16 * 4
-    small, large = 6 * matrix, 12 * matrix
-    peaks = run_workers(measure, world_size, tmp_path, bucket_bytes=small)
-    # A stack is a third of bucket_bytes, here two matrices.
+    owners = world_size if layout == "ddp" else 1  # all of whose results are here at once
+    small, large = 3 * matrix * owners, 6 * matrix * owners
+    peaks = run_workers(measure, world_size, tmp_path, bucket_bytes=small, layout=layout)
+    # A stack is at most a third of bucket_bytes, here a matrix of every owner.
     # 5%: ranks with the first, larger chunks of rows hold a little more than their share.
     assert all(peak <= 1.05 * (2 * small + small // 3) for peak in peaks), peaks
-    assert max(run_workers(measure, world_size, tmp_path, bucket_bytes=large)) > max(peaks), "the cap has no effect"
+    assert max(run_workers(measure, world_size, tmp_path, bucket_bytes=large, layout=layout)) > max(peaks), (
+        "the cap has no effect"
+    )

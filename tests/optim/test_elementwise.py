@@ -132,6 +132,15 @@ def test_formula(name):
         assert relative(got.detach(), want) < 1e-12
 
 
+@pytest.mark.parametrize("cls", [AdagradInside, RMSpropInside])
+def test_without_eps_a_tiny_gradient_does_not_explode(cls):
+    """Its square is 0 in float32."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.full((3,), 1e-25)
+    cls([weight], lr=0.1, eps=0.0).step()
+    assert weight.abs().max() < 1
+
+
 @pytest.mark.parametrize(
     ("inside", "outside"),
     [

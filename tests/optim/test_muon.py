@@ -150,6 +150,10 @@ def test_wrong_targets_are_named():
         with pytest.raises(ValueError, match=words):
             resolve_target(settings, "optim.matrix")
     assert resolve_target({"_target_": "optim.Muon", "bucket_bytes": 10}, "x")[1] == {"bucket_bytes": 10}
+    assert resolve_target({"_target_": "optim.Muon", "dtype": "bfloat16"}, "x")[1] == {"dtype": torch.bfloat16}
+    for wrong in ("bfloat", "int8", "nn"):
+        with pytest.raises(ValueError, match=f"optim.matrix.dtype={wrong}: give bfloat16, "):
+            resolve_target({"_target_": "optim.Muon", "dtype": wrong}, "optim.matrix")
     with pytest.raises(ValueError, match="optim.vector is missing"):
         build(Tiny(False), {k: v for k, v in CONFIG.items() if k != "vector"})
     with pytest.raises(ValueError, match="optim.matrix: scale=x is unknown"):

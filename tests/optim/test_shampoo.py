@@ -157,6 +157,18 @@ def test_nan_stays_in_its_matrix():
     assert [bool(w.isfinite().all()) for w in weights] == [True, False, True]
 
 
+def test_a_group_of_its_own_sides_has_their_exponent():
+    weights = [torch.nn.Parameter(seeded((3, 5), 0, i, dtype=torch.float64)) for i in range(2)]
+    settings = dict(lr=1.0, betas=(0.0, 0.0), eps=0.0, every=1, graft="none")
+    optimizer = Shampoo([{"params": weights[:1]}, {"params": weights[1:], "one_sided": True}], **settings)
+    before = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.grad = seeded((3, 5), 1, dtype=torch.float64)
+    optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        assert relative(old - weight.detach(), svd_polar(weight.grad)) < 1e-12
+
+
 def test_wrong_settings_are_named():
     for settings, words in [
         (dict(betas=(0.9, 1.0)), "betas="),
@@ -167,6 +179,7 @@ def test_wrong_settings_are_named():
         (dict(root="cholesky"), "root=cholesky is unknown: choose one of eigh, newton"),
         (dict(root="newton", exponent=0.3), "root=newton needs an exponent 1/p"),
         (dict(eps=-1.0), "eps=-1.0"),
+        (dict(exponent=0.0), "exponent=0.0"),
     ]:
         with pytest.raises(ValueError, match=words):
             Shampoo([nn.Parameter(torch.zeros(2, 2))], **settings)

@@ -19,6 +19,14 @@ def test_newest_and_best_stay(tmp_path):
     assert [commit.step_of(path) for path in commit.committed(tmp_path)] == [6, 5, 2]
 
 
+def test_a_state_without_a_loss_is_none_of_the_best(tmp_path):
+    for step in (1, 2):
+        fake(tmp_path, step, 3.0)
+    (commit.folder_of(tmp_path, 1) / commit.STATE).write_text("{}")
+    commit.prune(tmp_path, keep_last=1, keep_best=1)
+    assert [commit.step_of(path) for path in commit.committed(tmp_path)] == [2]
+
+
 def test_partial_folders_are_no_checkpoints(tmp_path):
     fake(tmp_path, 3, None)
     commit.folder_of(tmp_path, 3).rename(commit.partial_of(commit.folder_of(tmp_path, 3)))

@@ -275,6 +275,25 @@ def test_the_run_stops_with_the_weights_before(trainer, poisoned):
         assert name not in now or torch.equal(now[name], value)
 
 
+def test_nothing_is_saved_after_a_bad_update_that_the_host_has_not_seen(trainer, poisoned):
+    """As on a GPU, where the host looks when a line or a checkpoint is due."""
+    poisoned.add(2)
+    one = trainer("checkpoint.every=2", "logger.every=6", "eval.every=6")
+    one.watch.on_host = False
+    with pytest.raises(TrainingError, match="step 3 has"):
+        one.run()
+    assert [path.name for path in one.checkpoints.folder.iterdir()] == ["step_00000002"]
+    assert [line["step"] for line in one.record.metrics.lines] == [0, 3]
+
+
+def test_too_many_skips_are_noticed_afterwards(trainer, poisoned):
+    poisoned.update({1, 2, 3})
+    one = trainer("train.non_finite=skip", "train.max_skips=2", "logger.every=6", "eval.every=6")
+    one.watch.on_host = False
+    with pytest.raises(TrainingError, match="3 updates in a row were skipped"):
+        one.run()
+
+
 def test_the_host_never_waits_between_lines(trainer):
     """As on a GPU: updates whose line is not due ask the device for nothing."""
     one = trainer("logger.every=100", "eval.every=100", "train.steps=100", "train.clip=1.0")
@@ -282,7 +301,6 @@ def test_the_host_never_waits_between_lines(trainer):
     with NoLooking() as mode:
         for step in range(3):
             assert one.update(step) == {}
-            one.stop.answer()
         assert mode.asked == 0
         one.watch.on_host = True
         one.update(3)
