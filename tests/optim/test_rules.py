@@ -329,29 +329,3 @@ def test_wrong_settings_are_named():
     ]:
         with pytest.raises(ValueError, match=words):
             cls(weight, **settings)
-
-
-def test_groups_may_differ_in_the_state_they_need():
-    weights = [torch.nn.Parameter(seeded((4, 3), 0, i)) for i in range(2)]
-    optimizer = Steepest([{"params": weights[:1], "momentum": 0.9}, {"params": weights[1:], "momentum": 0.0}])
-    before = [weight.detach().clone() for weight in weights]
-    for weight in weights:
-        weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    assert all(not torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
-    assert [set(optimizer.state[weight]) for weight in weights] == [{"momentum"}, set()]
-
-
-@pytest.mark.parametrize("name", ["shampoo", "soap", "normuon"])
-def test_loading_keeps_the_owners_state_in_its_own_precision(name):
-    cls, settings = RULES[name]
-    weight = torch.nn.Parameter(seeded((4, 3), 0).bfloat16())
-    optimizer, other = (cls([weight], **settings) for _ in range(2))
-    weight.grad = seeded((4, 3), 1).bfloat16()
-    optimizer.step()
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    kept = [(key, value) for key, value in optimizer.state[weight].items() if key not in optimizer._shard_keys]
-    assert kept and all(value.dtype == torch.float32 for _, value in kept)
-    for key, value in kept:
-        assert other.state[weight][key].dtype == torch.float32 and torch.equal(other.state[weight][key], value)
-    other.step()

@@ -1,6 +1,5 @@
 """What is written is whole, what is damaged is refused, and what is loaded is what was saved."""
 
-import errno
 import json
 import os
 import pickle
@@ -15,34 +14,15 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
-from trainer import commit, record, resume, rundir
+from tests.trainer.conftest import TINY, lines, losses
+from trainer import commit, resume, rundir
 from trainer.checkpoint import CheckpointError
-from trainer.faults import TrainingError
 from trainer.index import read_index, read_weights
-from trainer.jsonl import JsonLines
 from trainer.launch import settings_are_open
 from trainer.loop import Trainer
 from trainer.schema import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-TINY = ["experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "train.seq_len=16",
-        "train.batch_tokens=384", "train.steps=6", "eval.every=3", "eval.tokens=768", "logger.every=1",
-        "checkpoint.every=2"]  # fmt: skip
-
-
-@pytest.fixture
-def run(configure, tmp_path, monkeypatch):
-    """``run("name", "key=value")`` -> the trained Trainer of a run in that folder, as train.py would do it."""
-    monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
-
-    def trained(name: str, *overrides: str) -> Trainer:
-        config = configure(*TINY, f"run.dir={tmp_path / name}", *overrides)
-        config.run.dir = rundir.claim(config)
-        trainer = Trainer(config)
-        trainer.run()
-        return trainer
-
-    return trained
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +55,6 @@ def module_configure():
 def copy(saved, tmp_path):
     """A copy of those checkpoints that a test may damage."""
     return shutil.copytree(saved.checkpoints.folder, tmp_path / "checkpoints")
-
-
-def lines(directory) -> list[dict]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(directory) -> list[tuple]:
-    return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines(directory)]
 
 
 def test_plain_dcp_tools_read_it(saved):
@@ -285,78 +257,6 @@ def test_finished_run(run, tmp_path):
     text = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(text[:-1]))
     assert resume.finished(trainer.config) == ""
-
-
-def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, monkeypatch, capsys):
-    """The record is complete, the last weights are not there: an error, and the same command makes up for it."""
-    commit_it, full = commit.commit, [True]
-
-    def refused(folder, files):
-        if full and commit.step_of(folder) == 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        commit_it(folder, files)
-
-    monkeypatch.setattr(commit, "commit", refused)
-    with pytest.raises(TrainingError, match="the last checkpoint could not be saved in"):
-        run("run")
-    assert "final val loss" in capsys.readouterr().out and losses(tmp_path / "run")[-1][0] == 6
-    assert resume.finished(configure(*TINY, f"run.dir={tmp_path / 'run'}")) == ""
-    full.clear()
-    again = run("run")
-    assert again.checkpoints.latest == 6 and "is finished: step 6" in resume.finished(again.config)
-    assert losses(tmp_path / "run") == losses(run("whole").checkpoints.folder.parent)
-
-
-def test_a_loss_that_is_not_finite_is_an_end_too(run, tmp_path):
-    trainer = run("run", "checkpoint.every=null")
-    file = tmp_path / "run" / "metrics.jsonl"
-    *before, last = file.read_text().splitlines()
-    file.write_text("\n".join([*before, json.dumps(json.loads(last) | {"val/loss": None})]) + "\n")
-    assert "is finished: step 6, val loss nan" in resume.finished(trainer.config)
-
-
-def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_path, monkeypatch):
-    write = JsonLines._write
-
-    def full(self, text):
-        if b'"step": 2,' in text and b'"step": 5,' not in text:
-            self.unwritten = text
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, text)
-
-    monkeypatch.setattr(JsonLines, "_write", full)
-    trainer = run("run", "checkpoint.keep_last=9")
-    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
-    [told, *_] = [line for line in lines(tmp_path / "run") if "checkpoint/failed" in line]
-    assert told["step"] <= 5, "the save after update 4 waits for the one before it"
-    assert "lines of metrics.jsonl could not be written" in told["checkpoint/failed"]
-    assert {2, 6} & {commit.step_of(path) for path in commit.committed(trainer.checkpoints.folder)} == {6}
-
-
-def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
-    run("whole")
-    early = run("other", "checkpoint.every=null", "train.steps=6")
-    shutil.rmtree(early.checkpoints.folder, ignore_errors=True)
-    text = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "other" / "metrics.jsonl").write_text("".join(text[:2]))
-    run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
-    assert losses(tmp_path / "other") == losses(tmp_path / "whole")
-
-
-def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(record, "write_atomically", full)
-    with pytest.raises(ConfigError, match="run.dir=.* cannot be written .No space left on device.: make room"):
-        run("run")
-
-
-def test_a_kill_while_the_mark_was_written(configure, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".run.json.abcd").write_text("{")
-    config = configure(*TINY, f"run.dir={tmp_path / 'run'}")
-    assert rundir.claim(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_directory_in_use_is_refused(run, tmp_path, capsys):
