@@ -166,8 +166,8 @@ class Exchange:
         self.layout, self.group, self.dtype = layout, group, dtype
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
-        # Three buckets are alive at once, each with two buffers of what an owner holds, or with a buffer for every
-        # owner where results are broadcast.
+        # IN_FLIGHT buckets are alive at once, each with two buffers of what one owner holds: together two bucket_bytes.
+        # Where results are broadcast two of them have a buffer for every owner: two thirds of bucket_bytes.
         parts = IN_FLIGHT * (world_size if layout == "replicated" else 1)
         self.plan = Plan(items, world_size, max(1, bucket_bytes // parts // dtype.itemsize))
         self.transfer = self.TRANSFERS[layout]

@@ -136,6 +136,7 @@ class Shampoo(MatrixOptimizer):
 
 
 def _exponent(group: Group) -> float:
+    """p, by default so that the exponents of the sides in use add up to 1/2, as in U Vᵀ = (G Gᵀ)^(-1/2) G."""
     if group["exponent"] is None:
         return 0.5 if group["one_sided"] else 0.25
     return group["exponent"]
