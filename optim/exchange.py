@@ -70,7 +70,7 @@ class ReplicatedTransfer(Transfer):
     def send_back(self, results):
         regions = []
         for rank, items in enumerate(self.bucket):
-            numel = sum(self.plan.items[i].shape[0] * self.plan.items[i].row_numel for i in items)
+            numel = sum(self.plan.items[i].numel for i in items)
             region = torch.empty(numel, dtype=self.dtype, device=self.device)
             if rank == self.rank and items:
                 _copy_flat(region, [results[i] for i in items])
@@ -154,7 +154,7 @@ class Exchange:
         layout: ``"alone"``, ``"replicated"`` or ``"sharded"``.
         group: process group of the W ranks (``None`` when alone).
         dtype: in which matrices travel and are preconditioned.
-        bucket_bytes: the transient memory of the transfers is at most twice this.
+        bucket_bytes: a step's transient memory is at most twice this, unless a single matrix needs more.
 
     Raises:
         RuntimeError: if the ranks of the group do not hold the same plan.
@@ -166,10 +166,11 @@ class Exchange:
         self.layout, self.group, self.dtype = layout, group, dtype
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
-        # IN_FLIGHT buckets are alive at once, each with two buffers of what one owner holds: together two bucket_bytes.
-        # Where results are broadcast two of them have a buffer for every owner: two thirds of bucket_bytes.
-        parts = IN_FLIGHT * (world_size if layout == "replicated" else 1)
-        self.plan = Plan(items, world_size, max(1, bucket_bytes // parts // dtype.itemsize))
+        # An element that an owner holds in a bucket costs two buffers in each of the IN_FLIGHT buckets (where results
+        # are broadcast, those of all owners), one place in the stack, and the rule's workspace.
+        buffers = 2 * IN_FLIGHT * (world_size if layout == "replicated" else 1)
+        workspace = max(item.workspace / max(1, item.numel) for item in items)
+        self.plan = Plan(items, world_size, int(2 * bucket_bytes / ((buffers + 1) * dtype.itemsize + workspace)))
         self.transfer = self.TRANSFERS[layout]
         self._buckets: dict[tuple[int, ...], list] = {}
         self.host_group = _host_group(group)

@@ -45,7 +45,7 @@ def lmo(x: Tensor, kind: str, polar_method: str = "svd", polar_steps: int | None
 
     polar_method, polar_steps: how the kinds made of UVᵀ (spectral, rms_to_rms) get it, see `optim.polar.polar`.
     """
-    return _find(x, kind).ascent(x, lambda y: polar(y, polar_method, polar_steps)).neg()
+    return _find(x, kind).ascent(x, lambda y: polar(y, polar_method, polar_steps)).neg_()
 
 
 def _find(x: Tensor, kind: str) -> Norm:

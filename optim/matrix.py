@@ -9,6 +9,7 @@ A step has three parts, and a rule fills in what happens in each; it never learn
 ``exchange.py`` moves matrices between the parts.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
         dtype: in which matrices travel and are preconditioned; by default bfloat16 on CUDA where the rule allows
             it (not for float64), otherwise the widest dtype of the parameters.
-        bucket_bytes: the engine's transient memory is at most twice this beyond the step's largest stack; the rule's
-            own temporaries come on top.
+        bucket_bytes: a step allocates at most twice this at once, ``workspace`` of the rule included; more only where
+            a single matrix needs more.
 
     Raises:
         ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is sharded differently.
@@ -75,7 +76,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         *,
         process_group: dist.ProcessGroup | None = None,
         dtype: torch.dtype | None = None,
-        bucket_bytes: int = 64 * 2**20,
+        bucket_bytes: int = 128 * 2**20,
     ):
         self._units: list[Unit] = []
         self._shard_keys: set[str] = set()
@@ -109,6 +110,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         """FLOPs of ``precondition`` for one m x n matrix that arrives in ``dtype``: what balances the owners."""
         raise NotImplementedError
+
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        """Bytes that ``precondition`` allocates at once for one m x n matrix that arrives in ``dtype``, its result
+        included: what bounds the buckets.  Here: three matrices in float32 at least."""
+        return 3.0 * shape[0] * shape[1] * torch.promote_types(dtype, torch.float32).itemsize
 
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
         """Factor on the step of a (fan_out, fan_in) matrix."""
@@ -246,7 +252,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _item(self, entry: Entry, wire: torch.dtype) -> Item:
         group = self.param_groups[entry.number]
         k, m, n = block_shape(group, entry.param.shape)
-        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), wire), (entry.number, m, n))
+        joined = sum(math.prod(shape) for shape in self.owner_state(group, (k, m, n)).values())
+        workspace = k * self.workspace(group, (m, n), wire) + joined * _state_dtype(wire).itemsize
+        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), wire), (entry.number, m, n), workspace)
 
     def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
         widest = max((entry.param.dtype for entry in entries), key=lambda d: d.itemsize)
@@ -262,12 +270,17 @@ class MatrixOptimizer(torch.optim.Optimizer):
         plan = unit.exchange.plan
         if unit.exchange.layout == "alone" or plan.owners[index] == unit.exchange.rank:
             shapes = self.owner_state(group, block_shape(group, entry.param.shape))
-            dtype = max(torch.float32, unit.exchange.dtype, key=lambda d: d.itemsize)
+            dtype = _state_dtype(unit.exchange.dtype)
             for key, shape in shapes.items():
                 self.state[entry.param][key] = torch.zeros(shape, dtype=dtype, device=entry.param.device)
 
     def _owner_state_of(self, param: Tensor) -> dict[str, Tensor]:
         return {k: v for k, v in self.state[param].items() if k not in self._shard_keys}
+
+
+def _state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the owner's state, for matrices that arrive in ``dtype``."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _layout(group: Group, param: Tensor, name: str, process_group) -> tuple[str, dist.ProcessGroup | None]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from optim.matrix import Group, MatrixOptimizer
-from optim.polar import polar, polar_flops
+from optim.polar import polar, polar_flops, polar_workspace
 
 SCALES = {
     # Jordan's choice: a tall matrix takes a longer step.
@@ -72,6 +72,9 @@ class Muon(MatrixOptimizer):
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         return polar_flops(shape, group["polar"], group["polar_steps"], dtype)
+
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        return polar_workspace(shape, group["polar"], group["polar_steps"], dtype)
 
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
         return SCALES[group["scale"]](*shape)

@@ -50,7 +50,11 @@ class NorMuon(Muon):
         update = super().precondition(group, stack, state).to(mean_square.dtype)
         mean_square.lerp_(update.square().mean(-1), 1 - group["beta2"])
         normalised = update / (mean_square.sqrt() + group["eps"]).unsqueeze(-1)
-        return normalised * (_norm(update) / _norm(normalised).clamp_min(torch.finfo(update.dtype).tiny))
+        return normalised.mul_(_norm(update) / _norm(normalised).clamp_min(torch.finfo(update.dtype).tiny))
+
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        return max(super().workspace(group, shape, dtype), 2.0 * shape[0] * shape[1] * wide)
 
 
 def _norm(stack: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One matrix as the plan sees it: whole shape ``(rows, ...)``, the rule's FLOPs, and the stack it may join."""
+    """One matrix as the plan sees it: whole shape ``(rows, ...)``, the rule's FLOPs, the stack it may join, and the
+    bytes that its owner needs beside the stack to compute it."""
 
     shape: tuple[int, ...]
     flops: float
     stack: tuple
+    workspace: float = 0.0
 
     @property
     def row_numel(self) -> int:
@@ -25,6 +27,10 @@ class Item:
         for size in self.shape[1:]:
             numel *= size
         return numel
+
+    @property
+    def numel(self) -> int:
+        return self.shape[0] * self.row_numel
 
 
 @lru_cache(maxsize=65536)
@@ -79,8 +85,8 @@ def _relieve_heaviest(flops: Sequence[float], owners: list[int], loads: list[flo
 class Plan:
     """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
 
-    ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket (a larger
-    single matrix travels alone).  The cap is lower where an owner's matrices would otherwise make fewer than
+    ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket, counted as if every
+    shard had the rows of the largest (a larger single matrix travels alone).  The cap is lower where an owner's matrices would otherwise make fewer than
     ``IN_FLIGHT`` buckets: with a single one, nothing is computed while matrices travel, and all memory is new.
     """
 
@@ -89,7 +95,7 @@ class Plan:
         self.owners = assign_owners([item.flops for item in items], world_size)
         owned = [0] * world_size
         for item, owner in zip(self.items, self.owners, strict=True):
-            owned[owner] += item.shape[0] * item.row_numel
+            owned[owner] += self._padded(item)
         self.bucket_elements = max(1, min(bucket_elements, -(-max(owned) // IN_FLIGHT)))
 
     def digest(self) -> int:
@@ -114,12 +120,15 @@ class Plan:
     def _take(self, queue: list[int]) -> list[int]:
         taken, elements = [], 0
         while queue:
-            size = self.items[queue[0]].shape[0] * self.items[queue[0]].row_numel
+            size = self._padded(self.items[queue[0]])
             if taken and elements + size > self.bucket_elements:
                 break
             elements += size
             taken.append(queue.pop(0))
         return taken
+
+    def _padded(self, item: Item) -> int:
+        return shard_rows(item.shape[0], self.world_size, 0) * self.world_size * item.row_numel
 
     def shard_numel(self, item: int, rank: int) -> int:
         """Elements of ``item`` that ``rank`` holds."""
@@ -130,6 +139,5 @@ class Plan:
         sent = 0
         for i in active:
             mine = self.shard_numel(i, rank)
-            whole = self.items[i].shape[0] * self.items[i].row_numel
-            sent += whole - mine if self.owners[i] == rank else mine
+            sent += self.items[i].numel - mine if self.owners[i] == rank else mine
         return sent

@@ -222,6 +222,22 @@ def polar_flops(
     return float(math.prod(shape[:-2]) * (decomposition + 2 * long * short**2))
 
 
+def polar_workspace(
+    shape: Sequence[int], method: str = "polar_express", steps: int | None = None, dtype: torch.dtype = torch.float32
+) -> float:
+    """Bytes that `polar` allocates at once for a matrix m×n of this dtype, without the result of an iteration (which
+    may take x's place) but with that of svd and eigh; less where a CPU works through a stack in pieces."""
+    chosen, count = _lookup(method, steps)
+    short, long = sorted(shape)
+    if isinstance(chosen, Iteration):
+        coefficients = chosen.coefficients(count)
+        squares = 2 if len(_segments(coefficients, chosen.form, shape, dtype)) == count else 4
+        return float(dtype.itemsize * (short * long + squares * short**2))
+    if chosen is polar_svd:
+        return float(torch.promote_types(dtype, torch.float32).itemsize * (4 * short * long + short**2))
+    return float(torch.float64.itemsize * (3 * short * long + 2 * short**2))
+
+
 POLAR_METHODS: dict[str, Iteration | Callable[[Tensor], Tensor]] = {
     # Amsel et al., arXiv 2505.16932, as modded-nanogpt sets it; in the Gram form where that is as accurate and cheaper.
     "polar_express": Iteration(polar_express_coefficients, 5, safety=0.02, form="auto"),

@@ -37,20 +37,32 @@ def inverse_root_flops(n: int, method: str = "eigh") -> float:
     return (9.0 + 2.0) * n**3 if method == "eigh" else 20 * 4 * 2.0 * n**3
 
 
+def inverse_root_workspace(n: int, method: str = "eigh", dtype: torch.dtype = torch.float32) -> float:
+    """Bytes that the root of an n×n matrix of this dtype allocates at once, its result included; more where float32
+    fails and float64 takes over."""
+    _check(method)
+    return (4.0 if method == "eigh" else 9.25) * torch.promote_types(dtype, torch.float32).itemsize * n**2
+
+
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     """torch.linalg.eigh, tried again in float64 where it fails or returns something that is not finite.
 
     A matrix of the stack [..., n, n] with a NaN or an infinity gets NaN eigenvalues and eigenvectors.
     """
     part, finite = finite_part(a, a.dtype)
+    values, vectors = _finite_eigh(part)
+    return torch.where(finite.squeeze(-1), values, torch.nan), torch.where(finite, vectors, torch.nan)
+
+
+def _finite_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     try:
-        values, vectors = torch.linalg.eigh(part)
+        values, vectors = torch.linalg.eigh(a)
         failed = not (values.isfinite().all() and vectors.isfinite().all())
     except torch.linalg.LinAlgError:
         failed = True
     if failed:
-        values, vectors = (x.to(a.dtype) for x in torch.linalg.eigh(part.double()))
-    return torch.where(finite.squeeze(-1), values, torch.nan), torch.where(finite, vectors, torch.nan)
+        values, vectors = (x.to(a.dtype) for x in torch.linalg.eigh(a.double()))
+    return values, vectors
 
 
 def _check(method: str) -> None:
@@ -59,7 +71,7 @@ def _check(method: str) -> None:
 
 
 def _eigh_root(a: Tensor, exponent: float, eps: float) -> Tensor:
-    values, vectors = eigh(a)
+    values, vectors = _finite_eigh(a)
     values = values.clamp_min(0)
     floor = 0.0 if eps else values[..., -1:] * (a.shape[-1] * torch.finfo(a.dtype).eps)
     powers = torch.where(values + eps > floor, (values + eps).pow(-exponent), 0.0)

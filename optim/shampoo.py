@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from optim.matrix import Group, MatrixOptimizer
-from optim.roots import inverse_root, inverse_root_flops
+from optim.roots import inverse_root, inverse_root_flops, inverse_root_workspace
 
 STATISTICS = ("ema", "sum")
 GRAFTS = ("none", "adam", "sgd")
@@ -104,13 +104,13 @@ class Shampoo(MatrixOptimizer):
 
     def _update_statistics(self, group: Group, side: str, grad: Tensor, state: dict[str, Tensor]) -> None:
         beta2, step = group["betas"][1], group["step"]
-        outer = grad @ grad.mT if side == "left" else grad.mT @ grad
+        factors = (grad, grad.mT) if side == "left" else (grad.mT, grad)
         correction = 1.0
         if group["statistics"] == "ema":
-            state[side].lerp_(outer, 1 - beta2)
+            state[side].lerp_(torch.matmul(*factors), 1 - beta2)
             correction = 1 - beta2**step
         else:
-            state[side].add_(outer)
+            state[side].add_(torch.matmul(*factors))
         if step % group["every"] == 0 or (step < group["every"] and step.bit_count() == 1):
             root = inverse_root(state[side] / correction, _exponent(group), group["eps"], group["root"])
             state[f"{side}_root"].copy_(root)
@@ -133,6 +133,13 @@ class Shampoo(MatrixOptimizer):
         return (
             down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
         )
+
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        wide = torch.promote_types(dtype, torch.float32)
+        (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
+        largest = max(rows if side == "left" else cols for side in _sides(group, *shape))
+        roots = down * along * (inverse_root_workspace(largest, group["root"], wide) + wide.itemsize * largest**2)
+        return max(roots, 4.0 * wide.itemsize * shape[0] * shape[1]) + 2.0 * wide.itemsize * shape[0] * shape[1]
 
 
 def _exponent(group: Group) -> float:

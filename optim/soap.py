@@ -87,11 +87,16 @@ class SOAP(MatrixOptimizer):
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         m, n = shape
-        total = 0.0
+        total = 12.0 * m * n  # Adam
         for size in shape:
             if size <= group["max_dim"]:  # statistics, there and back; power iteration, QR, momentum
                 total += 3 * 2 * size * m * n + (2 * size**3 + 4 * size**3 + 4 * size * m * n) / group["every"]
         return total
+
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        largest = max((size for size in shape if size <= group["max_dim"]), default=0)
+        return 4.0 * wide * (largest**2 + shape[0] * shape[1])  # new bases, or the update
 
 
 def _turn(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from optim.lmo import NORMS, lmo
 from optim.matrix import Group, MatrixOptimizer
-from optim.polar import polar_flops
+from optim.polar import polar_flops, polar_workspace
 
 FORMS = ("normalised", "regularised")
 POLAR_NORMS = ("spectral", "rms_to_rms")  # their oracle is a polar factor
@@ -77,3 +77,9 @@ class Steepest(MatrixOptimizer):
         if group["norm"] in POLAR_NORMS:
             return polar_flops(shape, group["polar"], group["polar_steps"], dtype)
         return 4.0 * shape[0] * shape[1]
+
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+        result, usual = float(shape[0] * shape[1] * dtype.itemsize), super().workspace(group, shape, dtype)
+        if group["norm"] in POLAR_NORMS:
+            return max(usual, result + polar_workspace(shape, group["polar"], group["polar_steps"], dtype))
+        return max(usual, result + polar_workspace(shape, "svd", None, dtype)) if group["norm"] == "nuclear" else usual

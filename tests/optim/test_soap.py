@@ -115,6 +115,12 @@ def test_identity_bases_are_adam(max_dim):
     assert max(relative(a, b.detach()) for a, b in zip(got, weights, strict=True)) < 1e-12
 
 
+def test_matrices_without_bases_are_work_too():
+    """Of no FLOPs, all would go to one owner."""
+    optimizer = SOAP([nn.Parameter(seeded((6, 4)))], max_dim=3)
+    assert optimizer.flops(optimizer.param_groups[0], (6, 4)) > 0
+
+
 def test_turned_gradients_give_turned_updates():
     """Unlike Adam's, the update of Q G P is Q U P, as long as the bases are exact."""
 

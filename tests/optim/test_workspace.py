@@ -1,0 +1,50 @@
+"""What a rule says it allocates for a matrix is what it allocates: the engine sizes its buckets by it."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import optim
+from tests.distributed.test_rules import RULES
+from tests.live_bytes import LiveBytes
+
+POLAR = ("polar_express", "polar_express_gram", "newton_schulz5", "cubic", "svd", "eigh")
+CASES = RULES | {f"muon_{polar}": ("Muon", dict(polar=polar)) for polar in POLAR}
+STEPS = 4  # among them steps with and without new roots or bases
+MATRICES = 3
+
+
+def allocated(kind, settings, shape, dtype):
+    """Bytes a matrix: the most that precondition allocated at once in a few steps, and what the rule said."""
+    weights = [nn.Parameter(torch.randn(shape)) for _ in range(MATRICES)]
+    optimizer = getattr(optim, kind)(weights, dtype=dtype, **settings)
+    group, peak = optimizer.param_groups[0], 0
+    k, m, n = MATRICES, *shape
+    sizes = optimizer.owner_state(group, (k, m, n))
+    state = {name: torch.zeros(size) for name, size in sizes.items()}
+    for group["step"] in range(1, 1 + STEPS):
+        stack = torch.randn(k, m, n).to(dtype)
+        with torch.no_grad(), LiveBytes() as live:
+            optimizer.precondition(group, stack, state)
+        peak = max(peak, live.peak)
+    return peak / k, optimizer.workspace(group, shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_workspace_is_what_is_allocated(case, dtype):
+    for shape in [(48, 48), (128, 32), (32, 128)]:
+        peak, said = allocated(*CASES[case], shape, dtype)
+        assert peak <= 1.03 * said, f"{case} {shape}: {peak / said:.2f} of what it says"  # 3%: vectors, masks
+        assert peak >= 0.4 * said, f"{case} {shape}: {peak / said:.2f} of what it says, so that buckets are too small"
+
+
+@pytest.mark.parametrize("kind", ["Muon", "NorMuon", "Scion", "Steepest", "Shampoo", "SOAP"])
+def test_no_matrix_of_gpt2_needs_more_than_two_buckets_beyond_its_stack(kind):
+    for shape in [(768, 768), (2304, 768), (3072, 768), (768, 3072)]:
+        optimizer = getattr(optim, kind)([nn.Parameter(torch.empty(shape, device="meta"))])
+        buckets = 2 * inspect.signature(optim.MatrixOptimizer).parameters["bucket_bytes"].default
+        matrix = shape[0] * shape[1] * 4
+        assert 6 * matrix + optimizer.workspace(optimizer.param_groups[0], shape) <= buckets
