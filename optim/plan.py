@@ -86,8 +86,9 @@ class Plan:
     """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
 
     ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket, counted as if every
-    shard had the rows of the largest (a larger single matrix travels alone).  The cap is lower where an owner's matrices would otherwise make fewer than
-    ``IN_FLIGHT`` buckets: with a single one, nothing is computed while matrices travel, and all memory is new.
+    shard had the rows of the largest (a larger single matrix travels alone).  The cap is lower where an owner's
+    matrices would otherwise make fewer than ``IN_FLIGHT`` buckets: with a single one, nothing is computed while
+    matrices travel, and all memory is new.
     """
 
     def __init__(self, items: Sequence[Item], world_size: int, bucket_elements: int):
