@@ -33,7 +33,7 @@ from optim.plan import IN_FLIGHT, Item, Plan, shard_rows
 class Transfer:
     """One bucket on its way: ``receive()``, then ``send_back(results)``, then ``updates()``, each called once.
 
-    This base is the process alone: nothing travels.
+    This base is the process alone: nothing travels, but it is rounded as if it did.
     """
 
     def __init__(self, plan: Plan, bucket: list[list[int]], rank: int, group, dtype: torch.dtype):
@@ -48,11 +48,11 @@ class Transfer:
 
     def receive(self) -> Callable[[int, Tensor], None]:
         """Wait; returns ``fill(i, whole)``, which writes the owned item i into a tensor of its shape."""
-        return lambda i, whole: whole.copy_(self.inputs[i])
+        return lambda i, whole: whole.copy_(self.inputs[i].to(self.dtype))
 
     def send_back(self, results: dict[int, Tensor]) -> None:
         """Hand over the preconditioned whole matrices; they begin their way back."""
-        self.inputs, self.results = None, results
+        self.inputs, self.results = None, {i: result.to(self.dtype) for i, result in results.items()}
 
     def updates(self) -> dict[int, Tensor]:
         """This rank's part of every result of the bucket, shaped like the inputs."""
@@ -153,7 +153,7 @@ class Exchange:
         items: one per parameter, the same list on every rank.
         layout: ``"alone"``, ``"replicated"`` or ``"sharded"``.
         group: process group of the W ranks (``None`` when alone).
-        dtype: in which matrices travel and are preconditioned.
+        dtype: in which matrices travel.
         bucket_bytes: a step's transient memory is at most twice this, unless a single matrix needs more.
 
     Raises:
@@ -167,10 +167,10 @@ class Exchange:
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
         # An element that an owner holds in a bucket costs two buffers in each of the IN_FLIGHT buckets (where results
-        # are broadcast, those of all owners), one place in the stack, and the rule's workspace.
+        # are broadcast, those of all owners) and, while it is computed, its part of the workspace.
         buffers = 2 * IN_FLIGHT * (world_size if layout == "replicated" else 1)
         workspace = max(item.workspace / max(1, item.numel) for item in items)
-        self.plan = Plan(items, world_size, int(2 * bucket_bytes / ((buffers + 1) * dtype.itemsize + workspace)))
+        self.plan = Plan(items, world_size, int(2 * bucket_bytes / (buffers * dtype.itemsize + workspace)))
         self.transfer = self.TRANSFERS[layout]
         self._buckets: dict[tuple[int, ...], list] = {}
         self.host_group = _host_group(group)

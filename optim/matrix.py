@@ -38,10 +38,11 @@ class Entry:
 
 @dataclass
 class Unit:
-    """Parameters that are laid out alike, and the exchange that serves them."""
+    """Parameters that are laid out alike, the exchange that serves them, and the dtype that they are computed in."""
 
     entries: list[Entry]
     exchange: Exchange
+    dtype: torch.dtype
 
     def active(self) -> list[int]:
         return [i for i, entry in enumerate(self.entries) if entry.param.grad is not None]
@@ -57,8 +58,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
             size along the fan-out dimension, each preconditioned alone: 3 for a fused QKV, the number of heads
             for per-head Muon) and ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``).
         process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
-        dtype: in which matrices travel and are preconditioned; by default bfloat16 on CUDA where the rule allows
-            it (not for float64), otherwise the widest dtype of the parameters.
+        dtype: in which matrices are preconditioned; by default bfloat16 on CUDA where the rule allows it (not for
+            float64), otherwise the widest dtype of the parameters.
+        wire: in which they travel, by default ``dtype``.  bfloat16 beside float32 halves the bytes; what is sent is
+            rounded, and by a process alone too, so that the number of ranks changes nothing.
         bucket_bytes: a step allocates at most twice this at once, ``workspace`` of the rule included; more only where
             a single matrix needs more.
 
@@ -67,7 +70,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         RuntimeError: in ``step``, before any matrix travels, if a gradient is missing on some ranks only.
     """
 
-    half_precision = False  # whether bfloat16 is the better wire and compute dtype on CUDA
+    half_precision = False  # whether bfloat16 is the better dtype on CUDA
 
     def __init__(
         self,
@@ -76,12 +79,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
         *,
         process_group: dist.ProcessGroup | None = None,
         dtype: torch.dtype | None = None,
+        wire: torch.dtype | None = None,
         bucket_bytes: int = 128 * 2**20,
     ):
         self._units: list[Unit] = []
         self._shard_keys: set[str] = set()
         super().__init__(params, {"split": 1, "conv1d": False, "step": 0, **defaults})
-        self._units = self._build_units(process_group, dtype, bucket_bytes)
+        self._units = self._build_units(process_group, dtype, wire, bucket_bytes)
         for unit in self._units:
             for index, entry in enumerate(unit.entries):
                 self._create_state(unit, index, entry)
@@ -108,12 +112,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
-        """FLOPs of ``precondition`` for one m x n matrix that arrives in ``dtype``: what balances the owners."""
+        """FLOPs of ``precondition`` for one m x n matrix in ``dtype``: what balances the owners."""
         raise NotImplementedError
 
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
-        """Bytes that ``precondition`` allocates at once for one m x n matrix that arrives in ``dtype``, its result
-        included: what bounds the buckets.  Here: three matrices in float32 at least."""
+        """Bytes that ``precondition`` allocates at once for one m x n matrix in ``dtype``, its result included: what
+        bounds the buckets.  Here: three matrices in float32 at least."""
         return 3.0 * shape[0] * shape[1] * torch.promote_types(dtype, torch.float32).itemsize
 
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
@@ -178,7 +182,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             group, shapes = self.param_groups[entries[0].number], [tuple(entry.param.shape) for entry in entries]
             sizes = [block_shape(group, shape)[0] for shape in shapes]
             size = (sum(sizes), *block_shape(group, shapes[0])[1:])
-            stack = torch.empty(size, dtype=unit.exchange.dtype, device=entries[0].param.device)
+            stack = torch.empty(size, dtype=unit.dtype, device=entries[0].param.device)
             for i, shape, blocks in zip(members, shapes, stack.split(sizes), strict=True):
                 fill(i, as_parameter(group, blocks, shape))
             states = [self._owner_state_of(entry.param) for entry in entries]
@@ -227,13 +231,19 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 if key not in self._shard_keys and isinstance(value, Tensor):
                     self.state[param][key] = value.to(param.device, copy=True)
 
+    def __getstate__(self):
+        raise TypeError(
+            f"{type(self).__name__} belongs to its process group and can be neither copied nor pickled: build another "
+            "from the copied parameters, and load this one's state_dict()"
+        )
+
     def add_param_group(self, param_group: Group) -> None:
         """Only during construction: owners are chosen once, over all matrices."""
         if self._units:
             raise RuntimeError("give all parameter groups at construction: the owners of matrices are chosen once")
         super().add_param_group(param_group)
 
-    def _build_units(self, process_group, dtype, bucket_bytes) -> list[Unit]:
+    def _build_units(self, process_group, dtype, wire, bucket_bytes) -> list[Unit]:
         layouts = defaultdict(list)
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names") or [
@@ -243,20 +253,21 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 layouts[_layout(group, param, name, process_group)].append(Entry(param, number, name))
         units = []
         for (layout, ranks), entries in layouts.items():
-            wire = dtype or self._wire_dtype(entries)
-            items = [self._item(entry, wire) for entry in entries]
-            units.append(Unit(entries, Exchange(items, layout, ranks, wire, bucket_bytes)))
+            chosen = dtype or self._usual_dtype(entries)
+            items = [self._item(entry, chosen) for entry in entries]
+            units.append(Unit(entries, Exchange(items, layout, ranks, wire or chosen, bucket_bytes), chosen))
             units[-1].exchange.warm_up(entries[0].param.device)
         return units
 
-    def _item(self, entry: Entry, wire: torch.dtype) -> Item:
+    def _item(self, entry: Entry, dtype: torch.dtype) -> Item:
         group = self.param_groups[entry.number]
         k, m, n = block_shape(group, entry.param.shape)
         joined = sum(math.prod(shape) for shape in self.owner_state(group, (k, m, n)).values())
-        workspace = k * self.workspace(group, (m, n), wire) + joined * _state_dtype(wire).itemsize
-        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), wire), (entry.number, m, n), workspace)
+        workspace = k * (m * n * dtype.itemsize + self.workspace(group, (m, n), dtype))
+        workspace += joined * _state_dtype(dtype).itemsize
+        return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), dtype), (entry.number, m, n), workspace)
 
-    def _wire_dtype(self, entries: list[Entry]) -> torch.dtype:
+    def _usual_dtype(self, entries: list[Entry]) -> torch.dtype:
         widest = max((entry.param.dtype for entry in entries), key=lambda d: d.itemsize)
         on_cuda = entries[0].param.device.type == "cuda"
         return torch.bfloat16 if self.half_precision and on_cuda and widest != torch.float64 else widest
@@ -270,7 +281,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         plan = unit.exchange.plan
         if unit.exchange.layout == "alone" or plan.owners[index] == unit.exchange.rank:
             shapes = self.owner_state(group, block_shape(group, entry.param.shape))
-            dtype = _state_dtype(unit.exchange.dtype)
+            dtype = _state_dtype(unit.dtype)
             for key, shape in shapes.items():
                 self.state[entry.param][key] = torch.zeros(shape, dtype=dtype, device=entry.param.device)
 
@@ -279,7 +290,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the owner's state, for matrices that arrive in ``dtype``."""
+    """Of the owner's state, for matrices that are preconditioned in ``dtype``."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -62,8 +62,9 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
             close = difflib.get_close_matches(key, accepted, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted)}"
             raise ValueError(f"{where}.{key}={value}: {target} has no such setting; {hint}")
-    if isinstance(kwargs.get("dtype"), str):
-        kwargs["dtype"] = _dtype(kwargs["dtype"], f"{where}.dtype")
+    for key in ("dtype", "wire"):
+        if isinstance(kwargs.get(key), str):
+            kwargs[key] = _dtype(kwargs[key], f"{where}.{key}")
     return optimizer, {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
 
 

@@ -54,7 +54,6 @@ def build(overrides: list[str], folder: str) -> Trainer:
     trainer = Trainer(config)
     trainer.checkpoints.before_commit = lambda: None  # there is no record
     trainer.update(0)
-    trainer.stop.answer()
     return trainer
 
 

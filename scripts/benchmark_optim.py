@@ -37,11 +37,13 @@ JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 SAME, DEFAULT, FLOOR = "ours, same iteration", "ours, default", "bare products"
 DION, DION_EXPRESS, EVERYWHERE = "dion", "dion, Polar Express", "gather everywhere"
 HALF_WIRE = "dion, sends bfloat16"  # as it does by itself: half of the others' bytes
+OUR_HALF_WIRE = "ours, sends bfloat16"  # the same iteration
 PACKAGES = ("muon-fsdp2", "pytorch-optimizer", "heavyball")  # of PyPI
 SLOW = ("torch.optim.Muon", *PACKAGES, EVERYWHERE)  # timed in the first rounds only
 TARGETS = [  # (world sizes, ours, against the fastest of, largest ratio)
     ((2, 4), SAME, (DION,), 0.75),
     ((2, 4), DEFAULT, (DION_EXPRESS,), 0.60),  # at the polar errors printed with it
+    ((2, 4), OUR_HALF_WIRE, (HALF_WIRE,), 0.75),
     ((2,), DEFAULT, PACKAGES, 0.40),
     ((4,), DEFAULT, (EVERYWHERE,), 0.25),
     ((1,), SAME, (FLOOR,), 1.15),
@@ -176,6 +178,7 @@ def dion_in_float32():
 BUILDERS = {
     SAME: lambda params: Muon(params, polar=STANDARD),
     DEFAULT: Muon,
+    OUR_HALF_WIRE: lambda params: Muon(params, polar=STANDARD, wire=torch.bfloat16),
     EVERYWHERE: GatherEverywhere,
     "torch.optim.Muon": torch_muon,
     "muon-fsdp2": muon_fsdp2,
@@ -284,7 +287,7 @@ def report(unit: str, times: dict[str, list[float]], first: dict[str, float | No
 def report_targets(times: dict[str, list[float]]) -> None:
     for worlds, ours, against, target in TARGETS:
         others = [name for name in against if name in times]
-        if dist.get_world_size() not in worlds or not others:
+        if dist.get_world_size() not in worlds or ours not in times or not others:
             continue
         fastest = min(others, key=lambda name: statistics.median(times[name]))
         value, spread = ratio(times[ours], times[fastest])

@@ -130,9 +130,9 @@ def our_step(trainer: loop.Trainer) -> Callable[[], None]:
     """A closure that goes once through the loop of ``Trainer.train``, where neither evaluation nor saving is due."""
 
     def step() -> None:
-        trainer.progress.line = trainer.update(trainer.progress.step)
+        trainer.progress.line, *agreed = trainer.update(trainer.progress.step)
         trainer.progress.step += 1
-        assert trainer.stop.answer() == (None, False) and trainer.watch.verdict() is None
+        assert agreed == [None, False] and trainer.watch.verdict() is None
         trainer.write()
 
     return step

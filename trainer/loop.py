@@ -109,9 +109,8 @@ class Trainer:
             self.write()
         self.clock.start()
         while progress.step < steps:
-            progress.line = self.update(progress.step)
+            progress.line, told_to_stop, time_to_save = self.update(progress.step)
             progress.step += 1
-            told_to_stop, time_to_save = self.answer
             if broken := self.watch.verdict():
                 self.write()
                 self.checkpoints.wait()
@@ -132,8 +131,12 @@ class Trainer:
         if self.config.checkpoint.saves:
             self.save(wait=True)
 
-    def update(self, step: int) -> dict[str, Any]:
-        """One update of the weights on the global batch of ``step``; returns what was measured, if it was due."""
+    def update(self, step: int) -> tuple[dict[str, Any], str | None, bool]:
+        """One update of the weights on the global batch of ``step``.
+
+        Returns what was measured, if it was due; and on what all ranks agree: a reason to stop, and whether the clock
+        on the wall says to save.
+        """
         rates = self.optimizers.set_lr(self.multiplier(step))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.parallel.device)
         batches = self.loader.batch(step)
@@ -146,13 +149,14 @@ class Trainer:
         self.stop.ask()
         self.watch.step(self.optimizers, step + 1, self.parallel.sum(torch.stack([loss_sum, norm.double()])))
         self.optimizers.zero_grad()
-        self.answer = self.stop.answer()  # before the device is waited for: a rank that hangs is missed between hosts
+        agreed = self.stop.answer()  # before the device is waited for: a rank that hangs is missed between hosts
         due = self.is_time(self.config.logger.every, step + 1) or self.is_time(self.config.eval.every, step + 1)
         if not due and not self.watch.on_host:
-            return {}  # the device is not waited for
+            return {}, *agreed  # the device is not waited for
         *earlier, (_, line) = self.watch.read()
         self.log_notable(earlier)
-        return line | {f"lr/{role}": rate for role, rate in rates.items()} if due or is_notable(line) else {}
+        line |= {f"lr/{role}": rate for role, rate in rates.items()}
+        return line if due or is_notable(line) else {}, *agreed
 
     def evaluate(self) -> None:
         """Add the validation loss over ``eval.tokens`` tokens to the line; off the clock.

@@ -83,6 +83,24 @@ def test_bitwise_on_awkward_shapes(tmp_path, layout, world_size):
             assert torch.equal(a, b), f"{shape} differs by {(a - b).abs().max()}"
 
 
+def on_the_wire(tensor):
+    return tensor.bfloat16().float()
+
+
+@pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
+def test_bitwise_with_bfloat16_on_the_wire(tmp_path, layout, world_size):
+    """Both ways are rounded, wherever a matrix lives; the products between are those of float32."""
+    weights = [seeded(s, 0, i) for i, s in enumerate(AWKWARD)]
+    grads = [[seeded(s, 1 + t, i) for i, s in enumerate(AWKWARD)] for t in range(STEPS)]
+    expected = plain_muon(weights, grads, lambda whole: on_the_wire(polar(on_the_wire(whole))))
+    for got in run_workers(rounded, world_size, tmp_path, shapes=AWKWARD, layout=layout):
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def rounded(rank, world_size, **settings):
+    return train(rank, world_size, bucket_bytes=5000, wire=torch.bfloat16, **settings)
+
+
 @pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
 def test_stacks(tmp_path, layout, world_size):
     """Equal shapes are stacked; rounding may differ, 1e-5 is the bound."""

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import optim
@@ -31,6 +32,11 @@ class Half(MatrixOptimizer):
 
 CASES = {name: (getattr(optim, kind), settings) for name, (kind, settings) in RULES.items()}
 CASES |= {"half": (Half, {"defaults": {"lr": 0.1}}), "muon": (optim.Muon, {})}
+CASES["muon_wire"] = (
+    optim.Muon,
+    {"wire": torch.bfloat16},
+)
+CASES["muon_bfloat16"] = optim.Muon, {"dtype": torch.bfloat16}
 
 
 class Settled:
@@ -58,9 +64,9 @@ def measure(rank, world_size, layout, matrices):
         settle(name)
     measured = {}
     for name, (rule, settings) in CASES.items():
-        plan = rule(model.parameters(), **settings, process_group=group)._units[0].exchange.plan
-        buffers = 6 * world_size if layout == "ddp" else 6
-        needed = max((buffers + 1) * 4 + item.workspace / item.numel for item in plan.items) * 64 * 16 * matrices
+        exchange = rule(model.parameters(), **settings, process_group=group)._units[0].exchange
+        buffers = (6 * world_size if layout == "ddp" else 6) * exchange.dtype.itemsize
+        needed = max(buffers + item.workspace / item.numel for item in exchange.plan.items) * 64 * 16 * matrices
         bucket_bytes = -(-int(needed) // 2)
         optimizer = rule(model.parameters(), **settings, process_group=group, bucket_bytes=bucket_bytes)
         for i, param in enumerate(model.weights):
@@ -80,5 +86,5 @@ def test_transient_memory(tmp_path, layout, world_size):
         peaks, buckets = zip(*(measured[name] for measured in ranks), strict=True)
         assert min(buckets) > 3, "too few buckets to fill the pipeline"
         assert max(peaks) <= 2.0, f"{name} allocates {max(peaks):.2f} bucket_bytes"
-        if layout == "fsdp" and world_size > 1 and name in ("half", "muon"):
+        if layout == "fsdp" and world_size > 1 and name in ("half", "muon", "muon_wire", "muon_bfloat16"):
             assert max(peaks) >= 1.4, f"{name} uses {max(peaks):.2f} bucket_bytes of 2"

@@ -150,7 +150,8 @@ def test_wrong_targets_are_named():
         with pytest.raises(ValueError, match=words):
             resolve_target(settings, "optim.matrix")
     assert resolve_target({"_target_": "optim.Muon", "bucket_bytes": 10}, "x")[1] == {"bucket_bytes": 10}
-    assert resolve_target({"_target_": "optim.Muon", "dtype": "bfloat16"}, "x")[1] == {"dtype": torch.bfloat16}
+    for key in ("dtype", "wire"):
+        assert resolve_target({"_target_": "optim.Muon", key: "bfloat16"}, "x")[1] == {key: torch.bfloat16}
     for wrong in ("bfloat", "int8", "nn"):
         with pytest.raises(ValueError, match=f"optim.matrix.dtype={wrong}: give bfloat16, "):
             resolve_target({"_target_": "optim.Muon", "dtype": wrong}, "optim.matrix")
@@ -158,3 +159,11 @@ def test_wrong_targets_are_named():
         build(Tiny(False), {k: v for k, v in CONFIG.items() if k != "vector"})
     with pytest.raises(ValueError, match="optim.matrix: scale=x is unknown"):
         build(Tiny(False), CONFIG | {"matrix": {"_target_": "optim.Muon", "scale": "x"}})
+
+
+def test_a_copy_is_refused_and_a_state_dict_is_not():
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = Muon(model.parameters())
+    with pytest.raises(TypeError, match="Muon belongs to its process group .* load this one's state_dict"):
+        copy.deepcopy(optimizer)
+    Muon(copy.deepcopy(model).parameters()).load_state_dict(copy.deepcopy(optimizer.state_dict()))
