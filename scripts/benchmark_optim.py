@@ -245,9 +245,9 @@ def main() -> None:
             dist.all_reduce(busiest, dist.ReduceOp.MAX)
             work[name].append(busiest.item())
     if dist.get_rank() == 0:
-        for unit, seconds in (("s a step", times), ("CPU s a step on the busiest rank, whatever else ran", work)):
-            report(unit, seconds, first)
-            report_targets(seconds)
+        report("s a step", times, first)
+        report_targets(times)
+        report("CPU s a step on the busiest rank, whatever else ran", work, first)
         report_errors(shapes)
     dist.destroy_process_group()
 
