@@ -21,6 +21,7 @@ Replicated parameters (DDP) need no gather: owners share the work and broadcast 
 alone does neither.  The classes at the end are these three cases.
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,12 +44,12 @@ class Transfer:
 
     def start(self, inputs: dict[int, Tensor]) -> "Transfer":
         """Begin with this rank's part of every item of the bucket (its rows, or the whole if replicated)."""
-        self.inputs = inputs
+        self.inputs = {i: part.to(self.dtype) for i, part in inputs.items()}
         return self
 
     def receive(self) -> Callable[[int, Tensor], None]:
         """Wait; returns ``fill(i, whole)``, which writes the owned item i into a tensor of its shape."""
-        return lambda i, whole: whole.copy_(self.inputs[i].to(self.dtype))
+        return lambda i, whole: whole.copy_(self.inputs[i])
 
     def send_back(self, results: dict[int, Tensor]) -> None:
         """Hand over the preconditioned whole matrices; they begin their way back."""
@@ -63,7 +64,7 @@ class ReplicatedTransfer(Transfer):
     """Replicated parameters: every rank has every input, owners broadcast their results."""
 
     def start(self, inputs):
-        self.inputs = {i: inputs[i] for i in self.owned}
+        self.inputs = {i: inputs[i].to(self.dtype) for i in self.owned}
         self.device = next(iter(inputs.values())).device
         return self
 
@@ -154,7 +155,7 @@ class Exchange:
         layout: ``"alone"``, ``"replicated"`` or ``"sharded"``.
         group: process group of the W ranks (``None`` when alone).
         dtype: in which matrices travel.
-        bucket_bytes: a step's transient memory is at most twice this, unless a single matrix needs more.
+        bucket_bytes: a step's transient memory is at most twice this, unless a single item exceeds its share.
 
     Raises:
         RuntimeError: if the ranks of the group do not hold the same plan.
@@ -167,10 +168,12 @@ class Exchange:
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
         # An element that an owner holds in a bucket costs two buffers in each of the IN_FLIGHT buckets (where results
-        # are broadcast, those of all owners) and, while it is computed, its part of the workspace.
-        buffers = 2 * IN_FLIGHT * (world_size if layout == "replicated" else 1)
-        workspace = max(item.workspace / max(1, item.numel) for item in items)
-        self.plan = Plan(items, world_size, int(2 * bucket_bytes / (buffers * dtype.itemsize + workspace)))
+        # are broadcast, those of all owners). The rest is left to the one bucket that is computed: as much as suits
+        # most items, so that an outlier travels alone instead of making all buckets small.
+        buffers = 2 * IN_FLIGHT * (world_size if layout == "replicated" else 1) * dtype.itemsize
+        workspace = statistics.median(item.workspace / max(1, item.numel) for item in items)
+        elements = 2 * bucket_bytes / (buffers + workspace)
+        self.plan = Plan(items, world_size, int(elements), elements * workspace)
         self.transfer = self.TRANSFERS[layout]
         self._buckets: dict[tuple[int, ...], list] = {}
         self.host_group = _host_group(group)

@@ -63,7 +63,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         wire: in which they travel, by default ``dtype``.  bfloat16 beside float32 halves the bytes; what is sent is
             rounded, and by a process alone too, so that the number of ranks changes nothing.
         bucket_bytes: a step allocates at most twice this at once, ``workspace`` of the rule included; more only where
-            a single matrix needs more.
+            a single parameter (an expert stack counts whole) exceeds its share.
 
     Raises:
         ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is sharded differently.
@@ -129,7 +129,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         decay = group["lr"] * group.get("weight_decay", 0.0)
         if decay and group.get("cautious", False):
             for param, update in zip(params, updates, strict=True):
-                param.sub_(param * (update * param >= 0), alpha=decay)
+                param.sub_((update * param).ge_(0).mul_(param), alpha=decay)
         elif decay:
             torch._foreach_mul_(params, 1 - decay)
         for scale in set(scales):
@@ -265,6 +265,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         joined = sum(math.prod(shape) for shape in self.owner_state(group, (k, m, n)).values())
         workspace = k * (m * n * dtype.itemsize + self.workspace(group, (m, n), dtype))
         workspace += joined * _state_dtype(dtype).itemsize
+        workspace = max(workspace, 2 * k * m * n * entry.param.itemsize)  # what prepare returns; what apply makes
         return Item(tuple(entry.param.shape), k * self.flops(group, (m, n), dtype), (entry.number, m, n), workspace)
 
     def _usual_dtype(self, entries: list[Entry]) -> torch.dtype:

@@ -86,13 +86,15 @@ class Plan:
     """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
 
     ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket, counted as if every
-    shard had the rows of the largest (a larger single matrix travels alone).  The cap is lower where an owner's
-    matrices would otherwise make fewer than ``IN_FLIGHT`` buckets: with a single one, nothing is computed while
-    matrices travel, and all memory is new.
+    shard had the rows of the largest, and ``bucket_workspace`` the bytes to compute them; an item above either travels
+    alone.  The first cap is lower where an owner's matrices would otherwise make fewer than ``IN_FLIGHT`` buckets: with
+    a single one, nothing is computed while matrices travel, and all memory is new.
     """
 
-    def __init__(self, items: Sequence[Item], world_size: int, bucket_elements: int):
-        self.items, self.world_size, self.bucket_elements = list(items), world_size, bucket_elements
+    def __init__(
+        self, items: Sequence[Item], world_size: int, bucket_elements: int, bucket_workspace: float = float("inf")
+    ):
+        self.items, self.world_size, self.bucket_workspace = list(items), world_size, bucket_workspace
         self.owners = assign_owners([item.flops for item in items], world_size)
         owned = [0] * world_size
         for item, owner in zip(self.items, self.owners, strict=True):
@@ -119,12 +121,12 @@ class Plan:
         return buckets
 
     def _take(self, queue: list[int]) -> list[int]:
-        taken, elements = [], 0
+        taken, elements, workspace = [], 0, 0.0
         while queue:
-            size = self._padded(self.items[queue[0]])
-            if taken and elements + size > self.bucket_elements:
+            elements += self._padded(self.items[queue[0]])
+            workspace += self.items[queue[0]].workspace
+            if taken and (elements > self.bucket_elements or workspace > self.bucket_workspace):
                 break
-            elements += size
             taken.append(queue.pop(0))
         return taken
 

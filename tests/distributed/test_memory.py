@@ -1,5 +1,7 @@
 """A step's transient memory: at most two bucket_bytes in all, the rule's workspace included."""
 
+import math
+import statistics
 import time
 
 import pytest
@@ -37,6 +39,7 @@ CASES["muon_wire"] = (
     {"wire": torch.bfloat16},
 )
 CASES["muon_bfloat16"] = optim.Muon, {"dtype": torch.bfloat16}
+CASES["muon_cautious"] = optim.Muon, {"dtype": torch.bfloat16, "cautious": True, "weight_decay": 0.1}
 
 
 class Settled:
@@ -55,19 +58,25 @@ def settle(name):
     setattr(dist, name, lambda *args, **kwargs: Settled(transfer(*args, **kwargs)))
 
 
+def room_for(exchange, elements):
+    """The least bucket_bytes that give an owner this many elements, and every item its share."""
+    buffers = 6 * exchange.dtype.itemsize * (exchange.plan.world_size if exchange.layout == "replicated" else 1)
+    usual = statistics.median(item.workspace / item.numel for item in exchange.plan.items)
+    elements = max(elements, *(item.workspace / usual for item in exchange.plan.items))
+    return math.ceil((buffers + usual) * elements / 2)
+
+
 def measure(rank, world_size, layout, matrices):
     """The most that one step allocates at once, of each rule: (bytes / bucket_bytes, buckets).
 
-    bucket_bytes lets an owner hold this number of the largest matrix."""
+    bucket_bytes lets an owner hold this number of the largest matrix, and the one that is hardest to compute."""
     model, group = sharded(SHAPES, layout, world_size)
     for name in ("all_to_all_single", "broadcast"):
         settle(name)
     measured = {}
     for name, (rule, settings) in CASES.items():
         exchange = rule(model.parameters(), **settings, process_group=group)._units[0].exchange
-        buffers = (6 * world_size if layout == "ddp" else 6) * exchange.dtype.itemsize
-        needed = max(buffers + item.workspace / item.numel for item in exchange.plan.items) * 64 * 16 * matrices
-        bucket_bytes = -(-int(needed) // 2)
+        bucket_bytes = room_for(exchange, 64 * 16 * matrices)
         optimizer = rule(model.parameters(), **settings, process_group=group, bucket_bytes=bucket_bytes)
         for i, param in enumerate(model.weights):
             param.grad = gradient(param, 0, i)
@@ -88,3 +97,39 @@ def test_transient_memory(tmp_path, layout, world_size):
         assert max(peaks) <= 2.0, f"{name} allocates {max(peaks):.2f} bucket_bytes"
         if layout == "fsdp" and world_size > 1 and name in ("half", "muon", "muon_wire", "muon_bfloat16"):
             assert max(peaks) >= 1.4, f"{name} uses {max(peaks):.2f} bucket_bytes of 2"
+
+
+HALF = {"dtype": torch.bfloat16}
+CAUTIOUS = HALF | {"cautious": True, "weight_decay": 0.1}
+ALONE = {  # rule, its settings, the parameters' dtype, groups of (shapes, settings of the group)
+    "float64": (optim.Muon, CAUTIOUS, torch.float64, [([(16, 64)] * 12, {})]),
+    "float64, bfloat16 on the wire": (optim.NorMuon, {"wire": torch.bfloat16}, torch.float64, [([(16, 64)] * 12, {})]),
+    "cautious": (optim.Muon, CAUTIOUS, torch.float32, [([(2, 512)] * 12, {})]),
+    "split": (optim.Muon, CAUTIOUS, torch.float32, [([(24, 96), (96, 24)] * 6, {"split": 2})]),
+    "mixed": (
+        optim.Muon, HALF, torch.float32,
+        [([(16, 216), (2, 1728)] * 4, {"polar": "cubic"}), ([(32, 32)] * 8, {"polar": "eigh"})],
+    ),
+    "experts": (optim.SOAP, {}, torch.float32, [([(4, 16, 32), (2, 48, 24)] * 6, {})]),
+    "outlier": (optim.SOAP, {"every": 1}, torch.float32, [([(64, 64)] * 20 + [(1, 256)], {})]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("matrices", [1, 3])
+@pytest.mark.parametrize("case", ALONE)
+def test_transient_memory_of_one_process(case, matrices):
+    rule, settings, dtype, groups = ALONE[case]
+    groups = [
+        {"params": [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes], **own}
+        for shapes, own in groups
+    ]
+    weights = [weight for group in groups for weight in group["params"]]
+    exchange = rule([dict(group) for group in groups], **settings)._units[0].exchange
+    bucket_bytes = room_for(exchange, matrices * max(weight.numel() for weight in weights))
+    optimizer = rule(groups, **settings, bucket_bytes=bucket_bytes)
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    for _ in range(3):
+        with LiveBytes() as live:
+            optimizer.step()
+        assert live.peak <= 2 * bucket_bytes, f"{live.peak / bucket_bytes:.2f} bucket_bytes"

@@ -300,8 +300,19 @@ def test_the_host_never_waits_between_lines(trainer):
     one.watch.on_host = False
     with NoLooking() as mode:
         for step in range(3):
-            assert one.update(step)[0] == {}
+            assert one.update(step) == ({}, None, False)
+        assert mode.asked == 0
+        one.stop.signal = signal.SIGTERM
+        assert one.update(3) == ({}, "SIGTERM", False), "a signal is heard all the same"
         assert mode.asked == 0
         one.watch.on_host = True
-        one.update(3)
+        one.update(4)
         assert mode.asked > 0, "or this test sees nothing"
+
+
+def test_a_line_tells_the_rates_of_its_update(trainer):
+    one = trainer("logger.every=1", "train.steps=10", "schedule.warmup=0.3")
+    lines = [one.update(step)[0] for step in range(3)]
+    for role in ("matrix", "embedding", "head", "vector"):
+        rates = [line[f"lr/{role}"] for line in lines]
+        assert rates == sorted(set(rates)) and rates[0] > 0, f"{role} does not warm up: {rates}"
