@@ -103,7 +103,7 @@ class Plan:
 
     def digest(self) -> int:
         """A 62-bit hash of everything on which ranks must agree."""
-        text = repr((self.items, self.world_size, self.bucket_elements, self.owners))
+        text = repr((self.items, self.world_size, self.bucket_elements, self.bucket_workspace, self.owners))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
     def buckets(self, active: Sequence[int]) -> list[list[list[int]]]:

@@ -68,6 +68,13 @@ def test_buckets_hold_every_active_item_once_and_respect_the_cap(shapes, world_s
             assert len(owned) <= 1 or sum(shapes[i][0] * shapes[i][1] for i in owned) <= cap
 
 
+def test_plans_with_other_buckets_have_other_digests():
+    items = [Item((4, 4), 1.0, (), workspace=100.0)] * 12
+    plans = [Plan(items, 2, 32), Plan(items, 2, 32, 100.0), Plan(items, 2, 16), Plan(items[:-1], 2, 32)]
+    assert len({plan.digest() for plan in plans}) == len(plans)
+    assert [len(plan.buckets(range(12))) for plan in plans[:3]] == [3, 6, 6]
+
+
 @pytest.mark.parametrize("world_size", [2, 4, 8, 16])
 def test_there_is_always_something_to_compute_while_matrices_travel(world_size):
     """However large buckets may be: three of them where owners have three matrices, and all owners busy in each."""
