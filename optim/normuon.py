@@ -54,7 +54,9 @@ class NorMuon(Muon):
 
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         wide = torch.promote_types(dtype, torch.float32).itemsize
-        return max(super().workspace(group, shape, dtype), 2.0 * shape[0] * shape[1] * wide)
+        return max(
+            super().workspace(group, shape, dtype), 2.0 * shape[0] * shape[1] * wide
+        )  # the update and its square
 
 
 def _norm(stack: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ IN_FLIGHT = 3
 @dataclass(frozen=True)
 class Item:
     """One matrix as the plan sees it: whole shape ``(rows, ...)``, the rule's FLOPs, the stack it may join, and the
-    bytes that its owner needs to compute it."""
+    bytes that its owner allocates to compute it, the stack's part included."""
 
     shape: tuple[int, ...]
     flops: float

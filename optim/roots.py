@@ -38,8 +38,8 @@ def inverse_root_flops(n: int, method: str = "eigh") -> float:
 
 
 def inverse_root_workspace(n: int, method: str = "eigh", dtype: torch.dtype = torch.float32) -> float:
-    """Bytes that the root of an n×n matrix of this dtype allocates at once, its result included; more where float32
-    fails and float64 takes over."""
+    """Bytes that the root of an n×n matrix of this dtype allocates at once, its result included: so many n×n matrices,
+    as tests count them; more where float32 fails and float64 takes over."""
     _check(method)
     return (4.0 if method == "eigh" else 9.25) * torch.promote_types(dtype, torch.float32).itemsize * n**2
 

@@ -139,7 +139,8 @@ class Shampoo(MatrixOptimizer):
         (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
         largest = max(rows if side == "left" else cols for side in _sides(group, *shape))
         roots = down * along * (inverse_root_workspace(largest, group["root"], wide) + wide.itemsize * largest**2)
-        return max(roots, 4.0 * wide.itemsize * shape[0] * shape[1]) + 2.0 * wide.itemsize * shape[0] * shape[1]
+        matrix = float(wide.itemsize * shape[0] * shape[1])
+        return max(roots, 4 * matrix) + 2 * matrix  # new roots, or the update; beside the gradient cut into blocks
 
 
 def _exponent(group: Group) -> float:

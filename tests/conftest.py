@@ -16,7 +16,7 @@ settings.register_profile("nanomuon", deadline=None, max_examples=30)
 settings.load_profile("nanomuon")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure():
     """``configure("experiment=smoke", "train.steps=3", world_size=2)`` -> the validated config."""
     import hydra

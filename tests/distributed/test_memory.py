@@ -33,13 +33,15 @@ class Half(MatrixOptimizer):
 
 
 CASES = {name: (getattr(optim, kind), settings) for name, (kind, settings) in RULES.items()}
-CASES |= {"half": (Half, {"defaults": {"lr": 0.1}}), "muon": (optim.Muon, {})}
-CASES["muon_wire"] = (
-    optim.Muon,
-    {"wire": torch.bfloat16},
-)
-CASES["muon_bfloat16"] = optim.Muon, {"dtype": torch.bfloat16}
-CASES["muon_cautious"] = optim.Muon, {"dtype": torch.bfloat16, "cautious": True, "weight_decay": 0.1}
+HALF = {"dtype": torch.bfloat16}
+CAUTIOUS = HALF | {"cautious": True, "weight_decay": 0.1}
+CASES |= {
+    "half": (Half, {"defaults": {"lr": 0.1}}),
+    "muon": (optim.Muon, {}),
+    "muon_wire": (optim.Muon, {"wire": torch.bfloat16}),
+    "muon_bfloat16": (optim.Muon, HALF),
+    "muon_cautious": (optim.Muon, CAUTIOUS),
+}
 
 
 class Settled:
@@ -99,8 +101,6 @@ def test_transient_memory(tmp_path, layout, world_size):
             assert max(peaks) >= 1.4, f"{name} uses {max(peaks):.2f} bucket_bytes of 2"
 
 
-HALF = {"dtype": torch.bfloat16}
-CAUTIOUS = HALF | {"cautious": True, "weight_decay": 0.1}
 ALONE = {  # rule, its settings, the parameters' dtype, groups of (shapes, settings of the group)
     "float64": (optim.Muon, CAUTIOUS, torch.float64, [([(16, 64)] * 12, {})]),
     "float64, bfloat16 on the wire": (optim.NorMuon, {"wire": torch.bfloat16}, torch.float64, [([(16, 64)] * 12, {})]),

@@ -1,21 +1,17 @@
 """One model, one batch, any number of processes and any arrangement of them: the same numbers."""
 
 import os
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.forks import ROOT
 from tests.distributed.harness import run_workers
 from trainer import model as model_module
 from trainer.model import GPT, ModelConfig
-from trainer.parallel import Parallel, ParallelConfig, check_parallel, initialise, local, setup, unwrap
+from trainer.parallel import Parallel, ParallelConfig, initialise, local, setup, unwrap
 
 # 6 rows on 4 ranks leave one shard empty; 6 on 3 are even, 128 on 3 are not.
 TIED = ModelConfig(
@@ -269,87 +265,3 @@ def test_evaluation_builds_no_graph_and_comes_back(alone):
         assert not model.training and not model(torch.zeros(1, 2, dtype=torch.int64)).requires_grad
         raise RuntimeError("stop")
     assert model.training and torch.is_grad_enabled()
-
-
-# --- settings ---
-
-
-@pytest.mark.parametrize(
-    ("setting", "world_size", "local_world_size", "mode"),
-    [
-        (dict(), 1, 1, "single"),
-        (dict(), 3, 3, "fsdp"),
-        (dict(mode="ddp"), 1, 1, "ddp"),
-        (dict(mode="hsdp"), 4, 4, "hsdp"),
-        (dict(mode="hsdp", shard_size=3), 6, 6, "hsdp"),
-    ],
-)
-def test_mode(setting, world_size, local_world_size, mode):
-    assert check_parallel(ParallelConfig(**setting), world_size, local_world_size) == mode
-
-
-@pytest.mark.parametrize(
-    ("setting", "world_size", "message"),
-    [
-        (dict(mode="fsdp2"), 2, "parallel.mode=fsdp2 is unknown: choose one of auto, single, ddp, fsdp, hsdp"),
-        (dict(mode="single"), 2, "parallel.mode=single but 2 processes were started: choose ddp, fsdp or hsdp"),
-        (dict(mode="fsdp"), None, "parallel.mode=fsdp needs a launcher: torchrun --nproc-per-node N train.py"),
-        (dict(mode="ddp"), None, "parallel.mode=ddp needs a launcher"),
-        (dict(mode="hsdp"), None, "parallel.mode=hsdp needs a number of processes that factors, not 1"),
-        (dict(mode="hsdp"), 3, "parallel.mode=hsdp needs a number of processes that factors, not 3"),
-        (dict(mode="hsdp", shard_size=4), 6, "parallel.shard_size=4 must be a proper divisor of the 6 processes: "
-                                             "choose one of 2, 3"),
-        (dict(mode="hsdp", shard_size=6), 6, "parallel.shard_size=6 must be a proper divisor"),
-        (dict(mode="fsdp", shard_size=2), 4, "parallel.shard_size=2 has a meaning for parallel.mode=hsdp only"),
-    ],
-)  # fmt: skip
-def test_impossible_settings_are_one_clear_line(setting, world_size, message, monkeypatch):
-    for key in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(key, raising=False)
-    with pytest.raises(ValueError) as caught:
-        check_parallel(ParallelConfig(**setting), world_size)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_process_that_is_alone_among_many_is_an_error(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(key, raising=False)
-    with pytest.raises(ValueError, match=r"^WORLD_SIZE=4 but only this process was found \(RANK is not set\): start"):
-        setup(ParallelConfig(mode="fsdp"))
-
-
-# --- launchers ---
-
-SCRIPT = """
-import os
-import torch
-from trainer.parallel import ParallelConfig, setup, teardown
-
-def main():
-    parallel = setup(ParallelConfig())
-    total = parallel.sum(torch.ones(()))
-    line = f"rank {parallel.rank} of {parallel.world_size} {parallel.mode} {int(total)}\\n"
-    os.write(1, line.encode())  # at once: print writes the newline apart, and the ranks share a pipe
-
-main()
-teardown()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_both_launchers_start_the_same_processes(launcher, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = {
-        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        # --multi_gpu is Accelerate's word for several processes; a CPU is then used where there is no GPU.
-        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                       "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0"],
-    }[launcher]  # fmt: skip
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-m", *command, str(Path(script))], env=env, capture_output=True, text=True,
-                          timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert {"rank 0 of 2 fsdp 2", "rank 1 of 2 fsdp 2"} <= set(done.stdout.splitlines())

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from trainer import record, rundir
+from tests.runs import started
+from trainer import record
 from trainer.loop import Trainer
 
 TINY = ["experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "train.seq_len=16",
@@ -18,9 +19,7 @@ def run(configure, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
 
     def trained(name: str, *overrides: str) -> Trainer:
-        config = configure(*TINY, f"run.dir={tmp_path / name}", *overrides)
-        config.run.dir = rundir.claim(config)
-        trainer = Trainer(config)
+        trainer = started(configure(*TINY, f"run.dir={tmp_path / name}", *overrides))
         trainer.run()
         return trainer
 

@@ -14,41 +14,23 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
+from tests.runs import started
 from tests.trainer.conftest import TINY, lines, losses
 from trainer import commit, resume, rundir
 from trainer.checkpoint import CheckpointError
 from trainer.index import read_index, read_weights
 from trainer.launch import settings_are_open
-from trainer.loop import Trainer
 from trainer.schema import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, module_configure):
+def saved(tmp_path_factory, configure):
     """A folder with the checkpoints of steps 4 and 6."""
-    config = module_configure(*TINY, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}")
-    config.run.dir = rundir.claim(config)
-    trainer = Trainer(config)
+    trainer = started(configure(*TINY, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}"))
     trainer.run()
     return trainer
-
-
-@pytest.fixture(scope="module")
-def module_configure():
-    import hydra
-
-    from trainer import schema
-    from trainer.launch import CONFIGS
-
-    schema.register()
-
-    def configured(*overrides):
-        with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-            return schema.validate(hydra.compose("train", overrides=list(overrides)), 1)
-
-    return configured
 
 
 @pytest.fixture

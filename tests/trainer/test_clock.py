@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from trainer import loop, record, rundir
+from tests.runs import started
+from trainer import loop, record
 from trainer.checkpoint import Checkpoints
 from trainer.clock import Clock
 
@@ -99,7 +100,6 @@ def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, time):
     config = configure("experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2",
                        "train.seq_len=16", "train.batch_tokens=384", "train.steps=4", "eval.every=2", "eval.tokens=768",
                        "checkpoint.every=1", f"run.dir={tmp_path}/run")  # fmt: skip
-    config.run.dir = rundir.claim(config)
     done = []
 
     def takes(seconds, owner, name):
@@ -117,7 +117,7 @@ def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, time):
         takes(100, owner, name)
     monkeypatch.setattr(loop, "Clock", lambda synchronize: Clock(time.synchronize, time))
     monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
-    loop.Trainer(config).run()
+    started(config).run()
     assert [done.count(name) for name in ("warm_up", "validation_loss", "save", "update")] == [1, 3, 4, 4]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["train_time_s"] for line in lines if "val/loss" in line] == [0, 2, 4]

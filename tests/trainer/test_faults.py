@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from optim import Lion, Muon
 from optim.routing import Optimizers
 from tests.distributed.rules import Whitened
-from trainer import record, rundir
+from tests.runs import started
+from trainer import record
 from trainer.faults import Preempted, Stop, TrainingError, Watch, guarded_step, is_spike
 from trainer.loop import Trainer
 from trainer.parallel import Parallel
@@ -208,9 +209,7 @@ def trainer(configure, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
 
     def built(*overrides: str) -> Trainer:
-        config = configure(*TINY, f"run.dir={tmp_path / 'run'}", *overrides)
-        config.run.dir = rundir.claim(config)
-        return Trainer(config)
+        return started(configure(*TINY, f"run.dir={tmp_path / 'run'}", *overrides))
 
     return built
 
