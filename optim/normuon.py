@@ -54,9 +54,8 @@ class NorMuon(Muon):
 
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         wide = torch.promote_types(dtype, torch.float32).itemsize
-        return max(
-            super().workspace(group, shape, dtype), 2.0 * shape[0] * shape[1] * wide
-        )  # the update and its square
+        update_and_square = 2.0 * shape[0] * shape[1] * wide
+        return max(super().workspace(group, shape, dtype), update_and_square)
 
 
 def _norm(stack: Tensor) -> Tensor:
