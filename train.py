@@ -5,9 +5,9 @@ Many:           torchrun --nproc-per-node 8 train.py optim=muon
 Every choice:   python train.py --help
 """
 
-from trainer import launch
+from trainer.config import Config
+from trainer.launch import cli
 from trainer.loop import Trainer
-from trainer.schema import Config
 
 
 def train(config: Config) -> None:
@@ -15,4 +15,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch.main(train)
+    cli.main(train)

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import hydra
 
-from trainer import commit, rundir, schema
-from trainer.agree import agree
-from trainer.checkpoint import CheckpointError
-from trainer.index import read_index
-from trainer.launch import CONFIGS
+from trainer.config import register, validate, world_size
+from trainer.launch.cli import CONFIGS
+from trainer.launch.rendezvous import agree
 from trainer.loop import Trainer
 from trainer.parallel import teardown
-from trainer.schema import world_size
+from trainer.run import storage
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.dcp_index import read_index
+from trainer.run.directory import claim
 
 
 def main() -> None:
@@ -45,12 +46,12 @@ def main() -> None:
 
 def build(overrides: list[str], folder: str) -> Trainer:
     """A Trainer after its first update, so that all optimizer state exists."""
-    schema.register()
+    register()
     with hydra.initialize_config_dir(str(CONFIGS), job_name="bench", version_base="1.3"):
         composed = hydra.compose("train", overrides=["experiment=smoke", *overrides])
-    config = schema.validate(composed, world_size())
+    config = validate(composed, world_size())
     config.run.dir = f"{folder}/run"
-    config.run.dir = agree("run", lambda: rundir.claim(config))
+    config.run.dir = agree("run", lambda: claim(config))
     trainer = Trainer(config)
     trainer.checkpoints.before_commit = lambda: None  # there is no record
     trainer.update(0)
@@ -78,7 +79,7 @@ def measure(trainer: Trainer, repeat: int) -> dict[str, list[float]]:
 
 
 def report(trainer: Trainer, pauses: dict[str, list[float]]) -> None:
-    folder = commit.committed(trainer.checkpoints.folder)[0]
+    folder = storage.committed(trainer.checkpoints.folder)[0]
     written = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{trainer.record.describe()}, {trainer.config.optim.name}")
     print(

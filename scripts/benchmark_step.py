@@ -30,8 +30,10 @@ from torch import nn
 
 from data.shards import write_shard
 from data.split import Split
-from trainer import loop, rundir, schema
-from trainer.launch import CONFIGS
+from trainer import loop
+from trainer.config import register, validate
+from trainer.launch.cli import CONFIGS
+from trainer.run.directory import claim
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
 LR, BETAS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 10
@@ -62,10 +64,10 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
                  f"train.seq_len={LENGTH}", f"train.batch_tokens={SEQUENCES * LENGTH}", "train.steps=1000000",
                  f"train.micro_batch={SEQUENCES}", f"train.clip={CLIP}", "train.dtype=float32",
                  "eval.every=1000000", "eval.tokens=768", f"run.dir={folder / 'run'}"]  # fmt: skip
-    schema.register()
+    register()
     with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-        config = schema.validate(hydra.compose("train", overrides=settings), 1)
-    config.run.dir = rundir.claim(config)
+        config = validate(hydra.compose("train", overrides=settings), 1)
+    config.run.dir = claim(config)
     trainer = loop.Trainer(config)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.record.start(trainer.optimizers.table(), trainer.model.flops_per_token(), step=0, unfinished=True)

@@ -109,7 +109,7 @@ def publish(project: str, out: str) -> None:
     import wandb
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from trainer.dashboard import wandb_mode
+    from trainer.metrics.wandb import wandb_mode
 
     folder, name = Path(out).resolve().parent, Path(out).name  # W&B's process may have another working directory
     quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from trainer import commit
-from trainer.commit import CheckpointError
-from trainer.index import read_weights
 from trainer.model import ModelConfig
+from trainer.run import storage
+from trainer.run.dcp_index import read_weights
+from trainer.run.storage import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         folder = checkpoint(options.run)
-        weights, state = read_weights(folder), commit.read_json(folder, commit.STATE)
+        weights, state = read_weights(folder), storage.read_json(folder, storage.STATE)
         (export_hf if options.hf else export)(weights, state, options.out)
     except (CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def checkpoint(run: Path) -> Path:
     """The newest good checkpoint of a run; a checkpoint itself."""
-    if commit.step_of(run) is not None:
+    if storage.step_of(run) is not None:
         return run
-    folder, faults = commit.newest_good(run / "checkpoints")
+    folder, faults = storage.newest_good(run / "checkpoints")
     for fault in faults:
         print(f"warning: {fault}", file=sys.stderr)
     if folder is None:
@@ -64,7 +64,7 @@ def export(weights: dict[str, torch.Tensor], state: dict[str, Any], out: Path) -
 
 def export_hf(weights: dict[str, torch.Tensor], state: dict[str, Any], out: Path) -> None:
     """config.json and model.safetensors in a folder."""
-    from trainer.weights import hf_config, to_hf
+    from trainer.run.huggingface import hf_config, to_hf
 
     config = model_config(state["config"])
     theirs = to_hf(weights, config, state["vocab_size"])

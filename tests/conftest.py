@@ -21,13 +21,13 @@ def configure():
     """``configure("experiment=smoke", "train.steps=3", world_size=2)`` -> the validated config."""
     import hydra
 
-    from trainer import schema
-    from trainer.launch import CONFIGS
+    from trainer.config import Config, register, validate
+    from trainer.launch.cli import CONFIGS
 
-    schema.register()
+    register()
 
-    def configured(*overrides: str, world_size: int = 1) -> schema.Config:
+    def configured(*overrides: str, world_size: int = 1) -> Config:
         with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-            return schema.validate(hydra.compose("train", overrides=list(overrides)), world_size)
+            return validate(hydra.compose("train", overrides=list(overrides)), world_size)
 
     return configured

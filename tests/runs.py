@@ -1,11 +1,11 @@
 """A run as train.py starts it."""
 
-from trainer import rundir
+from trainer.config import Config
 from trainer.loop import Trainer
-from trainer.schema import Config
+from trainer.run.directory import claim
 
 
 def started(config: Config) -> Trainer:
     """The Trainer of ``config`` in the run directory that it gets."""
-    config.run.dir = rundir.claim(config)
+    config.run.dir = claim(config)
     return Trainer(config)

@@ -13,14 +13,14 @@ import torch
 from data import Loader, eval_batches, open_split, prepare
 from optim import routing, schedule
 from trainer import parallel as parallel_module
-from trainer import resume
-from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.clock import Clock
+from trainer.config import Config
 from trainer.evaluate import validation_loss
-from trainer.faults import Preempted, Stop, TrainingError, Watch, is_notable, lost_ranks_named, set_timeouts
+from trainer.guard import Preempted, Stop, TrainingError, Watch, is_notable, lost_ranks_named, set_timeouts
+from trainer.metrics.record import Record
 from trainer.parallel import unwrap
-from trainer.record import Record
-from trainer.schema import Config
+from trainer.run import resume
+from trainer.run.checkpoint import CheckpointError, Checkpoints
 from trainer.warmup import warm_up
 
 

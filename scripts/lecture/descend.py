@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from optim.routing import resolve_target
-from trainer.schema import by_family
+from trainer.config import by_family
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "optim"
 

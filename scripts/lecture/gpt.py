@@ -8,8 +8,8 @@ import torch
 
 from data import Loader, eval_batches, open_split, prepare
 from optim import routing, schedule
-from trainer import schema
-from trainer.launch import CONFIGS, settings_are_open
+from trainer.config import Config, register, validate
+from trainer.launch.cli import CONFIGS, settings_are_open
 from trainer.model import GPT
 from trainer.parallel import initialise
 
@@ -28,12 +28,12 @@ SMALL = (
 )
 
 
-def compose(*overrides: str) -> schema.Config:
+def compose(*overrides: str) -> Config:
     """The validated config of `python train.py` with SMALL and these overrides."""
-    schema.register()
+    register()
     with hydra.initialize_config_dir(str(CONFIGS), job_name="lecture", version_base="1.3"):
         words = [settings_are_open(word) for word in (*SMALL, *overrides)]
-        return schema.validate(hydra.compose("train", overrides=words), world_size=1)
+        return validate(hydra.compose("train", overrides=words), world_size=1)
 
 
 def train(
@@ -77,6 +77,6 @@ def train(
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, split, config: schema.Config) -> float:
+def validation_loss(model: GPT, split, config: Config) -> float:
     batches = eval_batches(split.val, seq_len=config.train.seq_len, tokens=config.eval.tokens, micro_batch=64)
     return sum(model(inputs, targets).item() for inputs, targets in batches) / config.eval.tokens

@@ -7,9 +7,9 @@ import time
 
 import torch
 
-from trainer.checkpoint import Checkpoints
 from trainer.loop import Trainer
 from trainer.parallel import Parallel, local
+from trainer.run.checkpoint import Checkpoints
 
 
 def before_update(act) -> None:

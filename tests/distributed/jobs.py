@@ -107,22 +107,26 @@ def lines(directory: Path) -> list[dict]:
 
 
 def _train(request: dict, composed: DictConfig) -> int:
-    """In the fork: what trainer/launch.py does after Hydra."""
+    """In the fork: what trainer/launch/cli.py does after Hydra."""
     from tests.distributed import hooks
-    from trainer import launch, record, resume, rundir, schema
-    from trainer.agree import agree, report
+    from trainer.config import validate, world_size
+    from trainer.launch import cli
+    from trainer.launch.rendezvous import agree, report
     from trainer.loop import Trainer
+    from trainer.metrics import record
+    from trainer.run import resume
+    from trainer.run.directory import claim
 
     record.loss_vs_time = lambda *arguments: None  # a second, and tested elsewhere
     if request["hook"]:
         name, arguments = request["hook"]
         getattr(hooks, name)(request["rank"], **arguments)
     try:
-        config = schema.validate(composed, schema.world_size())
-        config.run.dir = agree("job", lambda: rundir.claim(config))
+        config = validate(composed, world_size())
+        config.run.dir = agree("job", lambda: claim(config))
         done = agree("finished", lambda: resume.finished(config))
         print(done) if done else Trainer(config).run()
-    except launch.USER_ERRORS as error:
+    except cli.USER_ERRORS as error:
         report(error)
         return 1
     return 0
@@ -132,11 +136,12 @@ def _train(request: dict, composed: DictConfig) -> int:
 def _compose(arguments: tuple[str, ...]) -> DictConfig:
     import hydra
 
-    from trainer import launch, schema
+    from trainer.config import register
+    from trainer.launch import cli
 
-    schema.register()
-    overrides = [launch.settings_are_open(argument) for argument in arguments]
-    with hydra.initialize_config_dir(str(launch.CONFIGS), job_name="train", version_base="1.3"):
+    register()
+    overrides = [cli.settings_are_open(argument) for argument in arguments]
+    with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
         return hydra.compose("train", overrides=overrides)
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from optim.routing import ROLES, build
-from trainer.schema import FAMILIES, by_family
+from trainer.config import FAMILIES, by_family
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/optim").glob("*.yaml")}

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.runs import started
-from trainer import record
 from trainer.loop import Trainer
+from trainer.metrics import record
 
 TINY = ["experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "train.seq_len=16",
         "train.batch_tokens=384", "train.steps=6", "eval.every=3", "eval.tokens=768", "logger.every=1",

@@ -16,11 +16,12 @@ from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
 from tests.runs import started
 from tests.trainer.conftest import TINY, lines, losses
-from trainer import commit, resume, rundir
-from trainer.checkpoint import CheckpointError
-from trainer.index import read_index, read_weights
-from trainer.launch import settings_are_open
-from trainer.schema import ConfigError
+from trainer.config import ConfigError
+from trainer.launch.cli import settings_are_open
+from trainer.run import resume, storage
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.dcp_index import read_index, read_weights
+from trainer.run.directory import run_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -40,8 +41,8 @@ def copy(saved, tmp_path):
 
 
 def test_plain_dcp_tools_read_it(saved):
-    folder = commit.folder_of(saved.checkpoints.folder, 6)
-    assert {path.name for path in folder.iterdir()} == {*commit.verify(folder), commit.MANIFEST}
+    folder = storage.folder_of(saved.checkpoints.folder, 6)
+    assert {path.name for path in folder.iterdir()} == {*storage.verify(folder), storage.MANIFEST}
     weights = {f"model/{name}": torch.zeros_like(value) for name, value in saved.model.state_dict().items()}
     dcp.load(weights, checkpoint_id=folder)
     for name, value in saved.model.state_dict().items():
@@ -53,7 +54,7 @@ def test_random_numbers_go_on(saved):
     draws = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        saved.checkpoints.load(commit.folder_of(saved.checkpoints.folder, 6))
+        saved.checkpoints.load(storage.folder_of(saved.checkpoints.folder, 6))
         draws.append(torch.rand(3))
     assert torch.equal(*draws)
 
@@ -92,20 +93,21 @@ def restore(saved, copy) -> None:
 def test_three_hundred_mutations(saved, copy):
     """A damaged checkpoint is refused by name; the one before is taken if it is whole; never anything else."""
     dice = random.Random(11)
-    newest, older = (commit.folder_of(copy, step) for step in (6, 4))
+    newest, older = (storage.folder_of(copy, step) for step in (6, 4))
     harmless = 0
     for _ in range(300):
         name = damage(newest, older, dice)
-        good, faults = commit.newest_good(copy)
+        good, faults = storage.newest_good(copy)
         if good == newest:  # white space of the manifest: what it says is the same
-            assert name == commit.MANIFEST
-            assert commit.verify(newest) == commit.verify(commit.folder_of(saved.checkpoints.folder, 6))
+            assert name == storage.MANIFEST
+            assert storage.verify(newest) == storage.verify(storage.folder_of(saved.checkpoints.folder, 6))
             harmless += 1
         else:
             assert str(newest) in faults[0]
-            swapped = (older / name).read_bytes() != (commit.folder_of(saved.checkpoints.folder, 4) / name).read_bytes()
+            kept = storage.folder_of(saved.checkpoints.folder, 4)
+            swapped = (older / name).read_bytes() != (kept / name).read_bytes()
             assert (good, len(faults)) == ((None, 2) if swapped else (older, 1))
-            if name != commit.MANIFEST:
+            if name != storage.MANIFEST:
                 assert name in faults[0]
         restore(saved, copy)
     assert harmless < 30
@@ -121,24 +123,24 @@ def test_the_one_before_is_used_and_this_is_said(run, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "step_00000006: __0_0.distcp has" in said and "going on after update 4 of 6" in said
     assert losses(tmp_path / "damaged") == losses(tmp_path / "whole")
-    commit.verify(tmp_path / "damaged" / "checkpoints" / "step_00000006")  # written again
+    storage.verify(tmp_path / "damaged" / "checkpoints" / "step_00000006")  # written again
 
 
 def test_a_damaged_one_does_not_take_the_place_of_a_good_one(run, tmp_path):
     """The only one that stays is the one just written, though the damaged one is of a later step."""
     folder = run("run").checkpoints.folder
-    (commit.folder_of(folder, 6) / commit.STATE).unlink()
+    (storage.folder_of(folder, 6) / storage.STATE).unlink()
     run("run", "checkpoint.keep_last=1", "checkpoint.every=1", "train.max_minutes=1e-9")
-    good, faults = commit.newest_good(folder)
-    assert (good, faults) == (commit.folder_of(folder, 5), [])
+    good, faults = storage.newest_good(folder)
+    assert (good, faults) == (storage.folder_of(folder, 5), [])
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000005", "step_00000006.damaged"]
 
 
 def test_the_folder_of_another_step_is_refused(copy):
     """Its files fit its manifest, but they are not what the name says."""
-    commit.folder_of(copy, 6).rename(commit.folder_of(copy, 9))
-    good, faults = commit.newest_good(copy)
-    assert good == commit.folder_of(copy, 4) and faults[0].endswith("manifest.json is that of step 6")
+    storage.folder_of(copy, 6).rename(storage.folder_of(copy, 9))
+    good, faults = storage.newest_good(copy)
+    assert good == storage.folder_of(copy, 4) and faults[0].endswith("manifest.json is that of step 6")
 
 
 def test_no_good_checkpoint_is_an_error(run, tmp_path):
@@ -152,7 +154,7 @@ def test_no_good_checkpoint_is_an_error(run, tmp_path):
 @pytest.mark.parametrize("attack", ["code", "bytes", "elsewhere"])
 def test_nothing_is_unpickled_freely(copy, tmp_path, attack):
     """An index that calls a function, holds pickled objects or points outside is refused, though its hash is right."""
-    folder = commit.folder_of(copy, 6)
+    folder = storage.folder_of(copy, 6)
     index = read_index(folder)
 
     class Bomb:
@@ -166,9 +168,9 @@ def test_nothing_is_unpickled_freely(copy, tmp_path, attack):
     else:
         next(iter(index.storage_data.values())).relative_path = "../../secret"
     (folder / ".metadata").write_bytes(pickle.dumps(index))
-    files = {path.name: commit.fingerprint(path) for path in folder.iterdir() if path.name != commit.MANIFEST}
-    commit.write_manifest(folder, 6, files)
-    commit.verify(folder)
+    files = {path.name: storage.fingerprint(path) for path in folder.iterdir() if path.name != storage.MANIFEST}
+    storage.write_manifest(folder, 6, files)
+    storage.verify(folder)
     with pytest.raises(CheckpointError, match="not an index of tensors"):
         read_weights(folder)
     assert not (tmp_path / "exploded").exists()
@@ -176,7 +178,7 @@ def test_nothing_is_unpickled_freely(copy, tmp_path, attack):
 
 def test_saved_by_the_clock(run):
     trainer = run("run", "checkpoint.every=null", "checkpoint.minutes=1e-9", "checkpoint.keep_last=9")
-    assert [commit.step_of(path) for path in commit.committed(trainer.checkpoints.folder)] == [6, 5, 4, 3, 2, 1]
+    assert [storage.step_of(path) for path in storage.committed(trainer.checkpoints.folder)] == [6, 5, 4, 3, 2, 1]
 
 
 # Starting again --------------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_another_run_goes_on_from_this_one(run, tmp_path, capsys):
     assert "changed since the checkpoint: eval.every 3 -> 2, checkpoint.every 2 -> 1" in said
     whole, copy = losses(tmp_path / "whole"), losses(tmp_path / "copy")
     assert [row[:2] for row in copy] == [row[:2] for row in whole], "its record begins with that of the other"
-    assert json.loads((tmp_path / "copy/run.json").read_text())["id"] != rundir.run_id(tmp_path / "whole")
+    assert json.loads((tmp_path / "copy/run.json").read_text())["id"] != run_id(tmp_path / "whole")
 
 
 def test_run_from_as_it_is_typed():

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from tests.runs import started
-from trainer import loop, record
-from trainer.checkpoint import Checkpoints
+from trainer import loop
 from trainer.clock import Clock
+from trainer.metrics import record
+from trainer.run.checkpoint import Checkpoints
 
 
 class Time:

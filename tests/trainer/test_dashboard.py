@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.trainer.test_record import processes
-from trainer import dashboard, rundir
-from trainer.dashboard import wandb_mode
-from trainer.progress import Display
-from trainer.record import Record
+from trainer.metrics.console import Display
+from trainer.metrics.record import Record
+from trainer.metrics.wandb import summary, wandb_mode
+from trainer.run.directory import claim, run_id
 
 
 def curve(*points):
@@ -24,14 +24,14 @@ def curve(*points):
 
 def test_summary():
     lines = [*curve((0, 6.0), (10, 4.0)), {"step": 15, "train/loss": 1.0}, *curve((20, 3.0), (30, 3.5))]
-    found = dashboard.summary(lines, target=3.25)
+    found = summary(lines, target=3.25)
     assert [found[f"final/{key}"] for key in ("val_loss", "steps", "tokens", "seconds")] == [3.5, 30, 3000, 15.0]
     assert [found[f"target/{key}"] for key in ("loss", "steps", "tokens", "seconds")] == [3.25, 17.5, 1750, 8.75]
     assert [found[f"target/evaluated_{key}"] for key in ("steps", "tokens", "seconds")] == [20, 2000, 10.0]
     for target in (None, 2.9):
-        assert not any(key.startswith("target/") for key in dashboard.summary(lines, target))
-    assert dashboard.summary(lines, target=6.5)["target/steps"] == 0, "below from the start"
-    assert dashboard.summary(curve((0, None)), 1.0) == {} and dashboard.summary([], 1.0) == {}
+        assert not any(key.startswith("target/") for key in summary(lines, target))
+    assert summary(lines, target=6.5)["target/steps"] == 0, "below from the start"
+    assert summary(curve((0, None)), 1.0) == {} and summary([], 1.0) == {}
 
 
 @given(
@@ -39,7 +39,7 @@ def test_summary():
     st.floats(1, 10),
 )
 def test_the_target_is_met_between_two_evaluations(losses, target):
-    found = dashboard.summary(curve(*((10 * i, loss) for i, loss in enumerate(losses))), target)
+    found = summary(curve(*((10 * i, loss) for i, loss in enumerate(losses))), target)
     assert ("target/steps" in found) == (min(losses) <= target)
     if "target/steps" in found:
         at, after = found["target/steps"], found["target/evaluated_steps"]
@@ -77,7 +77,7 @@ def test_offline_wandb(configure, tmp_path):
     shown = io.StringIO()
     config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]",
                        "logger.group=sweep", "eval.target=5")  # fmt: skip
-    rundir.claim(config)
+    claim(config)
     accelerator = Accelerator(cpu=True)
     record = Record(config, processes(accelerator=accelerator), Display(2, Console(file=shown, width=200)))
     record.start()
@@ -98,7 +98,7 @@ def test_offline_wandb(configure, tmp_path):
     told = {item.key or "/".join(item.nested_key): item.value_json for item in updates}
     assert (told["final/val_loss"], told["target/evaluated_steps"]) == ("4.25", "1")
     assert "reached after 1 steps" in shown.getvalue()
-    assert run.run_id == rundir.run_id(tmp_path), "that of run.json, whose ids are drawn anew for every directory"
+    assert run.run_id == run_id(tmp_path), "that of run.json, whose ids are drawn anew for every directory"
     assert set(run.tags) == {"muon", "tiny", "sample", "mine"}
     assert axes["val/loss"] == "train_time_s"
     (point,) = [point for point in points if "val/loss" in point]

@@ -16,11 +16,11 @@ from optim import Lion, Muon
 from optim.routing import Optimizers
 from tests.distributed.rules import Whitened
 from tests.runs import started
-from trainer import record
-from trainer.faults import Preempted, Stop, TrainingError, Watch, guarded_step, is_spike
+from trainer.config import TrainConfig
+from trainer.guard import Preempted, Stop, TrainingError, Watch, guarded_step, is_spike
 from trainer.loop import Trainer
+from trainer.metrics import record
 from trainer.parallel import Parallel
-from trainer.schema import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 ALONE = SimpleNamespace(world_size=1, is_main=True, rank=0, device=torch.device("cpu"))

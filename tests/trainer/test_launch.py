@@ -9,31 +9,32 @@ import pytest
 
 from data import DataError
 from data.shards import write_shard
-from trainer import launch, rundir, schema
-from trainer.schema import ConfigError
+from trainer.config import ConfigError, keys
+from trainer.launch import cli
+from trainer.run.directory import FREE, claim, job_name, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
 
 
 def test_job_names_are_readable_unique_and_short():
-    assert rundir.job_name(["optim=muon", "seed=3"], 3) == "optim=muon,seed=3"
-    assert rundir.job_name(["++optim.matrix.lr=0.01"], 0) == "optim.matrix.lr=0.01,seed=0"
-    assert rundir.job_name(["data.dir=/a/b"], 0) == "data.dir=_a_b,seed=0"
-    long = [rundir.job_name([f"data.dir={'x' * 300}{n}"], 0) for n in range(2)]
+    assert job_name(["optim=muon", "seed=3"], 3) == "optim=muon,seed=3"
+    assert job_name(["++optim.matrix.lr=0.01"], 0) == "optim.matrix.lr=0.01,seed=0"
+    assert job_name(["data.dir=/a/b"], 0) == "data.dir=_a_b,seed=0"
+    long = [job_name([f"data.dir={'x' * 300}{n}"], 0) for n in range(2)]
     assert long[0] != long[1] and max(map(len, long)) < 200
 
 
 def test_default_directories_never_collide(configure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = configure("experiment=smoke")
-    directories = [rundir.claim(config) for _ in range(3)]
+    directories = [claim(config) for _ in range(3)]
     assert len(set(directories)) == 3 and all("muon-tiny-sample-s0" in name for name in directories)
 
 
 def test_a_directory_belongs_to_one_run(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    rundir.claim(configure(*base))
+    claim(configure(*base))
     before = (tmp_path / "run" / "run.json").read_text()
     for change, key in (
         ("seed=1", "seed is 0 there and 1 here"),
@@ -42,27 +43,27 @@ def test_a_directory_belongs_to_one_run(configure, tmp_path):
         ("model.n_layer=2", "model.n_layer is 4 there and 2 here"),
     ):
         with pytest.raises(ConfigError, match=f"belongs to another run: {key}"):
-            rundir.claim(configure(*base, change))
+            claim(configure(*base, change))
     with pytest.raises(ConfigError, match="and .* more"):
-        rundir.claim(configure(*base, "optim=adamw"))
+        claim(configure(*base, "optim=adamw"))
     assert (tmp_path / "run" / "run.json").read_text() == before
 
 
 @pytest.mark.parametrize("change", ["logger=jsonl", "eval.every=7", "checkpoint.every=5", "train.micro_batch=2"])
 def test_what_does_not_change_the_training_is_accepted(configure, tmp_path, change):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    rundir.claim(configure(*base))
-    assert rundir.claim(configure(*base, change)) == f"{tmp_path}/run"
+    claim(configure(*base))
+    assert claim(configure(*base, change)) == f"{tmp_path}/run"
 
 
 def test_what_may_differ_is_in_the_schema():
-    assert set(rundir.FREE) <= set(schema.keys())
+    assert set(FREE) <= set(keys())
 
 
 def test_another_number_of_ranks_is_the_same_run(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    rundir.claim(configure(*base))
-    rundir.claim(configure(*base, "parallel=hsdp", world_size=4))
+    claim(configure(*base))
+    claim(configure(*base, "parallel=hsdp", world_size=4))
 
 
 @pytest.mark.parametrize("fault", ["a header that is none", "less than a batch"])
@@ -75,40 +76,40 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
         shards[0].write_bytes(bytes(3000))
     config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
     with pytest.raises(DataError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
-        launch.settle(config)
+        cli.settle(config)
     assert not (tmp_path / "run").exists()
 
 
 def test_resume_never_and_must(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
     with pytest.raises(ConfigError, match="holds no run"):
-        rundir.claim(configure(*base, "run.resume=must"))
+        claim(configure(*base, "run.resume=must"))
     assert not (tmp_path / "run").exists()
-    rundir.claim(configure(*base, "run.resume=never"))
-    rundir.claim(configure(*base, "run.resume=must"))
+    claim(configure(*base, "run.resume=never"))
+    claim(configure(*base, "run.resume=must"))
     with pytest.raises(ConfigError, match="run.resume=never"):
-        rundir.claim(configure(*base, "run.resume=never"))
+        claim(configure(*base, "run.resume=never"))
 
 
 def test_foreign_and_damaged_directories_are_refused(configure, tmp_path):
     config = configure("experiment=smoke", f"run.dir={tmp_path}/run")
     (tmp_path / "run").mkdir()
-    rundir.claim(config)
+    claim(config)
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(ConfigError, match="run.json is damaged"):
-        rundir.claim(config)
+        claim(config)
     (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "thesis.tex")
     with pytest.raises(ConfigError, match="not a run's"):
-        rundir.claim(config)
+        claim(config)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_atomic_writing_leaves_no_half_file(tmp_path, monkeypatch):
     target = tmp_path / "file"
-    rundir.write_atomically(target, "old")
+    write_atomically(target, "old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError):
-        rundir.write_atomically(target, "new")
+        write_atomically(target, "new")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from trainer import record as record_module
-from trainer.jsonl import JsonLines, parse
-from trainer.progress import Display, duration
-from trainer.record import Record
+from trainer.metrics import record as record_module
+from trainer.metrics.console import Display, duration
+from trainer.metrics.jsonl import JsonLines, parse
+from trainer.metrics.record import Record
 
 
 class Accelerated(SimpleNamespace):

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trainer import launch, schema
-from trainer.schema import ConfigError, Dtype
+from trainer.config import Config, ConfigError, Dtype, by_family, fit_batch, register, validate
+from trainer.launch import cli
 
 SMOKE = "experiment=smoke"
 
 
 def choices(group):
-    return sorted(path.stem for path in (launch.CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (cli.CONFIGS / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
@@ -53,26 +53,26 @@ def test_family_values_are_chosen_and_overridden(configure):
     def lr(*overrides):
         return configure(SMOKE, "optim=muon", *overrides).optim.matrix["lr"]
 
-    preset = OmegaConf.load(launch.CONFIGS / "optim" / "muon.yaml").matrix.lr
+    preset = OmegaConf.load(cli.CONFIGS / "optim" / "muon.yaml").matrix.lr
     assert len({preset.tiny, preset.gpt2, preset.modern}) == 3
     assert lr() == preset.tiny and lr("model=gpt2_124m") == preset.gpt2 and lr("model=modern_124m") == preset.modern
     assert lr("optim.matrix.lr=0.123") == 0.123
 
 
 def test_family_without_a_value_is_refused():
-    assert schema.by_family({"lr": {"gpt2": 0.1}, "betas": [0.9, 0.95]}, "gpt2", "optim.head") == {
+    assert by_family({"lr": {"gpt2": 0.1}, "betas": [0.9, 0.95]}, "gpt2", "optim.head") == {
         "lr": 0.1,
         "betas": [0.9, 0.95],
     }
     with pytest.raises(ConfigError, match=r"optim.head.lr is given for gpt2 only, but model.family=tiny"):
-        schema.by_family({"lr": {"gpt2": 0.1}}, "tiny", "optim.head")
+        by_family({"lr": {"gpt2": 0.1}}, "tiny", "optim.head")
 
 
 def test_saved_config_composes_to_itself(configure):
     """What config.yaml holds is plain: no family tables, no enums, nothing left to derive."""
     config = configure(SMOKE)
     saved = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    again = schema.validate(OmegaConf.merge(OmegaConf.structured(schema.Config), saved), 1)
+    again = validate(OmegaConf.merge(OmegaConf.structured(Config), saved), 1)
     assert asdict(again) == asdict(config)
 
 
@@ -104,14 +104,14 @@ def settings(batch_tokens, seq_len, micro_batch=None, n_layer=4, n_embd=128):
 def test_batch_divides_or_the_proposals_do(batch_tokens, seq_len, micro_batch, ranks, width):
     config = settings(batch_tokens, seq_len, micro_batch, n_embd=width * 1000)
     try:
-        schema.fit_batch(config, ranks)
+        fit_batch(config, ranks)
     except ConfigError as error:
         proposals = [int(word) for word in str(error).split("nearest ")[1].split(", or train")[0].split(" or ")]
         assert str(batch_tokens) in str(error) and proposals
         for proposal in proposals:
             assert proposal % seq_len == 0
             if "ranks" in str(error):
-                schema.fit_batch(settings(proposal, seq_len, micro_batch), ranks)
+                fit_batch(settings(proposal, seq_len, micro_batch), ranks)
     else:
         unit = ranks * config.train.micro_batch * seq_len
         assert batch_tokens % unit == 0 and config.train.micro_batch == (micro_batch or config.train.micro_batch)
@@ -121,7 +121,7 @@ def test_micro_batch_shrinks_with_the_model():
     chosen = []
     for layers, width in ((4, 128), (12, 768), (48, 1600)):
         config = settings(64 * 1024, 1024, n_layer=layers, n_embd=width)
-        schema.fit_batch(config, 1)
+        fit_batch(config, 1)
         chosen.append(config.train.micro_batch)
     assert chosen == sorted(chosen, reverse=True) and chosen[0] > chosen[1] > chosen[2] == 1
 
@@ -166,9 +166,9 @@ BAD = {
 
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_line_with_key_value_and_mend(override):
-    schema.register()
+    register()
     with pytest.raises(ConfigError) as caught:
-        launch.check_jobs([SMOKE, launch.settings_are_open(override)], SimpleNamespace(multirun=False))
+        cli.check_jobs([SMOKE, cli.settings_are_open(override)], SimpleNamespace(multirun=False))
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in BAD[override]), message
 
@@ -185,6 +185,6 @@ def test_hsdp_needs_a_number_that_factors(configure):
 
 
 def test_settings_that_the_preset_does_not_list_can_be_given():
-    schema.register()
-    override = launch.settings_are_open("optim.matrix.cautious=true")
-    assert launch.check_jobs([SMOKE, override], SimpleNamespace(multirun=False)) is None
+    register()
+    override = cli.settings_are_open("optim.matrix.cautious=true")
+    assert cli.check_jobs([SMOKE, override], SimpleNamespace(multirun=False)) is None

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import faults, launch, processes, rundir, schema
-from trainer.schema import ConfigError
-from trainer.sweep import JobFailed
+from trainer import guard
+from trainer.config import ConfigError, register
+from trainer.launch import cli, processes
+from trainer.launch.sweep import JobFailed
+from trainer.run.directory import claim
 
 
 def sweep(*overrides):
-    schema.register()
-    return launch.check_jobs(list(overrides), SimpleNamespace(multirun=True))
+    register()
+    return cli.check_jobs(list(overrides), SimpleNamespace(multirun=True))
 
 
 def test_sweep_names_the_keys_that_vary():
@@ -30,18 +32,18 @@ def test_sweep_names_the_keys_that_vary():
 
 
 def test_an_experiment_may_be_a_sweep():
-    schema.register()
-    found = launch.check_jobs(["experiment=lecture", "seed=3,4"], SimpleNamespace(multirun=False))
+    register()
+    found = cli.check_jobs(["experiment=lecture", "seed=3,4"], SimpleNamespace(multirun=False))
     assert len(found.jobs) == 14 and found.jobs[1].run.name == "optim=sgd,seed=4"
     job = found.jobs[0]
     alone = processes.arguments(job, ["experiment=lecture", "optim=sgd", "seed=3"])
-    assert launch.check_jobs(alone, SimpleNamespace(multirun=False)) is None, "a job of it is not"
+    assert cli.check_jobs(alone, SimpleNamespace(multirun=False)) is None, "a job of it is not"
 
 
 @pytest.mark.parametrize("experiment", ["speedrun_124m", "gpt2_124m_llmc"])
 def test_published_settings(experiment):
-    schema.register()
-    assert launch.check_jobs([f"experiment={experiment}", "run.processes=8"], SimpleNamespace(multirun=False)) is None
+    register()
+    assert cli.check_jobs([f"experiment={experiment}", "run.processes=8"], SimpleNamespace(multirun=False)) is None
 
 
 def test_processes_are_known_before_they_start(monkeypatch):
@@ -50,11 +52,11 @@ def test_processes_are_known_before_they_start(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ConfigError, match="run.processes=3, but 2 were started"):
-        launch.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
+        cli.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
 
 
 def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
-    slurm = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
+    slurm = cli.SUBMITIT + "submitit_launcher.SlurmLauncher"
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "")  # so that it is put back
     monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
@@ -63,7 +65,7 @@ def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "srun").touch(mode=0o755)
     processes.prepare_submitit(slurm)
     asked = f"SIG{os.environ['SUBMITIT_PREEMPT_SIGNAL']}"
-    assert asked in {number.name for number in faults.SIGNALS}, "a run saves at it"
+    assert asked in {number.name for number in guard.SIGNALS}, "a run saves at it"
 
 
 def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsys):
@@ -73,14 +75,14 @@ def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsy
         raise lost("Job 42_0 (task: 0) has no result\nits log …")
 
     found = sweep("experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path}/lost")
-    monkeypatch.setattr(launch, "prepare", lambda: found)
-    monkeypatch.setattr(launch.hydra, "main", hydra_main)
+    monkeypatch.setattr(cli, "prepare", lambda: found)
+    monkeypatch.setattr(cli.hydra, "main", hydra_main)
     with pytest.raises(SystemExit):
-        launch.main(lambda config: None)
+        cli.main(lambda config: None)
     told = capsys.readouterr()
     assert len(told.err.splitlines()) == 1 and "Job 42_0" in told.err and f"{tmp_path}/lost/.submitit" in told.err
     assert "2 of 2 jobs have not finished" in told.out and "/lost/.submitit/*/*_log" not in told.out
-    found.launcher = launch.SUBMITIT + "submitit_launcher.SlurmLauncher"
+    found.launcher = cli.SUBMITIT + "submitit_launcher.SlurmLauncher"
     found.summary()
     assert "/lost/.submitit/*/*_log" in capsys.readouterr().out
 
@@ -133,7 +135,7 @@ except KeyboardInterrupt:
 
 def finish(config, **values):
     """As if the job had run."""
-    rundir.claim(config)
+    claim(config)
     line = {"step": config.train.steps, "tokens": 1, "train_time_s": 61.0, "val/loss": 2.5, **values}
     (Path(config.run.dir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 

@@ -7,24 +7,26 @@ import shutil
 import pytest
 
 from tests.trainer.conftest import TINY, lines, losses
-from trainer import commit, record, resume, rundir
-from trainer.faults import TrainingError
-from trainer.jsonl import JsonLines
-from trainer.schema import ConfigError
+from trainer.config import ConfigError
+from trainer.guard import TrainingError
+from trainer.metrics import record
+from trainer.metrics.jsonl import JsonLines
+from trainer.run import resume, storage
+from trainer.run.directory import claim
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, monkeypatch, capsys):
     """The record is complete, the last weights are not there: an error, and the same command makes up for it."""
-    commit_it, full = commit.commit, [True]
+    commit_it, full = storage.commit, [True]
 
     def refused(folder, files):
-        if full and commit.step_of(folder) == 6:
+        if full and storage.step_of(folder) == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
         commit_it(folder, files)
 
-    monkeypatch.setattr(commit, "commit", refused)
+    monkeypatch.setattr(storage, "commit", refused)
     with pytest.raises(TrainingError, match="the last checkpoint could not be saved in"):
         run("run")
     assert "final val loss" in capsys.readouterr().out and losses(tmp_path / "run")[-1][0] == 6
@@ -58,7 +60,7 @@ def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_
     [told, *_] = [line for line in lines(tmp_path / "run") if "checkpoint/failed" in line]
     assert told["step"] <= 5, "the save after update 4 waits for the one before it"
     assert "lines of metrics.jsonl could not be written" in told["checkpoint/failed"]
-    assert {2, 6} & {commit.step_of(path) for path in commit.committed(trainer.checkpoints.folder)} == {6}
+    assert {2, 6} & {storage.step_of(path) for path in storage.committed(trainer.checkpoints.folder)} == {6}
 
 
 def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
@@ -84,4 +86,4 @@ def test_a_kill_while_the_mark_was_written(configure, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.abcd").write_text("{")
     config = configure(*TINY, f"run.dir={tmp_path / 'run'}")
-    assert rundir.claim(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()
+    assert claim(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()

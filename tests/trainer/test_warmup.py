@@ -9,8 +9,8 @@ import torch
 from optim import routing
 from optim.matrix import local
 from tests.distributed.harness import run_workers
-from trainer import schema
-from trainer.launch import CONFIGS
+from trainer.config import register, validate
+from trainer.launch.cli import CONFIGS
 from trainer.model import GPT
 from trainer.parallel import ParallelConfig, initialise, setup, unwrap
 from trainer.warmup import untraced_step, warm_up
@@ -81,7 +81,7 @@ def test_random_numbers_are_put_back():
 
 def compose(*overrides):
     with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-        return schema.validate(hydra.compose("train", overrides=[*SMALL, *overrides]), 1)
+        return validate(hydra.compose("train", overrides=[*SMALL, *overrides]), 1)
 
 
 def trained(parallel, preset, warm):
@@ -110,7 +110,7 @@ def trained(parallel, preset, warm):
 
 
 def in_every_arrangement(rank, world_size):
-    schema.register()
+    register()
     for mode in ("ddp", "fsdp"):
         parallel = setup(ParallelConfig(mode=mode), dtype="float32", seed=3)
         for preset in PRESETS:

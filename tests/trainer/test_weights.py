@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.model import GPT, ModelConfig
-from trainer.weights import from_hf, hf_config, to_hf
+from trainer.run.huggingface import from_hf, hf_config, to_hf
 
 transformers = pytest.importorskip("transformers")
 

@@ -27,16 +27,19 @@ from omegaconf import DictConfig, OmegaConf
 from data import DataError, Loader, open_split
 from data import prepare as prepare_data
 from optim.routing import ROLES
-from trainer import processes, record, resume, rundir, schema
-from trainer.agree import agree, attempt, meet_anew, rank, report
-from trainer.commit import CheckpointError
-from trainer.explain import COMPOSITION_ERRORS, explain, refuse_unknown
+from trainer.config import Config, ConfigError, register, validate, world_size
+from trainer.launch import processes
+from trainer.launch.hydra_errors import COMPOSITION_ERRORS, explain, refuse_unknown
+from trainer.launch.rendezvous import agree, attempt, meet_anew, rank, report
+from trainer.launch.sweep import JobFailed, Sweep, told_alike
 from trainer.loop import TrainingError
+from trainer.metrics import record
 from trainer.parallel import teardown
-from trainer.schema import Config, ConfigError, world_size
-from trainer.sweep import JobFailed, Sweep, told_alike
+from trainer.run import resume
+from trainer.run.directory import claim
+from trainer.run.storage import CheckpointError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 USER_ERRORS = (ConfigError, DataError, CheckpointError, TrainingError)
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 
@@ -46,7 +49,7 @@ def main(train: Callable[[Config], None]) -> None:
 
     Exit code 1 and one line ``error: …`` for what the user can mend; of a sweep also if a job has not finished.
     """
-    schema.register()
+    register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a defect shows its whole trace
     sweep = None
     try:
@@ -137,7 +140,7 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
         refuse_unknown(job, CONFIGS)
         if sweep and job.run.dir:
             raise ConfigError(f"run.dir={job.run.dir} would be shared by the jobs of a sweep: give hydra.sweep.dir=DIR")
-        config = schema.validate(job, ranks_of(job, whole.hydra.launcher))
+        config = validate(job, ranks_of(job, whole.hydra.launcher))
         if sweep:
             sweep.add(config, words, job.run.name)
     return sweep
@@ -170,7 +173,7 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], sweep: Sweep 
     processes.join_submitit()
     began, where = time.monotonic(), ""
     try:
-        config = schema.validate(composed, ranks_of(composed, job.launcher))
+        config = validate(composed, ranks_of(composed, job.launcher))
         if sweep:
             sweep.place(config, overrides, composed.run.name)
             where = config.run.dir
@@ -225,7 +228,7 @@ def settle(config: Config) -> str:
         files, train = open_split(config.data).train, config.train
         sequences = train.batch_tokens // train.seq_len
         Loader(files, seq_len=train.seq_len, batch_sequences=sequences, order=config.data.order).close()
-    return rundir.claim(config)
+    return claim(config)
 
 
 def fail(sweep: Sweep | None) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optim.routing import ROLES
-from trainer import schema
+from trainer.config import ConfigError, keys
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 OPEN = tuple(f"optim.{role}." for role in ROLES)  # sections whose keys an optimizer's class decides
@@ -32,7 +32,7 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     if key is None:
         return _one_line(error)
     given = _given(key, overrides) or key
-    known = set(schema.keys())
+    known = set(keys())
     if key not in known and not key.startswith(OPEN):
         return f"{given}: no such key{close_keys(key, configs)}"
     inside = sorted(name for name in known if name.startswith(f"{key}."))
@@ -49,13 +49,13 @@ def refuse_unknown(composed: DictConfig, configs: Path) -> None:
     Raises:
         ConfigError: naming the key and the nearest ones.
     """
-    known = set(schema.keys())
+    known = set(keys())
 
     def walk(value: object, prefix: str) -> None:
         for name, inner in value.items() if isinstance(value, dict) else ():
             key = f"{prefix}{name}"
             if key not in known:
-                raise schema.ConfigError(f"{key}={inner}: no such key{close_keys(key, configs)}")
+                raise ConfigError(f"{key}={inner}: no such key{close_keys(key, configs)}")
             if f"{key}." not in OPEN:
                 walk(inner, f"{key}.")
 
@@ -96,7 +96,7 @@ def _given(key: str | None, overrides: Sequence[str]) -> str | None:
 
 def close_keys(key: str, configs: Path) -> str:
     """A hint at the nearest keys: by their full names, or by their last parts."""
-    known = list(schema.keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
+    known = list(keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
     close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     section = key.rpartition(".")[0]

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.schema import Config, ConfigError, Resume
+from trainer.config import Config, ConfigError, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
 FREE = ("run", "eval", "checkpoint", "parallel", "logger")

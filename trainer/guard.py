@@ -23,9 +23,9 @@ from torch import Tensor
 
 from optim.matrix import local
 from optim.routing import Optimizers
-from trainer import agree
+from trainer.config import NonFinite, TrainConfig
+from trainer.launch import rendezvous
 from trainer.parallel import Parallel
-from trainer.schema import NonFinite, TrainConfig
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -256,13 +256,13 @@ def lost_ranks_named(parallel: Parallel, wait: float = 5.0) -> Iterator[None]:
 
 
 def _silent_ranks(parallel: Parallel, wait: float) -> list[int]:
-    keys = {rank: f"alive {agree.attempt()} {rank}" for rank in range(parallel.world_size)}
+    keys = {rank: f"alive {rendezvous.attempt()} {rank}" for rank in range(parallel.world_size)}
     silent = set(keys)
     deadline = time.monotonic() + wait
     try:
-        agree.store().set(keys[parallel.rank], "")
+        rendezvous.store().set(keys[parallel.rank], "")
         while silent and time.monotonic() < deadline:
-            silent = {rank for rank in silent if not agree.store().check([keys[rank]])}
+            silent = {rank for rank in silent if not rendezvous.store().check([keys[rank]])}
             time.sleep(0.1)
     except (RuntimeError, ValueError):  # the launcher, which holds the store, is gone as well
         return []

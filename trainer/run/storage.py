@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir import write_atomically
+from trainer.run.directory import write_atomically
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from trainer.schema import Config, ConfigError, Resume
-from trainer.sweep import JobFailed
+from trainer.config import Config, ConfigError, Resume
+from trainer.launch.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 AT_SHUTDOWN = 600  # seconds in which a job that is told to stop may write its checkpoint

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from trainer import commit, rundir
-from trainer.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.jsonl import parse
+from trainer.config import Config, ConfigError, Resume
+from trainer.metrics.jsonl import parse
 from trainer.parallel import Parallel
-from trainer.schema import Config, ConfigError, Resume
+from trainer.run import storage
+from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
+from trainer.run.directory import is_free, settings, write_atomically
 
 PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
 
@@ -23,8 +24,8 @@ def finished(config: Config) -> str:
     last = parse(lines[-1]) if lines else None
     if last is None or last.get("step") != config.train.steps or "val/loss" not in last:
         return ""
-    saved = commit.committed(Path(config.run.dir) / "checkpoints") if config.checkpoint.saves else []
-    if saved and commit.step_of(saved[0]) != config.train.steps:
+    saved = storage.committed(Path(config.run.dir) / "checkpoints") if config.checkpoint.saves else []
+    if saved and storage.step_of(saved[0]) != config.train.steps:
         return ""  # the record is complete, the last weights are lost
     loss = float("nan") if last["val/loss"] is None else last["val/loss"]
     return f"{config.run.dir} is finished: step {last['step']}, val loss {loss:.4f}; nothing to do"
@@ -64,7 +65,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     folder, news = _on_main(parallel, lambda: find(config))
     if folder is None:
         return Progress(), news
-    saved = commit.read_json(folder, commit.STATE)
+    saved = storage.read_json(folder, storage.STATE)
     news += changes(saved, config, parallel, folder, checkpoints.shards)
     progress = checkpoints.load(folder)
     own = folder.parent == checkpoints.folder
@@ -82,10 +83,10 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
     leave a gap in its record; and they would be counted among the newest that stay.
     """
     own = Path(config.run.dir) / "checkpoints"
-    commit.remove_partial(own)
-    folder, faults = commit.newest_good(own)
-    for damaged in commit.committed(own)[: len(faults)] if folder else ():
-        commit.set_aside(damaged)
+    storage.remove_partial(own)
+    folder, faults = storage.newest_good(own)
+    for damaged in storage.committed(own)[: len(faults)] if folder else ():
+        storage.set_aside(damaged)
     if folder is None and not faults and config.run.from_:
         own, folder, faults = _other(Path(config.run.from_))
     if folder is None and faults:
@@ -97,10 +98,10 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
 
 def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
     """``run.from``: a run's directory, or one of its checkpoints."""
-    if commit.step_of(source) is not None and (source / commit.MANIFEST).exists():
-        commit.verify(source)
+    if storage.step_of(source) is not None and (source / storage.MANIFEST).exists():
+        storage.verify(source)
         return source.parent, source, []
-    folder, faults = commit.newest_good(source / "checkpoints")
+    folder, faults = storage.newest_good(source / "checkpoints")
     if folder is None and not faults:
         raise CheckpointError(f"run.from={source} holds no checkpoint: give the directory of a run or of a checkpoint")
     return source / "checkpoints", folder, faults
@@ -115,9 +116,9 @@ def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: P
     Raises:
         ConfigError: for those that matter, each with both values; or the shards are others than those before.
     """
-    then, now = saved["config"], rundir.settings(config)
+    then, now = saved["config"], settings(config)
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
-    matters = [key for key in different if not rundir.is_free(key) and key != "data.dir"]  # shards may move
+    matters = [key for key in different if not is_free(key) and key != "data.dir"]  # shards may move
     if matters:
         wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
         raise ConfigError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
@@ -138,7 +139,7 @@ def _take_record(folder: Path, directory: Path) -> None:
     theirs = folder.parent.parent / "metrics.jsonl"
     if theirs.exists():
         text = theirs.read_text(encoding="utf-8", errors="replace")
-        rundir.write_atomically(directory / "metrics.jsonl", text)
+        write_atomically(directory / "metrics.jsonl", text)
 
 
 def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from omegaconf import OmegaConf
 
-from trainer import dashboard
-from trainer.jsonl import JsonLines
+from trainer.config import Config, ConfigError, LoggerKind
+from trainer.metrics import wandb as wandb_run
+from trainer.metrics.console import Display, duration
+from trainer.metrics.jsonl import JsonLines
+from trainer.metrics.plot import loss_vs_time
 from trainer.parallel import Parallel
-from trainer.picture import loss_vs_time
-from trainer.progress import Display, duration
-from trainer.rundir import write_atomically
-from trainer.schema import Config, ConfigError, LoggerKind
+from trainer.run.directory import write_atomically
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
 
@@ -179,7 +179,7 @@ class Record:
         self.metrics.close()
         picture = self.directory / "loss_vs_time.png"
         self._try(picture.name, lambda: loss_vs_time(self.metrics.lines, picture, self.config.run.name))
-        self.outcome = dashboard.summary(self.metrics.lines, self.config.eval.target)
+        self.outcome = wandb_run.summary(self.metrics.lines, self.config.eval.target)
         if self.parallel.accelerator.trackers:
             self._try("wandb", self._summarise)
         seconds, tokens = self.last.get("train_time_s", 0.0), self.last.get("tokens", 0)
@@ -212,7 +212,7 @@ class Record:
         return {"perf/peak_memory_bytes": int(self.parallel.accelerator.gather(mine).max())}
 
     def _start_wandb(self) -> None:
-        said = dashboard.start(self.config, self.parallel)
+        said = wandb_run.start(self.config, self.parallel)
         self.message(said)
 
     def _summarise(self) -> None:
@@ -232,7 +232,7 @@ def abandon() -> None:
     """After a run that failed in a process that goes on: take its bar from the screen, end its W&B run."""
     if Record.shown:
         Record.shown.stop()
-    dashboard.abandon()
+    wandb_run.abandon()
 
 
 def environment(parallel: Parallel) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def environment(parallel: Parallel) -> dict[str, Any]:
 
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout, and whether tracked files differ from it; None outside of git."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout

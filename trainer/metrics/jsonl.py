@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir import write_atomically
+from trainer.run.directory import write_atomically
 
 Line = dict[str, Any]
 

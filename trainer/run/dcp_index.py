@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
-from trainer import commit
-from trainer.commit import CheckpointError
+from trainer.run import storage
+from trainer.run.storage import CheckpointError
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP in one process
 
@@ -78,7 +78,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is damaged.
     """
-    commit.verify(folder)
+    storage.verify(folder)
     metadata = read_index(folder)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)

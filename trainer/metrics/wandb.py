@@ -11,9 +11,9 @@ from urllib.parse import urlparse
 
 from omegaconf import OmegaConf
 
+from trainer.config import Config
 from trainer.parallel import Parallel
-from trainer.rundir import run_id
-from trainer.schema import Config
+from trainer.run.directory import run_id
 
 AXES = {"steps": "step", "tokens": "tokens", "seconds": "train_time_s"}  # name in the summary -> key of a line
 

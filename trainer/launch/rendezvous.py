@@ -12,7 +12,7 @@ from functools import cache
 import torch.distributed as dist
 
 from data import DataError
-from trainer.schema import ConfigError, world_size
+from trainer.config import ConfigError, world_size
 
 
 def rank() -> int:

@@ -18,11 +18,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainer import resume, rundir
-from trainer.agree import attempt, rank, report, store
-from trainer.jsonl import parse
-from trainer.progress import duration
-from trainer.schema import Config, world_size
+from trainer.config import Config, world_size
+from trainer.launch.rendezvous import attempt, rank, report, store
+from trainer.metrics.console import duration
+from trainer.metrics.jsonl import parse
+from trainer.run import resume
+from trainer.run.directory import job_name
 
 PATIENCE = timedelta(seconds=15)  # between the first rank and the last to meet an error that all ranks meet
 FINISHED, BEFORE = "finished", "finished before"
@@ -64,7 +65,7 @@ class Sweep:
         """
         kept = [o.lstrip("+") for o in overrides if o.lstrip("+").partition("=")[0] in self.varying]
         also = [o for o in kept if o.partition("=")[0] not in ("optim", "seed")]
-        folder = rundir.job_name(kept, config.seed)
+        folder = job_name(kept, config.seed)
         config.run.name, config.run.dir = name or folder, str(Path(self.folder) / folder)
         config.logger.group = config.logger.group or Path(self.folder).name
         config.logger.label = config.logger.label or ",".join([config.optim.name, *also])

@@ -30,12 +30,12 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from data import open_split
 from optim.routing import Optimizers
-from trainer import commit
-from trainer.commit import STATE, CheckpointError
-from trainer.index import load_tensors, one_line, read_index
+from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
-from trainer.rundir import settings, write_atomically
-from trainer.schema import Config
+from trainer.run import storage
+from trainer.run.dcp_index import load_tensors, one_line, read_index
+from trainer.run.directory import settings, write_atomically
+from trainer.run.storage import STATE, CheckpointError
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Checkpoints:
         done, self.writing = self.writing, None
         if done.exception() is not None:
             return CheckpointError(one_line(done.exception()))
-        self.latest = commit.step_of(done.result())
+        self.latest = storage.step_of(done.result())
         return done.result()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -134,25 +134,25 @@ class Checkpoints:
 
     def _write(self, tensors: dict[str, Tensor], state: str, step: int) -> Path:
         """In the background: DCP's files, then each rank hashes its own, then rank 0 commits."""
-        folder = commit.folder_of(self.folder, step)
-        partial = commit.partial_of(folder)
+        folder = storage.folder_of(self.folder, step)
+        partial = storage.partial_of(folder)
         try:
-            self._on_main(lambda: commit.make_partial(partial))
+            self._on_main(lambda: storage.make_partial(partial))
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
             self._on_main(lambda: write_atomically(partial / STATE, state))
             names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]
             names += [".metadata", STATE] if self.parallel.is_main else []
-            parts = self._together(lambda: {name: commit.fingerprint(partial / name) for name in names})
+            parts = self._together(lambda: {name: storage.fingerprint(partial / name) for name in names})
             files = {name: found for part in parts for name, found in part.items()}
             self._on_main(self.before_commit)
-            self._on_main(lambda: commit.commit(folder, files))
+            self._on_main(lambda: storage.commit(folder, files))
         except BaseException:
             if self.parallel.is_main:
-                commit.remove_partial(self.folder)
+                storage.remove_partial(self.folder)
             raise
         if self.parallel.is_main:
             with suppress(Exception):  # an old one too many harms nobody
-                commit.prune(self.folder, self.keep.keep_last, self.keep.keep_best)
+                storage.prune(self.folder, self.keep.keep_last, self.keep.keep_best)
         return folder
 
     def _together(self, act: Callable[[], Any]) -> list[Any]:
@@ -181,7 +181,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it does not hold exactly what this model and these optimizers need.
         """
-        state, metadata = commit.read_json(folder, STATE), read_index(folder)
+        state, metadata = storage.read_json(folder, STATE), read_index(folder)
         names = set(metadata.state_dict_metadata)
         self.optimizers.allocate({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
         mine = self.tensors()

@@ -1,0 +1,1 @@
+"""A run that survives: its directory, its checkpoints, going on after a stop."""
