@@ -9,7 +9,6 @@ import importlib
 
 _WHERE = {
     "DataConfig": "config",
-    "DataError": "shards",
     "Loader": "loader",
     "Split": "split",
     "document_ids": "loader",

@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common import UserError, write_json
 from data import manifest
 from data.config import DataConfig
 from data.documents import BadDocument, Batch
 from data.local import LocalText
-from data.shards import DataError, token_dtype
+from data.shards import token_dtype
 from data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
 from data.writer import ShardWriter, TooLittleText
 
@@ -47,7 +48,7 @@ class Encoded(NamedTuple):
 def build(config: DataConfig, report: Report = lambda tokens, fraction: None) -> dict:
     """Prepare `config.folder` from `config.source`, or continue; the manifest. Nothing is done if it is complete.
 
-    Raises DataError: no or unreadable source, a folder with other content, another preparation at work in it.
+    Raises UserError: no or unreadable source, a folder with other content, another preparation at work in it.
     """
     config.check()
     folder = config.folder
@@ -59,9 +60,9 @@ def build(config: DataConfig, report: Report = lambda tokens, fraction: None) ->
         identity = _identity(config, source, tokenizer)
         if progress is None:
             if any(folder.glob("*.bin")):
-                raise DataError(f"data.dir={folder}: holds shards of unknown origin; choose another or empty it")
+                raise UserError(f"data.dir={folder}: holds shards of unknown origin; choose another or empty it")
             progress = {**identity, "cursor": None, "position": 0, "documents": {}}
-            manifest.write_json(folder / PROGRESS, progress)
+            write_json(folder / PROGRESS, progress)
         _check_same(folder, progress, identity)
         if done is None:
             try:
@@ -86,7 +87,7 @@ def open_source(config: DataConfig, progress: dict | None):
 
         return HubText(config.source, config.revision or (progress or {}).get("revision"))
     if config.source in ("", "shards", "sample"):
-        raise DataError(
+        raise UserError(
             f"data.source={config.source!r}: nothing to prepare; name a folder: data=local data.source=FOLDER"
         )
     return LocalText(config.source)
@@ -109,7 +110,7 @@ def _run(config: DataConfig, source, tokenizer, progress: dict, report: Report) 
             progress |= {"cursor": batch.cursor, "position": writer.position, "documents": dict(counts)}
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 writer.sync()
-                manifest.write_json(folder / PROGRESS, progress)
+                write_json(folder / PROGRESS, progress)
                 saved = time.monotonic()
             report(writer.position, batch.fraction if limit is None else writer.position / limit)
         if not counts["written"]:
@@ -185,7 +186,7 @@ def _check_same(folder: Path, before: dict, now: dict) -> None:
     before, now = ({**each, **each.get("settings", {})} for each in (before, now))
     for key in now:
         if key != "settings" and before.get(key) != now[key]:
-            raise DataError(
+            raise UserError(
                 f"data.dir={folder}: holds data prepared with another {key} ({before.get(key)}, now {now[key]}); "
                 "choose another data.dir or empty it"
             )
@@ -202,25 +203,25 @@ def _read_progress(folder: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: corrupt; empty the folder and start again") from None
+        raise UserError(f"{path}: corrupt; empty the folder and start again") from None
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = False):
     """Hold a folder, made if needed, for oneself; the lock goes with the process, however it ends.
 
-    A folder that is still empty at the end is removed. Raises DataError if another process holds it and not `wait`.
+    A folder that is still empty at the end is removed. Raises UserError if another process holds it and not `wait`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"data.dir={folder}: cannot be used ({error.strerror})") from None
+        raise UserError(f"data.dir={folder}: cannot be used ({error.strerror})") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     except BlockingIOError:
-        raise DataError(f"data.dir={folder}: another preparation is at work there") from None
+        raise UserError(f"data.dir={folder}: another preparation is at work there") from None
     finally:
         with suppress(OSError):
             folder.rmdir()

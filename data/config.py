@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.shards import DataError
+from common import UserError
 
 
 @dataclass
@@ -28,23 +28,23 @@ class DataConfig:
     workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:
-        """Raises DataError (a ValueError) with one line that names the key, the value and the mend."""
+        """Raises UserError (a ValueError) with one line that names the key, the value and the mend."""
         for key, least in [("tokens", 1), ("val_tokens", 1), ("shard_tokens", 1), ("workers", 1)]:
             value = getattr(self, key)
             if value is not None and value < least:
-                raise DataError(f"data.{key}={value}: must be at least {least}")
+                raise UserError(f"data.{key}={value}: must be at least {least}")
         if self.shard_tokens >= 2**31:
-            raise DataError(
+            raise UserError(
                 f"data.shard_tokens={self.shard_tokens}: a shard's header counts at most {2**31 - 1} tokens"
             )
         if self.order not in ("shuffled", "sequential"):
-            raise DataError(f"data.order={self.order}: choose shuffled or sequential")
+            raise UserError(f"data.order={self.order}: choose shuffled or sequential")
         if not self.name or "/" in self.name:
-            raise DataError(f"data.name={self.name!r}: must be a plain word, it names files")
+            raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
         if self.source == "shards" and self.dir is None:
-            raise DataError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")
+            raise UserError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")
         if self.download and self.pretokenized is None:
-            raise DataError("data.download=true: data.pretokenized names no hub repository to fetch shards from")
+            raise UserError("data.download=true: data.pretokenized names no hub repository to fetch shards from")
 
     @property
     def folder(self) -> Path:

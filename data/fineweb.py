@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from common import UserError
 from data import manifest
 from data.build import locked
 from data.config import DataConfig
 from data.documents import Batch, Item, batches, decode_text
-from data.shards import DataError, open_shard
+from data.shards import open_shard
 from data.tokenizer import load_tokenizer
 
 
@@ -31,7 +32,7 @@ class HubText:
         self.revision = commit(self.repository, revision)
 
     def batches(self, cursor: dict | None) -> Iterator[Batch]:
-        """From `cursor`, or the beginning. Raises DataError if the hub cannot be reached."""
+        """From `cursor`, or the beginning. Raises UserError if the hub cannot be reached."""
         return batches(self._items(cursor or {"row": 0, "state": None}))
 
     def _items(self, cursor: dict) -> Iterator[Item]:
@@ -57,7 +58,7 @@ def open_stream(repository: str, subset: str | None, revision: str):
 
 
 def commit(repository: str, revision: str | None) -> str:
-    """The commit that a branch, tag or None (the newest) stands for. Raises DataError if the hub cannot be reached."""
+    """The commit that a branch, tag or None (the newest) stands for. Raises UserError if the hub cannot be reached."""
     import huggingface_hub
 
     if revision and len(revision) == 40:
@@ -70,7 +71,7 @@ def download(config: DataConfig) -> None:
     """Fetch ready-made shards into `config.folder`: validation and the first `config.tokens` tokens of training.
 
     Call it on one process of a machine; processes that share a disk wait for each other. Shards that are there
-    already are kept. Raises DataError: hub not reachable, a corrupt shard, a folder with other content.
+    already are kept. Raises UserError: hub not reachable, a corrupt shard, a folder with other content.
     """
     folder = config.folder
     with locked(folder, wait=True):
@@ -91,7 +92,7 @@ def _download(config: DataConfig, folder: Path, revision: str | None) -> None:
     val = [name for name in names if manifest.split_of(name) == "val"]
     train = [name for name in names if "_train_" in name]
     if not val or not train:
-        raise DataError(f"data.pretokenized={repository}: holds no *_train_*.bin and *_val_*.bin")
+        raise UserError(f"data.pretokenized={repository}: holds no *_train_*.bin and *_val_*.bin")
     fetched, left = [], config.tokens
     for name in val + train:
         if name in train and left is not None and left <= 0:
@@ -118,7 +119,7 @@ def _fetch(repository: str, name: str, revision: str, folder: Path) -> Path:
     try:
         open_shard(folder / name)  # there from an earlier call: the hub's client moves files only when complete
         return folder / name
-    except DataError:
+    except UserError:
         pass
     with asking(repository):
         path = huggingface_hub.hf_hub_download(
@@ -138,14 +139,14 @@ def list_files(repository: str, revision: str) -> list[str]:
 
 @contextmanager
 def asking(repository: str):
-    """Turns whatever the hub's clients and the network raise into a DataError of one line."""
+    """Turns whatever the hub's clients and the network raise into a UserError of one line."""
     try:
         yield
-    except DataError:
+    except UserError:
         raise
     except Exception as error:  # httpx, requests, datasets and OS errors have no common ancestor below this
         reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
-        raise DataError(
+        raise UserError(
             f"{repository}: not available from the Hugging Face hub ({type(error).__name__}: {reason}); the same "
             "command continues when it is; local text can be prepared with data=local data.source=FOLDER"
         ) from None

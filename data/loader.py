@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import UserError
 from data.permutation import permute
-from data.shards import DataError, open_shard
+from data.shards import open_shard
 
 Batch = tuple[Tensor, Tensor]
 IGNORED = -100  # the target that cross-entropy leaves out
@@ -32,7 +33,7 @@ UNLIMITED = 2**32  # more than any token of the format
 class Loader:
     """Training batches from shards; see the module's docstring for the order.
 
-    Raises DataError if a shard is unreadable, if the shards hold less than one batch, or if `batch_sequences`
+    Raises UserError if a shard is unreadable, if the shards hold less than one batch, or if `batch_sequences`
     is not a multiple of world_size · micro_batch; while training, if a token is not below `vocab_size`.
     """
 
@@ -51,13 +52,13 @@ class Loader:
         vocab_size: int | None = None,
     ) -> None:
         if order not in ("sequential", "shuffled"):
-            raise DataError(f"data.order={order}: choose sequential or shuffled")
+            raise UserError(f"data.order={order}: choose sequential or shuffled")
         self.seq_len, self.batch_sequences, self.order, self.seed = seq_len, batch_sequences, order, seed
         self.rank, self.device, self.limit = rank, torch.device(device), vocab_size or UNLIMITED
         self.local_sequences = batch_sequences // world_size
         self.micro_batch = micro_batch or self.local_sequences
         if batch_sequences % (world_size * self.micro_batch):
-            raise DataError(
+            raise UserError(
                 f"a batch of {batch_sequences} sequences does not divide into {world_size} ranks "
                 f"x micro-batches of {self.micro_batch}"
             )
@@ -70,7 +71,7 @@ class Loader:
         self.windows_per_epoch = int(self._ends[-1]) * unit // seq_len if self.shards else 0
         if self.windows_per_epoch < (1 if order == "sequential" else batch_sequences):
             held = sum(map(len, self.shards))
-            raise DataError(
+            raise UserError(
                 f"{len(self.files)} training shards with {held} tokens hold less than one batch of "
                 f"{batch_sequences} x {seq_len} tokens: take a smaller train.batch_tokens or prepare more data"
             )
@@ -128,8 +129,8 @@ class Loader:
 
 
 def refuse(file: Path, place: int, tokens: np.ndarray, vocab_size: int) -> None:
-    """Raises the DataError for a window with a token that is not in the vocabulary."""
-    raise DataError(
+    """Raises the UserError for a window with a token that is not in the vocabulary."""
+    raise UserError(
         f"{file}: token {int(tokens.max())} near place {place} is not in the vocabulary of {vocab_size}: "
         "check data.tokenizer and the file"
     )
@@ -168,7 +169,7 @@ def eval_batches(
 
     Yields (inputs, targets), int64 [micro_batch, seq_len]. Every rank yields the same number of batches; places
     beyond its part have target −100. All ranks together score min(tokens, available) targets (`tokens` None: all
-    of them), each once. Raises DataError if a shard is unreadable.
+    of them), each once. Raises UserError if a shard is unreadable.
     """
     shards = [open_shard(file) for file in files]
     windows = eval_windows(shards, seq_len, tokens)

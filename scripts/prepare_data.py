@@ -28,10 +28,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common import UserError  # noqa: E402
 from data import manifest  # noqa: E402
 from data.build import build  # noqa: E402
 from data.config import DataConfig  # noqa: E402
-from data.shards import DataError  # noqa: E402
 from data.split import prepare  # noqa: E402
 
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
@@ -44,14 +44,14 @@ class PrepareConfig:
 
 
 def configure(overrides: list[str]) -> DataConfig:
-    """The data section as Hydra composes it. Raises DataError with the first line of what Hydra says."""
+    """The data section as Hydra composes it. Raises UserError with the first line of what Hydra says."""
     ConfigStore.instance().store(name="prepare_data", node=PrepareConfig)
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return OmegaConf.to_object(compose("prepare_data", overrides).data)
     except (HydraException, OmegaConfBaseException) as error:
         detail = error.__cause__ or error
-        raise DataError(f"{' '.join(overrides)}: {str(detail).strip().splitlines()[0]}") from None
+        raise UserError(f"{' '.join(overrides)}: {str(detail).strip().splitlines()[0]}") from None
 
 
 class Display:
@@ -115,7 +115,7 @@ def verify(folder: Path) -> None:
     for fault in found:
         print(f"fault: {fault}")
     if found:
-        raise DataError(f"{folder}: {len(found)} fault{'s' * (len(found) > 1)}")
+        raise UserError(f"{folder}: {len(found)} fault{'s' * (len(found) > 1)}")
     checked = (
         "headers, sizes, token range and sha256" if manifest.read_manifest(folder) else "no manifest: headers and sizes"
     )
@@ -128,11 +128,11 @@ def main(arguments: list[str]) -> int:
             print(__doc__.strip())
         elif arguments[0] == "verify":
             if len(arguments) != 2:
-                raise DataError("verify needs one folder: python scripts/prepare_data.py verify DIR")
+                raise UserError("verify needs one folder: python scripts/prepare_data.py verify DIR")
             verify(Path(arguments[1]).expanduser())
         else:
             run(configure(arguments))
-    except DataError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, most often

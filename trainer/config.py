@@ -14,6 +14,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from common import UserError
 from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
@@ -21,10 +22,6 @@ from trainer.model import ModelConfig
 from trainer.parallel import ParallelConfig, check_parallel
 
 FAMILIES = frozenset({"gpt2", "modern", "tiny"})
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message names the key, the value and the mend."""
 
 
 class Resume(StrEnum):
@@ -158,25 +155,25 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     """The typed config with every derived value filled in, after all checks.
 
     Raises:
-        ConfigError: naming the key, the value and the mend.
+        UserError: naming the key, the value and the mend.
     """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=…")
+        raise UserError(f"{missing[0]} has no value: set {missing[0]}=…")
     config = OmegaConf.to_object(composed)
     config.run.name = config.run.name or f"{config.optim.name}-{config.model.name}-{config.data.name}-s{config.seed}"
     if config.train.dtype == Dtype.auto:
         config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32
     check_positive(config)
     if config.run.processes not in (None, world_size):
-        raise ConfigError(f"run.processes={config.run.processes}, but {world_size} were started: leave it to torchrun")
+        raise UserError(f"run.processes={config.run.processes}, but {world_size} were started: leave it to torchrun")
     try:
         config.model.check()
         config.data.check()
         check_parallel(config.parallel, world_size if world_size > 1 else None)
         settle_optim(config.optim, config.model.family)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     fit_batch(config, world_size)
     check_eval(config)
     check_schedule(config)
@@ -194,18 +191,18 @@ def check_positive(config: Config) -> None:
         for name in names:
             value = getattr(getattr(config, section), name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{section}.{name}={value}: give a number above 0")
+                raise UserError(f"{section}.{name}={value}: give a number above 0")
     for section, name in (("train", "max_skips"), ("checkpoint", "keep_best")):
         value = getattr(getattr(config, section), name)
         if value < 0:
-            raise ConfigError(f"{section}.{name}={value}: give 0 or more")
+            raise UserError(f"{section}.{name}={value}: give 0 or more")
 
 
 def fit_batch(config: Config, world_size: int) -> None:
     """Check that the global batch divides over ranks and passes; choose ``train.micro_batch`` where it is not given."""
     train = config.train
     if train.batch_tokens % train.seq_len:
-        raise ConfigError(
+        raise UserError(
             f"train.batch_tokens={train.batch_tokens} is no multiple of train.seq_len={train.seq_len}: "
             f"nearest {nearest(train.batch_tokens, train.seq_len)}"
         )
@@ -218,7 +215,7 @@ def fit_batch(config: Config, world_size: int) -> None:
         if train.micro_batch and sequences % world_size == 0:
             share = sequences // world_size
             mend += f", or train.micro_batch one of {', '.join(str(n) for n in divisors(share)[-6:])}"
-        raise ConfigError(
+        raise UserError(
             f"train.batch_tokens={train.batch_tokens} is {sequences} sequences of train.seq_len={train.seq_len} tokens,"
             f" which {split} cannot share evenly: {mend}"
         )
@@ -240,7 +237,7 @@ def fitting_micro_batch(config: Config, sequences: int) -> int:
 
 def check_eval(config: Config) -> None:
     if config.eval.tokens % config.train.seq_len:
-        raise ConfigError(
+        raise UserError(
             f"eval.tokens={config.eval.tokens} is no multiple of train.seq_len={config.train.seq_len}: "
             f"nearest {nearest(config.eval.tokens, config.train.seq_len)}"
         )
@@ -250,13 +247,13 @@ def check_schedule(config: Config) -> None:
     try:
         schedule.build(**asdict(config.schedule), steps=config.train.steps)
     except ValueError as error:
-        raise ConfigError(f"schedule.{error}") from None
+        raise UserError(f"schedule.{error}") from None
 
 
 def settle_optim(optim: OptimConfig, family: str) -> None:
     """Choose the values of the model's family, then try every role's class and settings on a small parameter."""
     if not optim.lr_scale > 0:
-        raise ConfigError(f"optim.lr_scale={optim.lr_scale}: give a number above 0")
+        raise UserError(f"optim.lr_scale={optim.lr_scale}: give a number above 0")
     for role in ROLES:
         settings = by_family(getattr(optim, role), family, f"optim.{role}")
         setattr(optim, role, settings)
@@ -264,14 +261,14 @@ def settle_optim(optim: OptimConfig, family: str) -> None:
             continue
         lr = settings.get("lr", 0.0)
         if isinstance(lr, bool) or not isinstance(lr, int | float):
-            raise ConfigError(f"optim.{role}.lr={lr}: give a number")
+            raise UserError(f"optim.{role}.lr={lr}: give a number")
         if "lr" in settings:
             settings["lr"] = lr * optim.lr_scale
         optimizer, arguments = resolve_target(settings, f"optim.{role}")
         try:
             optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"optim.{role}: {error}") from None
+            raise UserError(f"optim.{role}: {error}") from None
 
 
 def by_family(value: Any, family: str, key: str) -> Any:
@@ -281,7 +278,7 @@ def by_family(value: Any, family: str, key: str) -> Any:
     if value and FAMILIES.issuperset(value):
         if family not in value:
             given = ", ".join(value)
-            raise ConfigError(f"{key} is given for {given} only, but model.family={family}: set {key}=…")
+            raise UserError(f"{key} is given for {given} only, but model.family={family}: set {key}=…")
         return value[family]
     return {name: by_family(inner, family, f"{key}.{name}") for name, inner in value.items()}
 

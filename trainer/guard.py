@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common import UserError
 from optim.matrix import local
 from optim.routing import Optimizers
 from trainer.config import NonFinite, TrainConfig
@@ -31,10 +32,6 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TIME_OVER, LAUNCHER_GONE = 1001, 1002  # beside the numbers of signals
 NCCL_MARGIN = 2  # minutes
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says at which step and why."""
 
 
 class Preempted(Exception):
@@ -166,7 +163,7 @@ class Watch:
         unread, self.unread = self.unread, []
         return [step for step, _ in unread], torch.stack([t for _, t in unread]).tolist() if unread else []
 
-    def verdict(self) -> TrainingError | None:
+    def verdict(self) -> UserError | None:
         """Why the run must not go on, by what was read."""
         if self.worst is None or not (self.stops or self.longest > self.limit):
             return None
@@ -175,7 +172,7 @@ class Watch:
             mend = "the update was not applied; lower optim.*.lr, or set train.clip=1.0 or train.non_finite=skip"
         else:
             mend = f"{self.longest} updates in a row were skipped, train.max_skips={self.limit}"
-        return TrainingError(f"step {step} has loss {loss} and gradient norm {norm}: {mend}")
+        return UserError(f"step {step} has loss {loss} and gradient norm {norm}: {mend}")
 
 
 @torch.no_grad()
@@ -234,7 +231,7 @@ def set_timeouts(minutes: float, *, but: dist.ProcessGroup | None = None) -> Non
 
 @contextmanager
 def lost_ranks_named(parallel: Parallel, wait: float = 5.0) -> Iterator[None]:
-    """Turn a collective's failure into a TrainingError that names the ranks that do not answer.
+    """Turn a collective's failure into a UserError that names the ranks that do not answer.
 
     Every rank that meets such a failure says so in the launcher's store; those that stay silent for ``wait`` seconds
     are lost.
@@ -243,13 +240,13 @@ def lost_ranks_named(parallel: Parallel, wait: float = 5.0) -> Iterator[None]:
         yield
     except RuntimeError as error:
         of_network = isinstance(error, dist.DistError) or re.search("gloo|nccl|timed out|connection", str(error), re.I)
-        if parallel.world_size == 1 or isinstance(error, TrainingError) or not of_network:
+        if parallel.world_size == 1 or isinstance(error, UserError) or not of_network:
             raise
         lost = _silent_ranks(parallel, wait)
         if not lost:
             raise
         ranks = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
-        raise TrainingError(
+        raise UserError(
             f"{ranks} of {parallel.world_size} died or hang, all ranks stop; to go on from the last checkpoint, start "
             "the same command with the same run.dir"
         ) from error

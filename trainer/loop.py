@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from common import UserError
 from data import Loader, eval_batches, open_split, prepare
 from optim import routing, schedule
 from trainer import parallel as parallel_module
 from trainer.clock import Clock
 from trainer.config import Config
 from trainer.evaluate import validation_loss
-from trainer.guard import Preempted, Stop, TrainingError, Watch, is_notable, lost_ranks_named, set_timeouts
+from trainer.guard import Preempted, Stop, Watch, is_notable, lost_ranks_named, set_timeouts
 from trainer.metrics.record import Record
 from trainer.parallel import unwrap
 from trainer.run import resume
@@ -90,7 +91,7 @@ class Trainer:
                 farewell = self.leave(reason)
             self.record.finish(farewell)
         if self.config.checkpoint.saves and self.checkpoints.latest != self.progress.step:
-            raise TrainingError(
+            raise UserError(
                 f"all updates are done, but the last checkpoint could not be saved in {self.checkpoints.folder}: make "
                 "room there and start the same command again"
             )
@@ -210,7 +211,7 @@ class Trainer:
         self.save(wait=True)
         where = f"stopped by {reason} after update {self.progress.step} of {self.config.train.steps}"
         if self.checkpoints.latest != self.progress.step:
-            raise TrainingError(f"{where}, which could not be saved")
+            raise UserError(f"{where}, which could not be saved")
         return f"{where}, and saved; to go on, start the same command with run.dir={self.config.run.dir}"
 
     def is_time(self, every: int | None, step: int) -> bool:

@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from data import DataError
+from common import UserError
 from optim.matrix import local
 from trainer.model import GPT, ModelConfig
 
@@ -290,15 +290,15 @@ class Parallel:
         self.accelerator.wait_for_everyone()
 
     def once_a_node(self, work: Callable[[], None]) -> None:
-        """Run work on one rank of every node while the others wait; its DataError is raised on all ranks."""
+        """Run work on one rank of every node while the others wait; its UserError is raised on all ranks."""
         said = ""
         if self.local_rank == 0:
             try:
                 work()
-            except DataError as error:
+            except UserError as error:
                 said = str(error)
         if told := next(filter(None, gather_object([said])), ""):
-            raise DataError(told)
+            raise UserError(told)
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data.shards import atomic
+from common import atomic_write
 from scripts.speedrun.picture import INK, MUTED, STYLE
 from scripts.speedrun.style import LIGHT
 
@@ -50,5 +50,5 @@ def note(axes: Axes, text: str, x: float, y: float, **how) -> None:
 
 def write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(content)

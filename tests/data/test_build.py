@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from common import UserError
 from data import manifest
 from data.build import build, encode, locked
 from data.config import DataConfig
 from data.documents import decode_json, decode_text
 from data.local import LocalText
-from data.shards import DataError, open_shard
+from data.shards import open_shard
 from data.split import open_split
 from data.tokenizer import load_tokenizer
 
@@ -129,7 +130,7 @@ def test_val_tokens_and_tokens_cut_exactly(rows, local):
 
 def test_nothing_left_for_training_is_an_error(local):
     """And what it says can be done: nothing stays that would refuse the other setting."""
-    with pytest.raises(DataError, match="has 6 tokens, too few for data.val_tokens=100"):
+    with pytest.raises(UserError, match="has 6 tokens, too few for data.val_tokens=100"):
         build(local([{"text": "short"}], val_tokens=100))
     content = build(local([{"text": "short"}], val_tokens=2))
     assert content["tokens"] == {"val": 2, "train": 4}
@@ -137,7 +138,7 @@ def test_nothing_left_for_training_is_an_error(local):
 
 def test_no_text_at_all_is_an_error(local):
     config = local([{"content": "one"}, {"content": "two"}])
-    with pytest.raises(DataError, match=r"no document with a text \(2 missing_text\): the column must be"):
+    with pytest.raises(UserError, match=r"no document with a text \(2 missing_text\): the column must be"):
         build(config)
     assert not config.folder.exists()
 
@@ -209,7 +210,7 @@ def test_a_damaged_source_is_named(rows, tmp_path, name, cut):
             file.write_bytes(file.read_bytes()[:-cut])
     else:
         (source / name).write_bytes(b"garbage" * 50)
-    with pytest.raises(DataError, match=r"text/.*: cannot be read \(") as caught:
+    with pytest.raises(UserError, match=r"text/.*: cannot be read \(") as caught:
         build(DataConfig("local", str(source), dir=str(tmp_path / "out"), tokenizer="byte"))
     assert "\n" not in str(caught.value) and not list((tmp_path / "out").glob("*.bin"))
 
@@ -225,27 +226,27 @@ def test_done_is_done_and_other_settings_are_refused(rows, local, tmp_path):
         ({"tokenizer": "gpt2"}, "another tokenizer"),
         ({"val_tokens": 100}, "another val_tokens"),
     ]:
-        with pytest.raises(DataError, match=fault):
+        with pytest.raises(UserError, match=fault):
             build(local(rows[:300], **({"shard_tokens": 50_000} | keys)))
-    with pytest.raises(DataError, match="another content"):
+    with pytest.raises(UserError, match="another content"):
         build(local(rows[:299], shard_tokens=50_000))
     assert before == {f: f.stat().st_mtime_ns for f in config.folder.iterdir()}
 
 
 def test_foreign_shards_and_a_second_preparation_are_refused(rows, local, tmp_path):
     config = local(rows[:300])
-    with locked(config.folder), pytest.raises(DataError, match="another preparation is at work"):
+    with locked(config.folder), pytest.raises(UserError, match="another preparation is at work"):
         build(config)
     assert not config.folder.exists(), "an empty folder is not left behind"
     config.folder.mkdir()
     (config.folder / "fineweb_train_000001.bin").write_bytes(b"someone else's")
-    with pytest.raises(DataError, match="holds shards of unknown origin"):
+    with pytest.raises(UserError, match="holds shards of unknown origin"):
         build(config)
     assert [file.name for file in config.folder.iterdir()] == ["fineweb_train_000001.bin"]
 
 
 @pytest.mark.parametrize("source", ["", "shards", "sample", "/no/such/folder"])
 def test_no_source_is_an_error(tmp_path, source):
-    with pytest.raises(DataError, match="data.source="):
+    with pytest.raises(UserError, match="data.source="):
         build(DataConfig("local", source, dir=str(tmp_path / "out"), tokenizer="byte"))
     assert not list(tmp_path.iterdir())

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common import UserError
 from data import build as building
 from data import fineweb, manifest
 from data.build import build
 from data.config import DataConfig
 from data.fineweb import HubText
-from data.shards import DataError, open_shard, write_shard
+from data.shards import open_shard, write_shard
 from data.split import open_split, prepare
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -84,7 +85,7 @@ def test_a_failing_network_loses_nothing(hub, tmp_path, monkeypatch):
 
     with monkeypatch.context() as broken:
         broken.setattr(fineweb, "open_stream", lambda *arguments: Breaking(real(*arguments)))
-        with pytest.raises(DataError, match="ConnectionError: reset by peer.*the same command continues") as caught:
+        with pytest.raises(UserError, match="ConnectionError: reset by peer.*the same command continues") as caught:
             build(DataConfig(**keys, dir=str(tmp_path / "broken")))
     assert "\n" not in str(caught.value) and not (tmp_path / "broken" / manifest.NAME).exists()
     assert building._read_progress(tmp_path / "broken")["cursor"]["row"] > 0
@@ -101,7 +102,7 @@ def test_without_a_network_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     for keys in ({}, {"pretokenized": "kjj0/fineweb10B-gpt2", "download": True}):
         config = DataConfig(**FINEWEB, **keys, dir=str(tmp_path / "out"), tokenizer="gpt2")
-        with pytest.raises(DataError, match=r"not available from the Hugging Face hub \(RuntimeError: Name") as caught:
+        with pytest.raises(UserError, match=r"not available from the Hugging Face hub \(RuntimeError: Name") as caught:
             (prepare if keys else build)(config)
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -151,7 +152,7 @@ def test_a_corrupt_shard_is_named_and_fetched_again(tmp_path, shelf):
     store, fetched = shelf
     good = (store / "fineweb_train_000001.bin").read_bytes()
     (store / "fineweb_train_000001.bin").write_bytes(good[:-2])
-    with pytest.raises(DataError, match="out/fineweb_train_000001.bin: 3022 bytes"):
+    with pytest.raises(UserError, match="out/fineweb_train_000001.bin: 3022 bytes"):
         prepare(ready(tmp_path, tokens=1))
     assert not (tmp_path / "out" / manifest.NAME).exists()
     (store / "fineweb_train_000001.bin").write_bytes(good)
@@ -163,7 +164,7 @@ def test_a_corrupt_shard_is_named_and_fetched_again(tmp_path, shelf):
 def test_a_repository_without_shards_is_named(tmp_path, shelf):
     for file in shelf[0].glob("*train*"):
         file.unlink()
-    with pytest.raises(DataError, match=r"data.pretokenized=kjj0/fineweb10B-gpt2: holds no \*_train_"):
+    with pytest.raises(UserError, match=r"data.pretokenized=kjj0/fineweb10B-gpt2: holds no \*_train_"):
         prepare(ready(tmp_path))
 
 

@@ -43,7 +43,7 @@ def test_stopping_at_every_commit(rows, local, monkeypatch, shard_tokens):
     60,000 tokens a shard stop around the ends of shards, 10,000,000 around the split of a corpus that is smaller.
     """
     monkeypatch.setattr(building, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(shards.os, "fsync", lambda descriptor: None)  # the order of calls matters here, not the disk
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the order of calls matters here, not the disk
     config = local(rows[:600], shard_tokens=shard_tokens)
     build(config)
     expected = contents(config.folder)
@@ -79,7 +79,7 @@ def crashes_at(number: int, patch: pytest.MonkeyPatch) -> None:
             raise Crash
         return real(*arguments)
 
-    for module, name in [(shards.os, "fsync"), (shards.os, "replace"), (writer, "sync_folder")]:
+    for module, name in [(os, "fsync"), (os, "replace"), (writer, "sync_folder")]:
         patch.setattr(module, name, partial(counted, getattr(module, name)))
 
 
@@ -102,8 +102,8 @@ def test_final_names_come_from_renames_of_synced_files(rows, local, monkeypatch)
         replace(source, target)
         events[:] = [event for event in events if isinstance(event, str)]
 
-    monkeypatch.setattr(shards.os, "fsync", note_fsync)
-    monkeypatch.setattr(shards.os, "replace", note_replace)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
     build(config)
     assert set(contents(config.folder)) <= set(events) and building.PROGRESS in events
 
@@ -170,5 +170,5 @@ def test_a_corrupt_progress_file_is_named(rows, local, content):
     config = local(rows[:50])
     config.folder.mkdir()
     (config.folder / building.PROGRESS).write_bytes(content)
-    with pytest.raises(shards.DataError, match=r"progress.json: corrupt"):
+    with pytest.raises(shards.UserError, match=r"progress.json: corrupt"):
         build(config)

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import UserError
 from data.loader import IGNORED, Loader, document_ids, eval_batches
 from data.permutation import permute
-from data.shards import DataError, header, write_shard
+from data.shards import header, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -164,18 +165,18 @@ def test_the_next_step_is_read_in_the_background(make, monkeypatch):
 
 def test_less_than_a_batch_is_refused(make):
     for order in ("sequential", "shuffled"):
-        with pytest.raises(DataError, match="1 training shards with 32 tokens hold less than one batch of 4 x 8"):
+        with pytest.raises(UserError, match="1 training shards with 32 tokens hold less than one batch of 4 x 8"):
             Loader(make([32]), seq_len=8, batch_sequences=4, order=order)
         assert Loader(make([33]), seq_len=8, batch_sequences=4, order=order).windows_per_epoch == 4
-    with pytest.raises(DataError, match="0 training shards"):
+    with pytest.raises(UserError, match="0 training shards"):
         Loader([], seq_len=8, batch_sequences=4)
 
 
 def test_a_batch_that_does_not_divide_is_refused(make):
     for world_size, micro_batch in [(5, None), (2, 4), (1, 7)]:
-        with pytest.raises(DataError, match="does not divide"):
+        with pytest.raises(UserError, match="does not divide"):
             Loader(make([999]), seq_len=8, batch_sequences=12, world_size=world_size, micro_batch=micro_batch)
-    with pytest.raises(DataError, match="data.order=random"):
+    with pytest.raises(UserError, match="data.order=random"):
         Loader(make([999]), seq_len=8, batch_sequences=12, order="random")
 
 
@@ -186,10 +187,10 @@ def test_a_token_outside_the_vocabulary_is_refused_by_name(tmp_path):
     loader = Loader([tmp_path / "odd.bin"], seq_len=8, batch_sequences=4, vocab_size=257)
     for step in (0, 1, 2):
         loader.batch(step)
-    with pytest.raises(DataError, match=r"odd.bin: token 300 near place 96 is not in the vocabulary of 257"):
+    with pytest.raises(UserError, match=r"odd.bin: token 300 near place 96 is not in the vocabulary of 257"):
         loader.batch(3)
     evaluation = eval_batches([tmp_path / "odd.bin"], seq_len=8, tokens=None, micro_batch=4, vocab_size=257)
-    with pytest.raises(DataError, match=r"odd.bin: token 300 near place 96"):
+    with pytest.raises(UserError, match=r"odd.bin: token 300 near place 96"):
         list(evaluation)
 
 

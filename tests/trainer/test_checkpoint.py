@@ -12,11 +12,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
+from common import UserError
 from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
 from tests.runs import started
 from tests.trainer.conftest import TINY, lines, losses
-from trainer.config import ConfigError
 from trainer.launch.cli import settings_are_open
 from trainer.run import resume, storage
 from trainer.run.checkpoint import CheckpointError
@@ -201,7 +201,7 @@ def test_run_from_as_it_is_typed():
 
 def test_another_run_must_be_the_same_in_what_matters(run, tmp_path):
     run("whole", "optim.matrix.lr=0.02")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         run("other", f"run.from_={tmp_path / 'whole'}", "seed=3", "optim.matrix.lr=0.5", "eval.every=2")
     for said in ("seed is 0 there and 3 here", "optim.matrix.lr is 0.02 there and 0.5 here"):
         assert said in str(error.value)
@@ -224,7 +224,7 @@ def test_other_shards_are_refused_and_moved_ones_accepted(run, tmp_path, capsys)
     write_shard(file, open_shard(file)[1:])
     content["shards"][1] = manifest.describe_shard(file)
     manifest.write_manifest(here.folder, content)
-    with pytest.raises(ConfigError, match=f"on other data: the shards in {here.dir} are not those that it has read"):
+    with pytest.raises(UserError, match=f"on other data: the shards in {here.dir} are not those that it has read"):
         run("run", f"data.dir={here.dir}")
 
 
@@ -246,7 +246,7 @@ def test_finished_run(run, tmp_path):
 def test_a_directory_in_use_is_refused(run, tmp_path, capsys):
     run("run")
     first = resume.hold(tmp_path / "run")
-    with pytest.raises(ConfigError, match="is in use by another process"):
+    with pytest.raises(UserError, match="is in use by another process"):
         resume.hold(tmp_path / "run", patience=0.3)
     first.close()
     resume.hold(tmp_path / "run", patience=0).close()

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common import UserError
 from optim import Lion, Muon
 from optim.routing import Optimizers
 from tests.distributed.rules import Whitened
 from tests.runs import started
 from trainer.config import TrainConfig
-from trainer.guard import Preempted, Stop, TrainingError, Watch, guarded_step, is_spike
+from trainer.guard import Preempted, Stop, Watch, guarded_step, is_spike
 from trainer.loop import Trainer
 from trainer.metrics import record
 from trainer.parallel import Parallel
@@ -257,7 +258,7 @@ def test_an_update_is_skipped_and_written_down(trainer, poisoned, on_host):
 def test_too_many_skips_end_the_run(trainer, poisoned):
     poisoned.update({2, 3, 4, 5})
     one = trainer("train.non_finite=skip", "train.max_skips=2")
-    with pytest.raises(TrainingError, match="step 5 has .* norm inf: 3 updates in a row were skipped"):
+    with pytest.raises(UserError, match="step 5 has .* norm inf: 3 updates in a row were skipped"):
         one.run()
     assert [line["step"] for line in one.record.metrics.lines if "skipped" in line] == [3, 4, 5]
 
@@ -265,7 +266,7 @@ def test_too_many_skips_end_the_run(trainer, poisoned):
 def test_the_run_stops_with_the_weights_before(trainer, poisoned):
     poisoned.add(2)
     one = trainer("checkpoint.every=2")
-    with pytest.raises(TrainingError, match="step 3 has"):
+    with pytest.raises(UserError, match="step 3 has"):
         one.run()
     saved = one.checkpoints.folder / "step_00000002"
     now = {name: value.clone() for name, value in one.checkpoints.tensors().items() if name.startswith("model/")}
@@ -279,7 +280,7 @@ def test_nothing_is_saved_after_a_bad_update_that_the_host_has_not_seen(trainer,
     poisoned.add(2)
     one = trainer("checkpoint.every=2", "logger.every=6", "eval.every=6")
     one.watch.on_host = False
-    with pytest.raises(TrainingError, match="step 3 has"):
+    with pytest.raises(UserError, match="step 3 has"):
         one.run()
     assert [path.name for path in one.checkpoints.folder.iterdir()] == ["step_00000002"]
     assert [line["step"] for line in one.record.metrics.lines] == [0, 3]
@@ -289,7 +290,7 @@ def test_too_many_skips_are_noticed_afterwards(trainer, poisoned):
     poisoned.update({1, 2, 3})
     one = trainer("train.non_finite=skip", "train.max_skips=2", "logger.every=6", "eval.every=6")
     one.watch.on_host = False
-    with pytest.raises(TrainingError, match="3 updates in a row were skipped"):
+    with pytest.raises(UserError, match="3 updates in a row were skipped"):
         one.run()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data import DataError
+from common import UserError, write_text
 from data.shards import write_shard
-from trainer.config import ConfigError, keys
+from trainer.config import keys
 from trainer.launch import cli
-from trainer.run.directory import FREE, claim, job_name, write_atomically
+from trainer.run.directory import FREE, claim, job_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
@@ -42,9 +42,9 @@ def test_a_directory_belongs_to_one_run(configure, tmp_path):
         ("train.steps=300", "train.steps is 400 there and 300 here"),
         ("model.n_layer=2", "model.n_layer is 4 there and 2 here"),
     ):
-        with pytest.raises(ConfigError, match=f"belongs to another run: {key}"):
+        with pytest.raises(UserError, match=f"belongs to another run: {key}"):
             claim(configure(*base, change))
-    with pytest.raises(ConfigError, match="and .* more"):
+    with pytest.raises(UserError, match="and .* more"):
         claim(configure(*base, "optim=adamw"))
     assert (tmp_path / "run" / "run.json").read_text() == before
 
@@ -75,19 +75,19 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
     if fault == "a header that is none":
         shards[0].write_bytes(bytes(3000))
     config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
-    with pytest.raises(DataError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
+    with pytest.raises(UserError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
         cli.settle(config)
     assert not (tmp_path / "run").exists()
 
 
 def test_resume_never_and_must(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run"):
         claim(configure(*base, "run.resume=must"))
     assert not (tmp_path / "run").exists()
     claim(configure(*base, "run.resume=never"))
     claim(configure(*base, "run.resume=must"))
-    with pytest.raises(ConfigError, match="run.resume=never"):
+    with pytest.raises(UserError, match="run.resume=never"):
         claim(configure(*base, "run.resume=never"))
 
 
@@ -96,20 +96,20 @@ def test_foreign_and_damaged_directories_are_refused(configure, tmp_path):
     (tmp_path / "run").mkdir()
     claim(config)
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="run.json is damaged"):
+    with pytest.raises(UserError, match="run.json is damaged"):
         claim(config)
     (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "thesis.tex")
-    with pytest.raises(ConfigError, match="not a run's"):
+    with pytest.raises(UserError, match="not a run's"):
         claim(config)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_atomic_writing_leaves_no_half_file(tmp_path, monkeypatch):
     target = tmp_path / "file"
-    write_atomically(target, "old")
+    write_text(target, "old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError):
-        write_atomically(target, "new")
+        write_text(target, "new")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trainer.config import Config, ConfigError, Dtype, by_family, fit_batch, register, validate
+from common import UserError
+from trainer.config import Config, Dtype, by_family, fit_batch, register, validate
 from trainer.launch import cli
 
 SMOKE = "experiment=smoke"
@@ -64,7 +65,7 @@ def test_family_without_a_value_is_refused():
         "lr": 0.1,
         "betas": [0.9, 0.95],
     }
-    with pytest.raises(ConfigError, match=r"optim.head.lr is given for gpt2 only, but model.family=tiny"):
+    with pytest.raises(UserError, match=r"optim.head.lr is given for gpt2 only, but model.family=tiny"):
         by_family({"lr": {"gpt2": 0.1}}, "tiny", "optim.head")
 
 
@@ -105,7 +106,7 @@ def test_batch_divides_or_the_proposals_do(batch_tokens, seq_len, micro_batch, r
     config = settings(batch_tokens, seq_len, micro_batch, n_embd=width * 1000)
     try:
         fit_batch(config, ranks)
-    except ConfigError as error:
+    except UserError as error:
         proposals = [int(word) for word in str(error).split("nearest ")[1].split(", or train")[0].split(" or ")]
         assert str(batch_tokens) in str(error) and proposals
         for proposal in proposals:
@@ -167,20 +168,20 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_line_with_key_value_and_mend(override):
     register()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         cli.check_jobs([SMOKE, cli.settings_are_open(override)], SimpleNamespace(multirun=False))
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in BAD[override]), message
 
 
 def test_five_ranks_cannot_share_the_smoke_batch(configure):
-    with pytest.raises(ConfigError, match=r"train.batch_tokens=3072 .* 5 ranks .* nearest 2560 or 3200"):
+    with pytest.raises(UserError, match=r"train.batch_tokens=3072 .* 5 ranks .* nearest 2560 or 3200"):
         configure(SMOKE, world_size=5)
 
 
 def test_hsdp_needs_a_number_that_factors(configure):
     configure(SMOKE, "parallel=hsdp", world_size=4)
-    with pytest.raises(ConfigError, match="hsdp"):
+    with pytest.raises(UserError, match="hsdp"):
         configure(SMOKE, "parallel=hsdp", world_size=3)
 
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from common import UserError
 from trainer import guard
-from trainer.config import ConfigError, register
+from trainer.config import register
 from trainer.launch import cli, processes
 from trainer.launch.sweep import JobFailed
 from trainer.run.directory import claim
@@ -47,11 +48,11 @@ def test_published_settings(experiment):
 
 
 def test_processes_are_known_before_they_start(monkeypatch):
-    with pytest.raises(ConfigError, match="which 7 ranks cannot share"):
+    with pytest.raises(UserError, match="which 7 ranks cannot share"):
         sweep("experiment=smoke", "run.processes=7")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ConfigError, match="run.processes=3, but 2 were started"):
+    with pytest.raises(UserError, match="run.processes=3, but 2 were started"):
         cli.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
 
 
@@ -60,7 +61,7 @@ def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "")  # so that it is put back
     monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
-    with pytest.raises(ConfigError, match="hydra/launcher=slurm: no srun on this machine"):
+    with pytest.raises(UserError, match="hydra/launcher=slurm: no srun on this machine"):
         processes.prepare_submitit(slurm)
     (tmp_path / "srun").touch(mode=0o755)
     processes.prepare_submitit(slurm)
@@ -168,14 +169,14 @@ def test_summary_is_read_from_the_records(tmp_path, capsys):
 
 
 def test_every_job_of_a_sweep_is_checked_first():
-    with pytest.raises(ConfigError, match=r"train.batch_tokens=3000"):
+    with pytest.raises(UserError, match=r"train.batch_tokens=3000"):
         sweep("experiment=smoke", "train.batch_tokens=3072,3000")
-    with pytest.raises(ConfigError, match=r"optim=muonn.*did you mean optim=muon"):
+    with pytest.raises(UserError, match=r"optim=muonn.*did you mean optim=muon"):
         sweep("experiment=smoke", "optim=adamw,muonn")
-    with pytest.raises(ConfigError, match=r"set optim.embedding.betas.tiny, optim.embedding.betas.gpt2 or"):
+    with pytest.raises(UserError, match=r"set optim.embedding.betas.tiny, optim.embedding.betas.gpt2 or"):
         sweep("experiment=smoke", "optim=muon", "optim.embedding.betas=[0.9,0.99]")
 
 
 def test_jobs_of_a_sweep_cannot_share_a_directory(tmp_path):
-    with pytest.raises(ConfigError, match="hydra.sweep.dir"):
+    with pytest.raises(UserError, match="hydra.sweep.dir"):
         sweep("experiment=smoke", "seed=1,2", f"run.dir={tmp_path}")

@@ -6,9 +6,8 @@ import shutil
 
 import pytest
 
+from common import UserError
 from tests.trainer.conftest import TINY, lines, losses
-from trainer.config import ConfigError
-from trainer.guard import TrainingError
 from trainer.metrics import record
 from trainer.metrics.jsonl import JsonLines
 from trainer.run import resume, storage
@@ -27,7 +26,7 @@ def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, 
         commit_it(folder, files)
 
     monkeypatch.setattr(storage, "commit", refused)
-    with pytest.raises(TrainingError, match="the last checkpoint could not be saved in"):
+    with pytest.raises(UserError, match="the last checkpoint could not be saved in"):
         run("run")
     assert "final val loss" in capsys.readouterr().out and losses(tmp_path / "run")[-1][0] == 6
     assert resume.finished(configure(*TINY, f"run.dir={tmp_path / 'run'}")) == ""
@@ -77,8 +76,8 @@ def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypat
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(record, "write_atomically", full)
-    with pytest.raises(ConfigError, match="run.dir=.* cannot be written .No space left on device.: make room"):
+    monkeypatch.setattr(record, "write_text", full)
+    with pytest.raises(UserError, match="run.dir=.* cannot be written .No space left on device.: make room"):
         run("run")
 
 

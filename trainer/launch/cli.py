@@ -24,23 +24,21 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from data import DataError, Loader, open_split
+from common import UserError
+from data import Loader, open_split
 from data import prepare as prepare_data
 from optim.routing import ROLES
-from trainer.config import Config, ConfigError, register, validate, world_size
+from trainer.config import Config, register, validate, world_size
 from trainer.launch import processes
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.launch.rendezvous import agree, attempt, meet_anew, rank, report
 from trainer.launch.sweep import JobFailed, Sweep, told_alike
-from trainer.loop import TrainingError
 from trainer.metrics import record
 from trainer.parallel import teardown
 from trainer.run import resume
 from trainer.run.directory import claim
-from trainer.run.storage import CheckpointError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-USER_ERRORS = (ConfigError, DataError, CheckpointError, TrainingError)
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 
 
@@ -55,11 +53,11 @@ def main(train: Callable[[Config], None]) -> None:
     try:
         sweep = prepare()
         hydra.main(str(CONFIGS), "train", version_base="1.3")(lambda composed: run_job(composed, train, sweep))()
-    except USER_ERRORS as error:
+    except UserError as error:
         report(error)
         sys.exit(1)
     except COMPOSITION_ERRORS as error:
-        report(ConfigError(explain(error, sys.argv[1:], CONFIGS)))
+        report(UserError(explain(error, sys.argv[1:], CONFIGS)))
         sys.exit(1)
     except RuntimeError as error:
         if not type(error).__module__.startswith("submitit."):
@@ -86,9 +84,9 @@ def prepare() -> Sweep | None:
     if (informs or args.cfg) and rank() > 0:
         sys.exit(0)
     for option in unknown:
-        raise ConfigError(f"{option}: no such option; see python train.py --help")
+        raise UserError(f"{option}: no such option; see python train.py --help")
     if args.config_path or args.config_dir or args.config_name:
-        raise ConfigError("other configuration folders are given as 'hydra.searchpath=[DIR]'")
+        raise UserError("other configuration folders are given as 'hydra.searchpath=[DIR]'")
     overrides = [settings_are_open(override) for override in args.overrides]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in args.overrides] + overrides
     if informs:
@@ -115,7 +113,7 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
     """Compose and validate every job; returns them, if they are a sweep.
 
     Raises:
-        ConfigError: one line for the first job that cannot run.
+        UserError: one line for the first job that cannot run.
     """
     with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -132,14 +130,14 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
                 varying = [override.key_or_group for override in parsed if override.is_sweep_override()]
                 sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), varying, whole.hydra.launcher._target_)
             elif whole.hydra.launcher._target_.startswith(SUBMITIT):
-                raise ConfigError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
+                raise UserError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
             composed = [hydra.compose("train", overrides=job) for job in jobs]
         except COMPOSITION_ERRORS as error:
-            raise ConfigError(explain(error, overrides, CONFIGS)) from None
+            raise UserError(explain(error, overrides, CONFIGS)) from None
     for words, job in zip(jobs, composed, strict=True):
         refuse_unknown(job, CONFIGS)
         if sweep and job.run.dir:
-            raise ConfigError(f"run.dir={job.run.dir} would be shared by the jobs of a sweep: give hydra.sweep.dir=DIR")
+            raise UserError(f"run.dir={job.run.dir} would be shared by the jobs of a sweep: give hydra.sweep.dir=DIR")
         config = validate(job, ranks_of(job, whole.hydra.launcher))
         if sweep:
             sweep.add(config, words, job.run.name)
@@ -148,9 +146,9 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
 
 def check_plugins(settings: DictConfig) -> None:
     if not settings.sweeper._target_.endswith(".BasicSweeper"):
-        raise ConfigError("hydra/sweeper: only Hydra's basic sweeper names its jobs beforehand; leave it out")
+        raise UserError("hydra/sweeper: only Hydra's basic sweeper names its jobs beforehand; leave it out")
     if processes.are_started() and settings.launcher._target_.startswith(SUBMITIT):
-        raise ConfigError("hydra/launcher starts the processes itself: start with python train.py -m, without torchrun")
+        raise UserError("hydra/launcher starts the processes itself: start with python train.py -m, without torchrun")
 
 
 def sweep_folder(given: str) -> str:
@@ -195,7 +193,7 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], sweep: Sweep 
         return
     except JobFailed:
         told = True
-    except USER_ERRORS as error:
+    except UserError as error:
         told = sweep is not None and told_alike(error, number)
         if not sweep:
             report(error)

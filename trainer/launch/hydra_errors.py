@@ -10,8 +10,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common import UserError
 from optim.routing import ROLES
-from trainer.config import ConfigError, keys
+from trainer.config import keys
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 OPEN = tuple(f"optim.{role}." for role in ROLES)  # sections whose keys an optimizer's class decides
@@ -47,7 +48,7 @@ def refuse_unknown(composed: DictConfig, configs: Path) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
     Raises:
-        ConfigError: naming the key and the nearest ones.
+        UserError: naming the key and the nearest ones.
     """
     known = set(keys())
 
@@ -55,7 +56,7 @@ def refuse_unknown(composed: DictConfig, configs: Path) -> None:
         for name, inner in value.items() if isinstance(value, dict) else ():
             key = f"{prefix}{name}"
             if key not in known:
-                raise ConfigError(f"{key}={inner}: no such key{close_keys(key, configs)}")
+                raise UserError(f"{key}={inner}: no such key{close_keys(key, configs)}")
             if f"{key}." not in OPEN:
                 walk(inner, f"{key}.")
 

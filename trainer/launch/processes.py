@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from trainer.config import Config, ConfigError, Resume
+from common import UserError
+from trainer.config import Config, Resume
 from trainer.launch.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -30,7 +31,7 @@ def of_submitit() -> bool:
 def prepare_submitit(launcher: str) -> None:
     """Before ``launcher``, one of submitit's classes for Hydra, is asked to start jobs."""
     if launcher.endswith(".SlurmLauncher") and shutil.which("srun") is None:
-        raise ConfigError(
+        raise UserError(
             "hydra/launcher=slurm: no srun on this machine; start where SLURM is, or leave hydra/launcher out"
         )
     # SLURM sends this before the time limit.  submitit's own SIGUSR2 would requeue the job and save nothing.

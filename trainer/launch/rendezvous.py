@@ -11,8 +11,8 @@ from functools import cache
 
 import torch.distributed as dist
 
-from data import DataError
-from trainer.config import ConfigError, world_size
+from common import UserError
+from trainer.config import world_size
 
 
 def rank() -> int:
@@ -29,11 +29,11 @@ def store() -> dist.Store:
     """The store of this job: torchrun's agent holds it; without an agent rank 0 does, on the same port.
 
     Raises:
-        ConfigError: several processes are announced, but not where to meet.
+        UserError: several processes are announced, but not where to meet.
     """
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise ConfigError(
+            raise UserError(
                 f"WORLD_SIZE={world_size()} but {name} is not set: start with torchrun --nproc-per-node N train.py …"
             )
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -52,19 +52,19 @@ def agree(key: str, compute: Callable[[], str]) -> str:
     """``compute()`` of rank 0, on every rank.  Workers that torchrun restarts get what the first ones agreed on.
 
     Raises:
-        ConfigError: on every rank, if ``compute`` raised it or a DataError.
+        UserError: on every rank, if ``compute`` raised it or a UserError.
     """
     if world_size() == 1:
         return compute()
     if rank() == 0 and not store().check([key]):
         try:
             said = {"value": compute()}
-        except (ConfigError, DataError) as error:
+        except UserError as error:
             said = {"error": str(error)}
         store().set(key, json.dumps(said))
     said = json.loads(store().get(key))
     if "error" in said:
-        raise ConfigError(said["error"])
+        raise UserError(said["error"])
     return said["value"]
 
 
@@ -89,7 +89,7 @@ def report(error: Exception) -> None:
         mine = f"{rank()} {line}"
         try:
             first = store().compare_set(f"error {attempt()}", "", mine).decode()
-        except (ConfigError, RuntimeError):
+        except (UserError, RuntimeError):
             first = mine
         if first != mine:
             if first.partition(" ")[2] == line:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.run.directory import write_atomically
+from common import write_text
 
 Line = dict[str, Any]
 
@@ -33,7 +33,7 @@ class JsonLines:
         if path.exists():
             found = [parse(text) for text in path.read_text(encoding="utf-8", errors="replace").splitlines()]
             self.lines = [line for line in found if line and line.get("step", math.inf) <= last_step]
-            write_atomically(path, "".join(map(_encode, self.lines)))
+            write_text(path, "".join(map(_encode, self.lines)))
         self.file = path.open("ab", buffering=0)
         self.unwritten = b""  # lines that a full disk has refused so far
 

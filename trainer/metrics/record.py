@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from omegaconf import OmegaConf
 
-from trainer.config import Config, ConfigError, LoggerKind
+from common import UserError, write_text
+from trainer.config import Config, LoggerKind
 from trainer.metrics import wandb as wandb_run
 from trainer.metrics.console import Display, duration
 from trainer.metrics.jsonl import JsonLines
 from trainer.metrics.plot import loss_vs_time
 from trainer.parallel import Parallel
-from trainer.run.directory import write_atomically
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
 
@@ -86,7 +86,7 @@ class Record:
             unfinished: the line of ``step`` itself is still to be written.
 
         Raises:
-            ConfigError: nothing can be written into ``run.dir``.
+            UserError: nothing can be written into ``run.dir``.
         """
         self.flops_per_token = flops_per_token
         if self.parallel.is_main:
@@ -104,13 +104,13 @@ class Record:
 
     def _open(self, last_step: int) -> None:
         try:
-            write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-            write_atomically(
+            write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+            write_text(
                 self.directory / "environment.json", json.dumps(environment(self.parallel), indent=1) + "\n"
             )
             self.metrics = JsonLines(self.directory / "metrics.jsonl", last_step)
         except OSError as error:
-            raise ConfigError(
+            raise UserError(
                 f"run.dir={self.directory} cannot be written ({error.strerror}): make room, or choose another folder"
             ) from None
 

@@ -28,13 +28,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from common import write_text
 from data import open_split
 from optim.routing import Optimizers
 from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
 from trainer.run import storage
 from trainer.run.dcp_index import load_tensors, one_line, read_index
-from trainer.run.directory import settings, write_atomically
+from trainer.run.directory import settings
 from trainer.run.storage import STATE, CheckpointError
 
 
@@ -139,7 +140,7 @@ class Checkpoints:
         try:
             self._on_main(lambda: storage.make_partial(partial))
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
-            self._on_main(lambda: write_atomically(partial / STATE, state))
+            self._on_main(lambda: write_text(partial / STATE, state))
             names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]
             names += [".metadata", STATE] if self.parallel.is_main else []
             parts = self._together(lambda: {name: storage.fingerprint(partial / name) for name in names})

@@ -7,16 +7,15 @@ something else belongs to another run and is refused, never overwritten.
 import hashlib
 import itertools
 import json
-import os
 import re
 import secrets
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Config, ConfigError, Resume
+from common import UserError, write_text
+from trainer.config import Config, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
 FREE = ("run", "eval", "checkpoint", "parallel", "logger")
@@ -62,25 +61,25 @@ def claim(config: Config) -> str:
     """Take ``run.dir``, or a new directory, for this run and return it.  On rank 0, after every check of the config.
 
     Raises:
-        ConfigError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
+        UserError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
     """
     directory = Path(config.run.dir) if config.run.dir else new_directory(config)
     mark, mine = directory / "run.json", identity(config)
     if mark.exists():
         _compare(mark, mine)
         if config.run.resume == Resume.never:
-            raise ConfigError(f"run.dir={directory} already holds this run, and run.resume=never: choose a new run.dir")
+            raise UserError(f"run.dir={directory} already holds this run, and run.resume=never: choose a new run.dir")
         return str(directory)
     if config.run.resume == Resume.must:
-        raise ConfigError(f"run.resume=must, but run.dir={directory} holds no run: give the run.dir of a started run")
+        raise UserError(f"run.resume=must, but run.dir={directory} holds no run: give the run.dir of a started run")
     if directory.exists() and (not directory.is_dir() or _holds_files(directory)):
-        raise ConfigError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
+        raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         said = {"name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
-        write_atomically(mark, json.dumps(said, indent=1) + "\n")
+        write_text(mark, json.dumps(said, indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
+        raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
 
 
@@ -97,31 +96,16 @@ def run_id(directory: Path) -> str | None:
         return None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete and durable."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def _compare(mark: Path, mine: dict[str, Any]) -> None:
     try:
         theirs = json.loads(mark.read_text(encoding="utf-8"))["identity"]
         different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{mark} is damaged: choose a new run.dir") from None
+        raise UserError(f"{mark} is damaged: choose a new run.dir") from None
     if different:
         diff = "; ".join(f"{key} is {theirs.get(key)} there and {mine.get(key)} here" for key in different[:SHOWN])
         more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""
-        raise ConfigError(
+        raise UserError(
             f"run.dir={mark.parent} belongs to another run: {diff}{more}; choose a new run.dir or the same settings"
         )
 

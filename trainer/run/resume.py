@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.config import Config, ConfigError, Resume
+from common import UserError, write_text
+from trainer.config import Config, Resume
 from trainer.metrics.jsonl import parse
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import is_free, settings, write_atomically
+from trainer.run.directory import is_free, settings
 
 PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
 
@@ -35,7 +36,7 @@ def hold(directory: Path, patience: float = PATIENCE) -> IO | None:
     """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
 
     Raises:
-        ConfigError: another process holds it, and still does after ``patience`` seconds.
+        UserError: another process holds it, and still does after ``patience`` seconds.
     """
     file = (directory / "run.json").open()
     deadline, told = time.monotonic() + patience, False
@@ -46,7 +47,7 @@ def hold(directory: Path, patience: float = PATIENCE) -> IO | None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 file.close()
-                raise ConfigError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
+                raise UserError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
             if not told:
                 print(f"{directory} is still in use, waiting up to {patience:.0f} s", file=sys.stderr, flush=True)
                 told = True
@@ -60,7 +61,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
 
     Raises:
         CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
-        ConfigError: ``run.from`` is of a run whose settings differ in what matters.
+        UserError: ``run.from`` is of a run whose settings differ in what matters.
     """
     folder, news = _on_main(parallel, lambda: find(config))
     if folder is None:
@@ -114,16 +115,16 @@ def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: P
         shards: fingerprint of the data that are to be read.
 
     Raises:
-        ConfigError: for those that matter, each with both values; or the shards are others than those before.
+        UserError: for those that matter, each with both values; or the shards are others than those before.
     """
     then, now = saved["config"], settings(config)
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
     matters = [key for key in different if not is_free(key) and key != "data.dir"]  # shards may move
     if matters:
         wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
-        raise ConfigError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
+        raise UserError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
     if saved.get("shards", shards) != shards:
-        raise ConfigError(
+        raise UserError(
             f"checkpoint {folder} is of a run on other data: the shards in {config.data.folder} are not those that it "
             "has read; give data.dir=FOLDER that holds them, or begin a new run.dir"
         )
@@ -139,7 +140,7 @@ def _take_record(folder: Path, directory: Path) -> None:
     theirs = folder.parent.parent / "metrics.jsonl"
     if theirs.exists():
         text = theirs.read_text(encoding="utf-8", errors="replace")
-        write_atomically(directory / "metrics.jsonl", text)
+        write_text(directory / "metrics.jsonl", text)
 
 
 def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:
@@ -148,7 +149,7 @@ def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:
     if parallel.is_main:
         try:
             result = act()
-        except (CheckpointError, ConfigError) as error:
+        except UserError as error:
             result = error
         except OSError as error:
             result = CheckpointError(f"the run cannot go on: {error}")

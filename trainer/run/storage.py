@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from trainer.run.directory import write_atomically
+from common import UserError, sync_folder, write_json
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -25,7 +25,7 @@ MANIFEST, STATE = "manifest.json", "state.json"
 Files = dict[str, dict[str, Any]]  # name -> size in bytes, sha256
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be used or written; the message names it and the fault."""
 
 
@@ -83,7 +83,7 @@ def commit(folder: Path, files: Files) -> None:
 
 def write_manifest(folder: Path, step: int, files: Files) -> None:
     manifest = {"format": FORMAT, "step": step, "files": files}
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / MANIFEST, manifest)
 
 
 def remove(folder: Path) -> None:
@@ -184,11 +184,3 @@ def prune(checkpoints: Path, keep_last: int, keep_best: int) -> None:
         if folder not in best:
             remove(folder)
 
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
