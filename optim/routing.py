@@ -5,7 +5,7 @@ Every parameter has exactly one role:
     matrix     weights of linear layers inside the network (2-D or more)
     embedding  tables looked up by index (``nn.Embedding``), also when tied to the head
     head       the output projection
-    vector     everything 1-D: norms, biases
+    scalar     everything 1-D: norms, biases
 """
 
 import difflib
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from optim.matrix import MatrixOptimizer
 
-ROLES = ("matrix", "embedding", "head", "vector")
+ROLES = ("matrix", "embedding", "head", "scalar")
 
 
 def assign_roles(model: nn.Module, head: str = "lm_head") -> dict[str, str]:
@@ -33,7 +33,7 @@ def assign_roles(model: nn.Module, head: str = "lm_head") -> dict[str, str]:
         if id(parameter) in tables:
             roles[name] = "embedding"
         elif parameter.ndim < 2:
-            roles[name] = "vector"
+            roles[name] = "scalar"
         elif head in name.split("."):
             roles[name] = "head"
         else:

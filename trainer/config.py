@@ -99,7 +99,7 @@ class OptimConfig:
     matrix: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
-    vector: dict[str, Any] = field(default_factory=dict)
+    scalar: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

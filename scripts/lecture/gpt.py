@@ -24,7 +24,7 @@ SMALL = (
     # What is not a matrix has AdamW as here, whatever the presets are tuned to: claims are about the matrices.
     "optim.embedding.lr=0.01",
     "optim.head.lr=0.004",
-    "optim.vector.lr=0.01",
+    "optim.scalar.lr=0.01",
 )
 
 

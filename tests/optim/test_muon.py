@@ -106,16 +106,16 @@ class Tiny(nn.Module):
 
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1, "betas": [0.8, 0.9]}
-CONFIG = {"matrix": {"_target_": "optim.Muon", "lr": 0.02}, "embedding": ADAMW, "head": ADAMW, "vector": ADAMW}
+CONFIG = {"matrix": {"_target_": "optim.Muon", "lr": 0.02}, "embedding": ADAMW, "head": ADAMW, "scalar": ADAMW}
 
 
 def test_every_parameter_has_one_role():
     assert assign_roles(Tiny(tied=False)) == {
         "wte.weight": "embedding",
         "body.weight": "matrix",
-        "body.bias": "vector",
-        "norm.weight": "vector",
-        "norm.bias": "vector",
+        "body.bias": "scalar",
+        "norm.weight": "scalar",
+        "norm.bias": "scalar",
         "lm_head.weight": "head",
     }
     assert assign_roles(Tiny(tied=True))["wte.weight"] == "embedding"
@@ -125,9 +125,9 @@ def test_every_parameter_has_one_role():
 def test_container_steps_all_roles_and_scales_their_lr():
     model = Tiny(tied=False)
     optimizers = build(model, CONFIG)
-    assert [row["role"] for row in optimizers.table()] == ["matrix", "embedding", "head", "vector"]
+    assert [row["role"] for row in optimizers.table()] == ["matrix", "embedding", "head", "scalar"]
     assert sum(row["parameters"] for row in optimizers.table()) == sum(p.numel() for p in model.parameters())
-    assert optimizers.set_lr(0.5) == {"matrix": 0.01, "embedding": 0.05, "head": 0.05, "vector": 0.05}
+    assert optimizers.set_lr(0.5) == {"matrix": 0.01, "embedding": 0.05, "head": 0.05, "scalar": 0.05}
     assert optimizers.set_lr(1.0)["matrix"] == 0.02
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.lm_head(model.norm(model.body(model.wte(torch.arange(10))))).square().sum().backward()
@@ -155,8 +155,8 @@ def test_wrong_targets_are_named():
     for wrong in ("bfloat", "int8", "nn"):
         with pytest.raises(ValueError, match=f"optim.matrix.dtype={wrong}: give bfloat16, "):
             resolve_target({"_target_": "optim.Muon", "dtype": wrong}, "optim.matrix")
-    with pytest.raises(ValueError, match="optim.vector is missing"):
-        build(Tiny(False), {k: v for k, v in CONFIG.items() if k != "vector"})
+    with pytest.raises(ValueError, match="optim.scalar is missing"):
+        build(Tiny(False), {k: v for k, v in CONFIG.items() if k != "scalar"})
     with pytest.raises(ValueError, match="optim.matrix: scale=x is unknown"):
         build(Tiny(False), CONFIG | {"matrix": {"_target_": "optim.Muon", "scale": "x"}})
 

@@ -313,6 +313,6 @@ def test_the_host_never_waits_between_lines(trainer):
 def test_a_line_tells_the_rates_of_its_update(trainer):
     one = trainer("logger.every=1", "train.steps=10", "schedule.warmup=0.3")
     lines = [one.update(step)[0] for step in range(3)]
-    for role in ("matrix", "embedding", "head", "vector"):
+    for role in ("matrix", "embedding", "head", "scalar"):
         rates = [line[f"lr/{role}"] for line in lines]
         assert rates == sorted(set(rates)) and rates[0] > 0, f"{role} does not warm up: {rates}"

@@ -36,7 +36,7 @@ def test_every_model_and_schedule_composes(configure, model, schedule):
 def test_every_optimizer_has_settings_for_every_family(configure, optim, model):
     config = configure(f"optim={optim}", f"model={model}")
     assert config.optim.name == optim
-    for role in ("matrix", "embedding", "head", "vector"):
+    for role in ("matrix", "embedding", "head", "scalar"):
         assert isinstance(getattr(config.optim, role)["lr"], float | int)
 
 
