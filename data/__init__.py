@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 
 _WHERE = {
+    "IGNORE_INDEX": "loader",
     "DataConfig": "config",
     "Loader": "loader",
     "Split": "split",

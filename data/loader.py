@@ -26,7 +26,7 @@ from data.permutation import permute
 from data.shards import open_shard
 
 Batch = tuple[Tensor, Tensor]
-IGNORED = -100  # the target that cross-entropy leaves out
+IGNORE_INDEX = -100  # the target that cross-entropy leaves out
 UNLIMITED = 2**32  # more than any token of the format
 
 
@@ -177,7 +177,7 @@ def eval_batches(
     mine = windows[rank * per_rank : (rank + 1) * per_rank]
     for start in range(0, per_rank, micro_batch):
         inputs = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
-        targets = torch.full((micro_batch, seq_len), IGNORED, dtype=torch.int64)
+        targets = torch.full((micro_batch, seq_len), IGNORE_INDEX, dtype=torch.int64)
         for row, (shard, offset, count) in enumerate(mine[start : start + micro_batch]):
             tokens_read = shards[shard][offset : offset + count + 1]
             if tokens_read.max() >= (vocab_size or UNLIMITED):

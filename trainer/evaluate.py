@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from trainer.model import IGNORED
+from data import IGNORE_INDEX
 from trainer.parallel import Parallel
 
 
@@ -19,6 +19,6 @@ def validation_loss(model: nn.Module, parallel: Parallel, batches: Iterable[tupl
     with parallel.evaluation(model):
         for inputs, targets in batches:
             total[0] += model(inputs, targets)
-            total[1] += (targets != IGNORED).sum()
+            total[1] += (targets != IGNORE_INDEX).sum()
     loss, tokens = parallel.sum(total)
     return (loss / tokens).item()

@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import document_ids
-
-IGNORED = -100  # a target with this value is not predicted
-
+from data import IGNORE_INDEX, document_ids
 
 ACTIVATIONS = {
     "gelu": partial(F.gelu, approximate="tanh"),
@@ -206,7 +203,7 @@ class GPT(nn.Module):
         return x if self.config.softcap is None else x * torch.rsqrt(1 + (x / self.config.softcap).square())
 
     def chunk_loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(x), targets, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(self.logits(x), targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
     def rotation(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import UserError
-from data.loader import IGNORED, Loader, document_ids, eval_batches
+from data.loader import IGNORE_INDEX, Loader, document_ids, eval_batches
 from data.permutation import permute
 from data.shards import header, write_shard
 
@@ -212,7 +212,7 @@ def test_evaluation_scores_each_target_once_on_any_number_of_ranks(make, sizes, 
     scored = []
     for inputs, targets in (batch for batches in each for batch in batches):
         assert inputs.shape == targets.shape == (micro, seq_len)
-        counts = targets != IGNORED
+        counts = targets != IGNORE_INDEX
         assert torch.equal(inputs[counts] + 1, targets[counts])
         scored += targets[counts].tolist()
     targets = [t for s, size in zip(starts, sizes, strict=False) for t in range(int(s) + 1, int(s) + size)]

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.model import GPT, IGNORED, ModelConfig, rotate
+from data import IGNORE_INDEX
+from trainer.model import GPT, ModelConfig, rotate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SMALL = dict(n_layer=2, n_head=2, n_embd=16)
@@ -58,7 +59,7 @@ def gradients(model: GPT, *batch: torch.Tensor) -> tuple[torch.Tensor, dict[str,
 @pytest.mark.parametrize("name", VARIANTS)
 def test_loss_is_the_sum_of_the_tokens_losses(name):
     model, (tokens, targets) = build(VARIANTS[name]), draw()
-    targets[1, 3:6] = IGNORED
+    targets[1, 3:6] = IGNORE_INDEX
     expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="none").sum()
     torch.testing.assert_close(model(tokens, targets), expected)
     assert model(tokens, targets).dtype == torch.float64
@@ -69,7 +70,7 @@ def test_loss_is_the_sum_of_the_tokens_losses(name):
 @pytest.mark.parametrize("chunk", [1, 7, 35])
 def test_loss_in_chunks_equals_the_whole(name, chunk):
     tokens, targets = draw()
-    targets[0, :8] = IGNORED  # more than a whole chunk of 7 is ignored
+    targets[0, :8] = IGNORE_INDEX  # more than a whole chunk of 7 is ignored
     whole_loss, whole = gradients(build(VARIANTS[name]), tokens, targets)
     chunked_loss, chunked = gradients(build(dataclasses.replace(VARIANTS[name], loss_chunk=chunk)), tokens, targets)
     torch.testing.assert_close(chunked_loss, whole_loss, rtol=1e-12, atol=0)
@@ -106,7 +107,7 @@ def test_logits_of_more_than_a_chunk_never_exist(training):
 
 def test_ignored_targets_carry_no_gradient():
     model, (tokens, targets) = build(GPT2), draw()
-    loss, grads = gradients(model, tokens, torch.full_like(targets, IGNORED))
+    loss, grads = gradients(model, tokens, torch.full_like(targets, IGNORE_INDEX))
     assert loss == 0 and all(grad.abs().max() == 0 for grad in grads.values())
 
 
