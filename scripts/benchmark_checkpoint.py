@@ -24,7 +24,7 @@ from trainer.parallel import teardown
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.dcp_index import read_index
-from trainer.run.directory import claim
+from trainer.run.directory import acquire_run_dir
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def build(overrides: list[str], folder: str) -> Trainer:
         composed = hydra.compose("train", overrides=["experiment=smoke", *overrides])
     config = validate(composed, world_size())
     config.run.dir = f"{folder}/run"
-    config.run.dir = agree("run", lambda: claim(config))
+    config.run.dir = agree("run", lambda: acquire_run_dir(config))
     trainer = Trainer(config)
     trainer.checkpoints.before_commit = lambda: None  # there is no record
     trainer.update(0)

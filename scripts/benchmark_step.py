@@ -33,7 +33,7 @@ from data.split import Split
 from trainer import loop
 from trainer.config import register, validate
 from trainer.launch.cli import CONFIGS
-from trainer.run.directory import claim
+from trainer.run.directory import acquire_run_dir
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
 LR, BETAS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 10
@@ -67,7 +67,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
     register()
     with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
         config = validate(hydra.compose("train", overrides=settings), 1)
-    config.run.dir = claim(config)
+    config.run.dir = acquire_run_dir(config)
     trainer = loop.Trainer(config)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.record.start(trainer.optimizers.table(), trainer.model.flops_per_token(), step=0, unfinished=True)

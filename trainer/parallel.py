@@ -300,9 +300,20 @@ class Parallel:
         if told := next(filter(None, gather_object([said])), ""):
             raise UserError(told)
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        return broadcast_object_list([value])[0]
+    def broadcast_rank0(self, compute: Callable[[], Any]) -> Any:
+        """Rank 0's value, or its UserError, on every rank."""
+        said = None
+        if self.is_main:
+            try:
+                said = compute(), None
+            except UserError as error:
+                said = None, error
+            except OSError as error:
+                said = None, UserError(f"the run cannot go on: {error}")
+        value, error = broadcast_object_list([said])[0]
+        if error is not None:
+            raise error
+        return value
 
     # --- the device ---
 
@@ -317,7 +328,7 @@ class Parallel:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Finish the trackers. The process group stays, for the next job of a sweep: one that was left cannot be
         joined again under the same keys. Whoever ends the process destroys it."""
         for tracker in self.accelerator.trackers:

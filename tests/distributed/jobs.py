@@ -115,7 +115,7 @@ def _train(request: dict, composed: DictConfig) -> int:
     from trainer.loop import Trainer
     from trainer.metrics import record
     from trainer.run import resume
-    from trainer.run.directory import claim
+    from trainer.run.directory import acquire_run_dir
 
     record.loss_vs_time = lambda *arguments: None  # a second, and tested elsewhere
     if request["hook"]:
@@ -123,7 +123,7 @@ def _train(request: dict, composed: DictConfig) -> int:
         getattr(hooks, name)(request["rank"], **arguments)
     try:
         config = validate(composed, world_size())
-        config.run.dir = agree("job", lambda: claim(config))
+        config.run.dir = agree("job", lambda: acquire_run_dir(config))
         done = agree("finished", lambda: resume.finished(config))
         print(done) if done else Trainer(config).run()
     except cli.USER_ERRORS as error:

@@ -11,7 +11,7 @@ from common import UserError, write_text
 from data.shards import write_shard
 from trainer.config import keys
 from trainer.launch import cli
-from trainer.run.directory import FREE, claim, job_name
+from trainer.run.directory import FREE, acquire_run_dir, job_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
@@ -28,13 +28,13 @@ def test_job_names_are_readable_unique_and_short():
 def test_default_directories_never_collide(configure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = configure("experiment=smoke")
-    directories = [claim(config) for _ in range(3)]
+    directories = [acquire_run_dir(config) for _ in range(3)]
     assert len(set(directories)) == 3 and all("muon-tiny-sample-s0" in name for name in directories)
 
 
 def test_a_directory_belongs_to_one_run(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    claim(configure(*base))
+    acquire_run_dir(configure(*base))
     before = (tmp_path / "run" / "run.json").read_text()
     for change, key in (
         ("seed=1", "seed is 0 there and 1 here"),
@@ -43,17 +43,17 @@ def test_a_directory_belongs_to_one_run(configure, tmp_path):
         ("model.n_layer=2", "model.n_layer is 4 there and 2 here"),
     ):
         with pytest.raises(UserError, match=f"belongs to another run: {key}"):
-            claim(configure(*base, change))
+            acquire_run_dir(configure(*base, change))
     with pytest.raises(UserError, match="and .* more"):
-        claim(configure(*base, "optim=adamw"))
+        acquire_run_dir(configure(*base, "optim=adamw"))
     assert (tmp_path / "run" / "run.json").read_text() == before
 
 
 @pytest.mark.parametrize("change", ["logger=jsonl", "eval.every=7", "checkpoint.every=5", "train.micro_batch=2"])
 def test_what_does_not_change_the_training_is_accepted(configure, tmp_path, change):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    claim(configure(*base))
-    assert claim(configure(*base, change)) == f"{tmp_path}/run"
+    acquire_run_dir(configure(*base))
+    assert acquire_run_dir(configure(*base, change)) == f"{tmp_path}/run"
 
 
 def test_what_may_differ_is_in_the_schema():
@@ -62,8 +62,8 @@ def test_what_may_differ_is_in_the_schema():
 
 def test_another_number_of_ranks_is_the_same_run(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    claim(configure(*base))
-    claim(configure(*base, "parallel=hsdp", world_size=4))
+    acquire_run_dir(configure(*base))
+    acquire_run_dir(configure(*base, "parallel=hsdp", world_size=4))
 
 
 @pytest.mark.parametrize("fault", ["a header that is none", "less than a batch"])
@@ -83,24 +83,24 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
 def test_resume_never_and_must(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
     with pytest.raises(UserError, match="holds no run"):
-        claim(configure(*base, "run.resume=must"))
+        acquire_run_dir(configure(*base, "run.resume=must"))
     assert not (tmp_path / "run").exists()
-    claim(configure(*base, "run.resume=never"))
-    claim(configure(*base, "run.resume=must"))
+    acquire_run_dir(configure(*base, "run.resume=never"))
+    acquire_run_dir(configure(*base, "run.resume=must"))
     with pytest.raises(UserError, match="run.resume=never"):
-        claim(configure(*base, "run.resume=never"))
+        acquire_run_dir(configure(*base, "run.resume=never"))
 
 
 def test_foreign_and_damaged_directories_are_refused(configure, tmp_path):
     config = configure("experiment=smoke", f"run.dir={tmp_path}/run")
     (tmp_path / "run").mkdir()
-    claim(config)
+    acquire_run_dir(config)
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(UserError, match="run.json is damaged"):
-        claim(config)
+        acquire_run_dir(config)
     (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "thesis.tex")
     with pytest.raises(UserError, match="not a run's"):
-        claim(config)
+        acquire_run_dir(config)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 

@@ -14,7 +14,7 @@ from trainer import guard
 from trainer.config import register
 from trainer.launch import cli, processes
 from trainer.launch.sweep import JobFailed
-from trainer.run.directory import claim
+from trainer.run.directory import acquire_run_dir
 
 
 def sweep(*overrides):
@@ -136,7 +136,7 @@ except KeyboardInterrupt:
 
 def finish(config, **values):
     """As if the job had run."""
-    claim(config)
+    acquire_run_dir(config)
     line = {"step": config.train.steps, "tokens": 1, "train_time_s": 61.0, "val/loss": 2.5, **values}
     (Path(config.run.dir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 

@@ -36,7 +36,7 @@ from trainer.launch.sweep import JobFailed, Sweep, told_alike
 from trainer.metrics import record
 from trainer.parallel import teardown
 from trainer.run import resume
-from trainer.run.directory import claim
+from trainer.run.directory import acquire_run_dir
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
@@ -226,7 +226,7 @@ def settle(config: Config) -> str:
         files, train = open_split(config.data).train, config.train
         sequences = train.batch_tokens // train.seq_len
         Loader(files, seq_len=train.seq_len, batch_sequences=sequences, order=config.data.order).close()
-    return claim(config)
+    return acquire_run_dir(config)
 
 
 def fail(sweep: Sweep | None) -> None:

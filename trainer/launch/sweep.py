@@ -21,7 +21,7 @@ from rich.table import Table
 from trainer.config import Config, world_size
 from trainer.launch.rendezvous import attempt, rank, report, store
 from trainer.metrics.console import duration
-from trainer.metrics.jsonl import parse
+from trainer.metrics.jsonl import FILE, read_lines
 from trainer.run import resume
 from trainer.run.directory import job_name
 
@@ -112,11 +112,7 @@ class Sweep:
 
 def last_values(directory: Path) -> dict[str, Any]:
     """The latest value of every key in a run's record."""
-    try:
-        text = (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    return {key: value for line in text.splitlines() for key, value in (parse(line) or {}).items()}
+    return {key: value for line in read_lines(directory / FILE) for key, value in line.items()}
 
 
 def told_alike(error: Exception, number: int) -> bool:
