@@ -1,10 +1,15 @@
 """Steepest descent under any norm (Bernstein and Newhouse, "Old Optimizer, New Norm", arXiv 2409.20325)."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from .base import Group, Tensors, check_choice, check_fraction
+from .layout import EngineSettings
 from .lmo import NORMS, lmo
-from .matrix import Group, MatrixOptimizer
+from .matrix import MatrixOptimizer
 from .polar import polar_flops, polar_workspace
 
 FORMS = ("normalised", "regularised")
@@ -35,7 +40,7 @@ class Steepest(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 0.02,
         norm: str = "spectral",
         form: str = "normalised",
@@ -43,13 +48,11 @@ class Steepest(MatrixOptimizer):
         weight_decay: float = 0.0,
         polar: str = "polar_express",
         polar_steps: int | None = None,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        for name, value, choices in (("norm", norm, NORMS), ("form", form, FORMS)):
-            if value not in choices:
-                raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum={momentum} is not in [0, 1)")
+        check_choice(NORMS, norm=norm)
+        check_choice(FORMS, form=form)
+        check_fraction(momentum=momentum)
         polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, norm=norm, form=form, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, dict(settings, polar=polar, polar_steps=polar_steps), **engine)
@@ -59,7 +62,7 @@ class Steepest(MatrixOptimizer):
             return {}
         return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
-    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+    def prepare(self, group: Group, grads: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
         if not group["momentum"]:
             return grads
         momenta = [state["momentum"] for state in states]

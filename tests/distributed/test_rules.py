@@ -29,11 +29,11 @@ RULES = {
     "steepest_nuclear": ("Steepest", dict(norm="nuclear", momentum=0.5)),
     "steepest_frobenius": ("Steepest", dict(norm="frobenius", momentum=0.5, weight_decay=0.1)),
     "steepest_max": ("Steepest", dict(norm="linf", form="regularised")),
-    "shampoo": ("Shampoo", dict(every=2, weight_decay=0.1)),
-    "shampoo_newton": ("Shampoo", dict(every=2, root="newton", eps=1e-4, statistics="sum", graft="sgd")),
-    "shampoo_blocks": ("Shampoo", dict(every=2, block=8, one_sided=True, graft="none", eps=1e-4)),
-    "soap": ("SOAP", dict(every=2, weight_decay=0.1)),
-    "soap_one_side": ("SOAP", dict(every=1, max_dim=10)),
+    "shampoo": ("Shampoo", dict(update_freq=2, weight_decay=0.1)),
+    "shampoo_newton": ("Shampoo", dict(update_freq=2, root="newton", eps=1e-4, statistics="sum", graft="sgd")),
+    "shampoo_blocks": ("Shampoo", dict(update_freq=2, block=8, one_sided=True, graft="none", eps=1e-4)),
+    "soap": ("SOAP", dict(update_freq=2, weight_decay=0.1)),
+    "soap_one_side": ("SOAP", dict(update_freq=1, max_dim=10)),
 }
 ELEMENTWISE = {
     "lion": ("Lion", dict(weight_decay=0.1)),

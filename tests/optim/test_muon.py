@@ -150,7 +150,7 @@ def test_wrong_targets_are_named():
         with pytest.raises(ValueError, match=words):
             resolve_target(settings, "optim.matrix")
     assert resolve_target({"_target_": "optim.Muon", "bucket_bytes": 10}, "x")[1] == {"bucket_bytes": 10}
-    for key in ("dtype", "wire"):
+    for key in ("dtype", "comm_dtype"):
         assert resolve_target({"_target_": "optim.Muon", key: "bfloat16"}, "x")[1] == {key: torch.bfloat16}
     for wrong in ("bfloat", "int8", "nn"):
         with pytest.raises(ValueError, match=f"optim.matrix.dtype={wrong}: give bfloat16, "):

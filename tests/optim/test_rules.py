@@ -19,9 +19,12 @@ RULES = {
     "scion": (Scion, dict(lr=0.1)),
     "steepest": (Steepest, dict()),
     "steepest_momentum": (Steepest, dict(norm="frobenius", form="regularised", momentum=0.5)),
-    "shampoo": (Shampoo, dict(every=2, weight_decay=0.1)),
-    "shampoo_sum": (Shampoo, dict(every=2, statistics="sum", root="newton", graft="sgd", one_sided=True, eps=1e-4)),
-    "soap": (SOAP, dict(every=2, weight_decay=0.1)),
+    "shampoo": (Shampoo, dict(update_freq=2, weight_decay=0.1)),
+    "shampoo_sum": (
+        Shampoo,
+        dict(update_freq=2, statistics="sum", root="newton", graft="sgd", one_sided=True, eps=1e-4),
+    ),
+    "soap": (SOAP, dict(update_freq=2, weight_decay=0.1)),
 }
 
 
@@ -301,16 +304,16 @@ def test_state_and_work_are_balanced(name, world_size):
     width = 768
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * 12
     optimizer = cls([nn.Parameter(torch.empty(s, device="meta")) for s in shapes], **settings)
-    items = optimizer._units[0].exchange.plan.items
-    owners = Plan(items, world_size, 10**7).owners
+    specs = optimizer._layouts[0].exchange.plan.specs
+    owners = Plan(specs, world_size, 10**7).owners
     sharded, owned, work = 0, [0] * world_size, [0.0] * world_size
-    for item, owner, param in zip(items, owners, optimizer.param_groups[0]["params"], strict=True):
+    for spec, owner, param in zip(specs, owners, optimizer.param_groups[0]["params"], strict=True):
         for key, value in optimizer.state[param].items():
             if key in optimizer._shard_keys:
                 sharded += value.numel()
             else:
                 owned[owner] += value.numel()
-        work[owner] += item.flops
+        work[owner] += spec.flops
     held = [sharded / world_size + elements for elements in owned]
     assert max(work) <= 1.05 * sum(work) / world_size
     assert max(held) <= 1.10 * sum(held) / world_size
