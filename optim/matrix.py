@@ -21,8 +21,10 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Tensors, local
 from .exchange import Transfer
-from .layout import ParamLayout, build_layouts, create_state
+from .layout import EngineSettings, ParamLayout, build_layouts, create_state
 from .stacks import as_parameter, block_shape, cat_states, split_state
+
+__all__ = ["EngineSettings", "Group", "MatrixOptimizer", "ParamsT", "Tensors", "local"]  # what a rule needs
 
 RENAMED = {"every": "update_freq", "wire": "comm_dtype"}
 """Settings of earlier versions, whose old names are answered with the new ones."""

@@ -5,11 +5,9 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from .base import Group, Tensors, check_choice, check_fraction
-from .layout import EngineSettings
-from .matrix import MatrixOptimizer
+from .base import check_choice, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT, Tensors
 from .polar import polar, polar_flops, polar_workspace
 
 SCALES = {

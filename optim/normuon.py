@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from .base import Group, check_fraction
+from .base import check_fraction
+from .matrix import Group, ParamsT
 from .muon import Muon
 from .stacks import frobenius_norm
 

@@ -15,14 +15,10 @@ IN_FLIGHT = 3
 class MatrixSpec:
     """One parameter as the plan sees it, e.g. a layer's (3072, 768) or an expert stack (8, 3072, 768)."""
 
-    shape: tuple[int, ...]
-    """of the whole."""
-    flops: float
-    """of the rule."""
-    stack: tuple[int, ...]
-    """(group, m, n): its matrices are stacked with those of equal ones."""
-    workspace: float = 0.0
-    """Bytes that its owner allocates to compute it, its part of the stack included."""
+    shape: tuple[int, ...]  # of the whole
+    flops: float  # of the rule
+    stack: tuple[int, ...]  # (group, m, n): parameters of equal ones are computed as one stack
+    workspace: float = 0.0  # bytes that its owner allocates to compute it, its part of the stack included
 
     @property
     def row_numel(self) -> int:

@@ -239,10 +239,9 @@ class Optimizers:
 def class_path(cls: type) -> str:
     """The shortest path under which ``cls`` can be imported: torch.optim.AdamW, not torch.optim.adamw.AdamW."""
     parts = cls.__module__.split(".")
-    for module in (".".join(parts[:length]) for length in range(1, len(parts))):
-        if getattr(sys.modules.get(module), cls.__name__, None) is cls:
-            return f"{module}.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__name__}"
+    modules = [".".join(parts[:end]) for end in range(1, len(parts))]
+    found = [module for module in modules if getattr(sys.modules.get(module), cls.__name__, None) is cls]
+    return f"{[*found, cls.__module__][0]}.{cls.__name__}"
 
 
 def _is_number(value: Any) -> bool:

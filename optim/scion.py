@@ -2,10 +2,7 @@
 
 from typing import Unpack
 
-from torch.optim.optimizer import ParamsT
-
-from .base import Group
-from .layout import EngineSettings
+from .matrix import EngineSettings, Group, ParamsT
 from .steepest import Steepest
 
 

@@ -5,11 +5,9 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from .base import Group, check_choice, check_count, check_fraction
-from .layout import EngineSettings
-from .matrix import MatrixOptimizer
+from .base import check_choice, check_count, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
 from .roots import inverse_root, inverse_root_flops, inverse_root_workspace
 from .stacks import frobenius_norm
 

@@ -4,11 +4,9 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from .base import Group, check_count, check_fraction
-from .layout import EngineSettings
-from .matrix import MatrixOptimizer
+from .base import check_count, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
 from .roots import eigh
 
 SIDES = {"left": -2, "right": -1}

@@ -4,12 +4,10 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from .base import Group, Tensors, check_choice, check_fraction
-from .layout import EngineSettings
+from .base import check_choice, check_fraction
 from .lmo import NORMS, lmo
-from .matrix import MatrixOptimizer
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT, Tensors
 from .polar import polar_flops, polar_workspace
 
 FORMS = ("normalised", "regularised")
