@@ -32,10 +32,9 @@ class Half(MatrixOptimizer):
         return stack.mul_(0.5)
 
 
-CASES = {name: (getattr(optim, kind), settings) for name, (kind, settings) in RULES.items()}
 HALF = {"dtype": torch.bfloat16}
 CAUTIOUS = HALF | {"cautious": True, "weight_decay": 0.1}
-CASES |= {
+CASES = RULES | {
     "half": (Half, {"defaults": {"lr": 0.1}}),
     "muon": (optim.Muon, {}),
     "muon_comm_dtype": (optim.Muon, {"comm_dtype": torch.bfloat16}),

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest
 from tests.optim.reference import seeded
+from tests.optim.rules import with_all_rules
 from tests.optim.threads import run_threads
 
 RULES = {
@@ -21,6 +22,7 @@ RULES = {
     "shampoo": (Shampoo, dict(update_freq=2, eps=0.1, weight_decay=0.1)),
     "soap": (SOAP, dict(update_freq=2, max_dim=0)),
 }
+RULES = with_all_rules(RULES)
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.05}
 STEPS = 3
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from optim import SOAP
+from tests.optim.errors import raises_naming
 from tests.optim.reference import relative, seeded
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
@@ -179,8 +180,8 @@ def test_nan_stays_in_its_matrix():
 
 def test_wrong_settings_are_named():
     for settings, words in [
-        (dict(betas=(0.9, 1.0)), "betas="),
-        (dict(update_freq=0), "update_freq=0: .* at least 1"),
+        (dict(betas=(0.9, 1.0)), ("betas=(0.9, 1.0)", "[0, 1)")),
+        (dict(update_freq=0), ("update_freq=0", "at least 1")),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with raises_naming(ValueError, *words):
             SOAP([nn.Parameter(torch.zeros(2, 2))], **settings)
