@@ -178,7 +178,7 @@ def dion_in_float32():
 BUILDERS = {
     SAME: lambda params: Muon(params, polar=STANDARD),
     DEFAULT: Muon,
-    OUR_HALF_WIRE: lambda params: Muon(params, polar=STANDARD, wire=torch.bfloat16),
+    OUR_HALF_WIRE: lambda params: Muon(params, polar=STANDARD, comm_dtype=torch.bfloat16),
     EVERYWHERE: GatherEverywhere,
     "torch.optim.Muon": torch_muon,
     "muon-fsdp2": muon_fsdp2,

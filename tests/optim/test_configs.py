@@ -36,7 +36,7 @@ class Language(nn.Module):
 
 
 def test_all_names_exist():
-    assert set(CONFIGS) == set(ISSUED.split())
+    assert set(ISSUED.split()) <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
