@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.matrix import local
+from .matrix import local
 
 Tensors = list[Tensor]
 

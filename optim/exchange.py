@@ -1,6 +1,6 @@
 """How shards become whole matrices at their owners, and shards again.
 
-This is the only file of ``optim`` that communicates.  FSDP2 leaves every parameter in chunks of rows
+This is the only file of the package that communicates.  FSDP2 leaves every parameter in chunks of rows
 (``Shard(0)``, ``torch.chunk`` sizes) over a shard group of W ranks.  A whole-matrix rule runs once per
 matrix, on its *owner*, in three phases per bucket:
 
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optim.plan import IN_FLIGHT, Item, Plan, shard_rows
+from .plan import IN_FLIGHT, Item, Plan, shard_rows
 
 
 class Transfer:

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from optim.exchange import Exchange
-from optim.plan import Item
-from optim.stacks import as_parameter, block_shape, cat_states, split_state
+from .exchange import Exchange
+from .plan import Item
+from .stacks import as_parameter, block_shape, cat_states, split_state
 
 Group = dict[str, Any]
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from optim.matrix import Group, MatrixOptimizer
-from optim.polar import polar, polar_flops, polar_workspace
+from .matrix import Group, MatrixOptimizer
+from .polar import polar, polar_flops, polar_workspace
 
 SCALES = {
     # Jordan's choice: a tall matrix takes a longer step.
@@ -22,14 +22,14 @@ class Muon(MatrixOptimizer):
     """M <- mu M + (1-mu) G;  U = (1-mu) G + mu M if nesterov else M;  W <- (1-lr wd) W - lr scale polar(U).
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: length of a step in spectral norm, before ``scale``.
         momentum: mu, in [0, 1).
         nesterov: look ahead by one gradient.
         weight_decay: decoupled, multiplied by lr.
         cautious: decay only where update * weight >= 0.
         scale: ``keller``, ``match_rms`` or ``rms_to_rms``.
-        polar: method of ``optim.polar``.
+        polar: method of ``POLAR_METHODS``.
         polar_steps: iterations (``None``: the method's default).
 
     Raises:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from optim.matrix import Group
-from optim.muon import Muon
+from .matrix import Group
+from .muon import Muon
 
 
 class NorMuon(Muon):
@@ -15,7 +15,7 @@ class NorMuon(Muon):
     polar factor of full rank, ``scale="match_rms"`` is the paper's step 0.2 lr sqrt(m n) / ||O'||_F.
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: as for Muon, whose other settings are accepted too.
         beta2: decay of the row statistics, in [0, 1).
         eps: added to the root of the row statistics.

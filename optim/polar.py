@@ -18,8 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from optim import symmetric
-from optim.minimax import Quintic, polar_express_coefficients
+from . import symmetric
+from .minimax import Quintic, polar_express_coefficients
 
 CACHE_BYTES = 2**21
 """On a CPU a stack is worked through in pieces of about this size, which stay in the cache between products."""

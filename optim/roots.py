@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from optim.polar import finite_part
+from .polar import finite_part
 
 ROOT_METHODS = ("eigh", "newton")
 NEWTON_STEPS = 100

@@ -11,13 +11,14 @@ Every parameter has exactly one role:
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optim.matrix import MatrixOptimizer
+from .matrix import MatrixOptimizer
 
 ROLES = ("matrix", "embedding", "head", "scalar")
 
@@ -213,17 +214,25 @@ class Optimizers:
         rows = []
         for role, member in self.members.items():
             tensors = [p for group in member.param_groups for p in group["params"]]
-            kind = type(member)
             rows.append(
                 {
                     "role": role,
                     "tensors": len(tensors),
                     "parameters": sum(p.numel() for p in tensors),
-                    "optimizer": f"{kind.__module__.removesuffix('.' + kind.__name__.lower())}.{kind.__name__}",
+                    "optimizer": class_path(type(member)),
                     "lr": self.base_lr[role][0],
                 }
             )
         return rows
+
+
+def class_path(cls: type) -> str:
+    """The shortest path under which ``cls`` can be imported: torch.optim.AdamW, not torch.optim.adamw.AdamW."""
+    parts = cls.__module__.split(".")
+    for module in (".".join(parts[:length]) for length in range(1, len(parts))):
+        if getattr(sys.modules.get(module), cls.__name__, None) is cls:
+            return f"{module}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__name__}"
 
 
 def _is_number(value: Any) -> bool:

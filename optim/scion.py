@@ -1,7 +1,7 @@
 """Scion: conditional gradients over norm balls (Pethick et al. 2025, arXiv 2502.07529, algorithms 1 and 2)."""
 
-from optim.matrix import Group
-from optim.steepest import Steepest
+from .matrix import Group
+from .steepest import Steepest
 
 
 class Scion(Steepest):
@@ -10,16 +10,16 @@ class Scion(Steepest):
     Constrained, W stays in the ball ||W|| <= radius if it starts there and the polar factor is exact; an iteration that
     overshoots 1 widens the ball by as much.
 
-    For sign-like norms of embeddings and heads, :class:`optim.elementwise.Signum` does the same without communication.
+    For sign-like norms of embeddings and heads, :class:`Signum` does the same without communication.
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: the paper's gamma, in [0, 1] where constrained.
-        norm: a matrix norm of ``optim.lmo``; ``rms_to_rms`` is the paper's "Spectral".
+        norm: a matrix norm of ``NORMS``; ``rms_to_rms`` is the paper's "Spectral".
         radius: the paper's rho, ``scale`` in its code.
         constrained: pull towards 0 so that W stays in the ball.
         momentum: mu = 1 - alpha of the paper, in [0, 1).
-        polar: method of ``optim.polar`` for the norms that need a polar factor.
+        polar: method of ``POLAR_METHODS`` for the norms that need a polar factor.
         polar_steps: iterations (``None``: the method's default).
 
     Raises:

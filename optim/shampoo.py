@@ -4,8 +4,8 @@ Shi et al. (arXiv 2309.06497): moving averages, blocks, roots every few steps, g
 import torch
 from torch import Tensor
 
-from optim.matrix import Group, MatrixOptimizer
-from optim.roots import inverse_root, inverse_root_flops, inverse_root_workspace
+from .matrix import Group, MatrixOptimizer
+from .roots import inverse_root, inverse_root_flops, inverse_root_workspace
 
 STATISTICS = ("ema", "sum")
 GRAFTS = ("none", "adam", "sgd")
@@ -19,7 +19,7 @@ class Shampoo(MatrixOptimizer):
     and ``graft="none"`` the step is lr U Vᵀ of the gradient (roots are then pseudo-inverse).
 
     Args:
-        params: weight matrices; see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices; see :class:`MatrixOptimizer`.
         lr: step size; with ``graft="adam"`` as for Adam.
         betas: of the momentum and of the statistics (and of Adam's second moment); each in [0, 1).
         eps: added to the diagonal of L and R before the root; 0 for the pseudo-inverse.
@@ -29,7 +29,7 @@ class Shampoo(MatrixOptimizer):
         block: a longer side is cut into the fewest equal parts of at most this length, each block preconditioned and
             grafted alone.
         every: steps between roots; before that many, roots follow steps 1, 2, 4, 8, ..., as the statistics double.
-        root: ``eigh`` or ``newton``, see :func:`optim.roots.inverse_root`.
+        root: ``eigh`` or ``newton``, see :func:`inverse_root`.
         graft: whose length the step takes: ``adam``, ``sgd`` (that of M) or ``none``.
         graft_eps: eps of the grafted Adam.
         weight_decay: decoupled, multiplied by lr.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from optim.matrix import Group, MatrixOptimizer
-from optim.roots import eigh
+from .matrix import Group, MatrixOptimizer
+from .roots import eigh
 
 SIDES = {"left": -2, "right": -1}
 
@@ -17,7 +17,7 @@ class SOAP(MatrixOptimizer):
     the estimated eigenvalues diag(Qt L Q).  The momentum is kept in the bases and turned with them.
 
     Args:
-        params: weight matrices; see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices; see :class:`MatrixOptimizer`.
         lr: as for Adam.
         betas: of the momentum, and of the second moment and statistics; each in [0, 1).
         eps: added to the root of the second moment.

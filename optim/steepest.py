@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from optim.lmo import NORMS, lmo
-from optim.matrix import Group, MatrixOptimizer
-from optim.polar import polar_flops, polar_workspace
+from .lmo import NORMS, lmo
+from .matrix import Group, MatrixOptimizer
+from .polar import polar_flops, polar_workspace
 
 FORMS = ("normalised", "regularised")
 POLAR_NORMS = ("spectral", "rms_to_rms")  # their oracle is a polar factor
@@ -18,13 +18,13 @@ class Steepest(MatrixOptimizer):
     ``norm="spectral"`` without momentum is the lecture's last slide: W <- W - lr U Vᵀ.
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: length of a step in the norm (normalised), or 1 / the smoothness constant (regularised).
-        norm: a matrix norm of ``optim.lmo``.
+        norm: a matrix norm of ``NORMS``.
         form: ``normalised`` or ``regularised``.
         momentum: mu, in [0, 1).
         weight_decay: decoupled, multiplied by lr.
-        polar: method of ``optim.polar`` for the norms that need a polar factor.
+        polar: method of ``POLAR_METHODS`` for the norms that need a polar factor.
         polar_steps: iterations (``None``: the method's default).
 
     Raises:

@@ -1,6 +1,6 @@
 """A Triton kernel for products that are known to be symmetric: half of the tiles, each written twice.
 
-Never needed: `optim/polar.py` uses torch's products without it. NANOMUON_TRITON=1 turns it on, on CUDA, for the dtypes
+Never needed: polar.py uses torch's products without it. NANOMUON_TRITON=1 turns it on, on CUDA, for the dtypes
 in DTYPES. It has been compared with torch's products in Triton's interpreter only, and never been timed.
 """
 
