@@ -10,21 +10,24 @@ fsync included.  Asynchronous: until training may go on.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import hydra
 
-from trainer.config import register, validate, world_size
-from trainer.launch.cli import CONFIGS
-from trainer.launch.rendezvous import agree
-from trainer.loop import Trainer
-from trainer.parallel import teardown
-from trainer.run import storage
-from trainer.run.checkpoint import CheckpointError
-from trainer.run.dcp_index import read_index
-from trainer.run.directory import acquire_run_dir
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from trainer.config import register, validate, world_size  # noqa: E402
+from trainer.launch.cli import CONFIGS  # noqa: E402
+from trainer.launch.rendezvous import agree  # noqa: E402
+from trainer.loop import Trainer  # noqa: E402
+from trainer.parallel import teardown  # noqa: E402
+from trainer.run import storage  # noqa: E402
+from trainer.run.checkpoint import CheckpointError  # noqa: E402
+from trainer.run.dcp_index import read_index  # noqa: E402
+from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 
 def main() -> None:

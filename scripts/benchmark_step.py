@@ -18,6 +18,7 @@ import io
 import multiprocessing
 import multiprocessing.connection
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,12 +29,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.shards import write_shard
-from data.split import Split
-from trainer import loop
-from trainer.config import register, validate
-from trainer.launch.cli import CONFIGS
-from trainer.run.directory import acquire_run_dir
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.shards import write_shard  # noqa: E402
+from data.split import Split  # noqa: E402
+from trainer import loop  # noqa: E402
+from trainer.config import register, validate  # noqa: E402
+from trainer.launch.cli import CONFIGS  # noqa: E402
+from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
 LR, BETAS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 10
