@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import UserError
 
@@ -12,9 +13,9 @@ from common import UserError
 @dataclass
 class DataConfig:
     name: str = "sample"  # names the default folder and the shard files
-    source: str = (
-        "sample"  # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
-    )
+    # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
+    # | {_target_: MODULE.CLASS, SETTING: VALUE, …}, a source of one's own: data/documents.py
+    source: Any = "sample"
     pretokenized: str | None = None  # OWNER/DATASET on the hub that holds ready-made shards
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
@@ -28,7 +29,7 @@ class DataConfig:
     workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:
-        """Raises UserError (a ValueError) with one line that names the key, the value and the mend."""
+        """Raises UserError (a ValueError) with one line that names the key, the value and what to do."""
         for key, least in [("tokens", 1), ("val_tokens", 1), ("shard_tokens", 1), ("workers", 1)]:
             value = getattr(self, key)
             if value is not None and value < least:
@@ -41,10 +42,20 @@ class DataConfig:
             raise UserError(f"data.order={self.order}: choose shuffled or sequential")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
+        self._check_source()
         if self.source == "shards" and self.dir is None:
             raise UserError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")
         if self.download and self.pretokenized is None:
             raise UserError("data.download=true: data.pretokenized names no hub repository to fetch shards from")
+
+    def _check_source(self) -> None:
+        if isinstance(self.source, str):
+            return
+        if not isinstance(self.source, dict):
+            raise UserError(f"data.source={self.source}: give a folder as text, such as ./{self.source}")
+        target = self.source.get("_target_")
+        if not isinstance(target, str) or "." not in target:
+            raise UserError(f"data.source._target_={target}: name a class as MODULE.CLASS, such as mine.MySource")
 
     @property
     def folder(self) -> Path:

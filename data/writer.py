@@ -14,7 +14,7 @@ import numpy as np
 from common import UserError, sync_folder
 from data.shards import HEADER_BYTES, header, open_shard, write_shard
 
-HELD_OUT = 10  # a tenth of a corpus that does not fill the validation shard
+VAL_FRACTION = 10  # a tenth of a corpus that does not fill the validation shard
 
 
 class TooLittleText(UserError):
@@ -30,7 +30,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str, dtype: np.dtype, first: int, size: int, position: int = 0) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
         self.first, self.size, self.position = first, size, position
-        self._enter(0 if position <= first else 1 + (position - first - 1) // size)
+        self._open_shard(0 if position <= first else 1 + (position - first - 1) // size)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"{self.name}_{'train' if shard else 'val'}_{shard:06d}.bin"
@@ -44,8 +44,8 @@ class ShardWriter:
         while len(tokens):
             room = self.start(self.shard + 1) - self.position
             if room == 0:  # closed only when a token follows: the last shard is finish()'s
-                self._close()
-                self._enter(self.shard + 1)
+                self._close_shard()
+                self._open_shard(self.shard + 1)
                 continue
             if self.file is not None:
                 self.file.write(tokens[:room].data)
@@ -66,9 +66,9 @@ class ShardWriter:
         TooLittleText if nothing is left for training.
         """
         if self.shard > 0:
-            self._close()
+            self._close_shard()
         else:
-            held = self.position // HELD_OUT if hold_out else 0
+            held = self.position // VAL_FRACTION if hold_out else 0
             if held == 0:
                 raise TooLittleText(
                     f"the source has {self.position} tokens, too few for data.val_tokens={self.first} and training: "
@@ -88,7 +88,7 @@ class ShardWriter:
     def _part(self, shard: int) -> Path:
         return self.path(shard).with_suffix(".bin.part")
 
-    def _enter(self, shard: int) -> None:
+    def _open_shard(self, shard: int) -> None:
         self.shard, self.file = shard, None
         part, written = self._part(shard), self.position - self.start(shard)
         if self.path(shard).exists() and not part.exists():
@@ -100,7 +100,7 @@ class ShardWriter:
         self.file.truncate(length)
         self.file.seek(length)
 
-    def _close(self) -> None:
+    def _close_shard(self) -> None:
         final, count = self.path(self.shard), self.position - self.start(self.shard)
         if self.file is None:
             if len(open_shard(final)) != count:

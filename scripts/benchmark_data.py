@@ -26,12 +26,12 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.build import build  # noqa: E402
+from data.build import build, prepare  # noqa: E402
 from data.config import DataConfig  # noqa: E402
 from data.loader import Loader  # noqa: E402
-from data.sample import documents  # noqa: E402
 from data.shards import header, open_shard, write_shard  # noqa: E402
-from data.split import open_split, prepare  # noqa: E402
+from data.sources.sample import SampleText  # noqa: E402
+from data.split import open_split  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
 from trainer.model import GPT, ModelConfig  # noqa: E402
 
@@ -55,7 +55,7 @@ def verdict(text: str, met: bool) -> None:
 
 def preparation(folder: Path) -> None:
     """`build` from parquet to shards against tiktoken alone on the same texts, already in memory."""
-    paragraphs = [p for part in documents() for document in part for p in document.split("\n")]
+    paragraphs = [paragraph for text in SampleText().texts for paragraph in text.split("\n")]
     texts = ["\n".join(paragraphs[i : i + 10]) for i in range(0, len(paragraphs), 10)] * 6  # ≈ 740 tokens each
     (folder / "text").mkdir()
     pq.write_table(pa.table({"text": texts}), folder / "text" / "a.parquet", row_group_size=1000)

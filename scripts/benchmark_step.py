@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from data.shards import write_shard
-from data.split import Split
+from data.split import TrainValSplit
 from trainer import loop
 from trainer.config import register, validate
 from trainer.launch.cli import CONFIGS
@@ -53,7 +53,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
     shards = [folder / f"it_{part}_000000.bin" for part in ("val", "train")]
     for shard in shards:
         write_shard(shard, tokens)
-    loop.open_split = lambda config: Split(shards[1:], shards[:1], "letters", VOCABULARY, 0)
+    loop.open_split = lambda config: TrainValSplit(shards[1:], shards[:1], "letters", VOCABULARY, 0)
     settings = [f"model.n_layer={LAYERS}", f"model.n_head={HEADS}", f"model.n_embd={WIDTH}", "model.family=gpt2",
                 "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
     for role in ("matrix", "embedding", "head", "scalar"):

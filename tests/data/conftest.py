@@ -11,7 +11,7 @@ import pytest
 import tiktoken
 
 from data.config import DataConfig
-from data.sample import documents
+from data.sources.sample import SampleText
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
@@ -19,7 +19,7 @@ URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 @pytest.fixture(scope="session")
 def rows() -> list[dict]:
     """3,094 rows with FineWeb's columns."""
-    paragraphs = [p for part in documents() for document in part for p in document.split("\n")]
+    paragraphs = [paragraph for text in SampleText().texts for paragraph in text.split("\n")]
     texts = ["\n".join(paragraphs[i : i + 3]) for i in range(0, len(paragraphs), 3)]
     return [
         {

@@ -13,11 +13,12 @@ import zstandard
 
 from common import UserError
 from data import manifest
-from data.build import build, encode, locked
+from data.build import build, encode
 from data.config import DataConfig
-from data.documents import decode_json, decode_text
-from data.local import LocalText
+from data.documents import Document, decode_json
+from data.lock import folder_lock
 from data.shards import open_shard
+from data.sources.local import LocalText
 from data.split import open_split
 from data.tokenizer import load_tokenizer
 
@@ -74,7 +75,7 @@ def test_shards_are_the_speedrun_s_byte_for_byte(rows, gpt2, tmp_path, form):
     expected = speedrun_files(stream([row["text"] for row in rows], gpt2), 100_000)
     assert len(expected) == 7 and written(out) == expected
     assert sorted(file.name for file in out.iterdir()) == sorted([*expected, "manifest.json"])
-    assert manifest.faults(out) == []
+    assert manifest.verify_folder(out) == []
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "jsonl.gz", "txt"])
@@ -85,7 +86,7 @@ def test_a_source_continues_where_its_cursor_says(rows, tmp_path, form):
     write_source(source, rows, form)
     (source / "z.jsonl").write_bytes(b"\n" + as_jsonl(rows[:3]) + b"\n" + as_jsonl(rows[3:9]))
     whole = list(LocalText(str(source)).batches(None))
-    assert [decode(raw) for batch in whole for decode, raw in batch.items] == [r["text"] for r in [*rows, *rows[:9]]]
+    assert [decode(raw) for batch in whole for raw, decode in batch.documents] == [r["text"] for r in [*rows, *rows[:9]]]
     assert whole[-1].fraction == 1 and [b.fraction for b in whole] == sorted(b.fraction for b in whole)
     for at in range(len(whole)):
         rest = list(LocalText(str(source)).batches(json.loads(json.dumps(whole[at].cursor))))
@@ -188,14 +189,14 @@ def test_bad_documents_are_counted_and_the_rest_kept(tmp_path):
 
 
 def test_special_text_stays_text_under_gpt2(gpt2):
-    got = encode(load_tokenizer("gpt2"), [(decode_text, b"a <|endoftext|> b")], np.dtype("<u2"))
+    got = encode(load_tokenizer("gpt2"), [Document(b"a <|endoftext|> b")], np.dtype("<u2"))
     assert got.tokens.tolist() == [50256, *gpt2.encode_ordinary("a <|endoftext|> b")]
     assert got.tokens.tolist().count(50256) == 1 and got.counts == {"special_text": 1}
 
 
 def test_what_tiktoken_cannot_encode_is_counted():
     text = json.dumps({"text": " " * 3_000_000 + "x"}).encode()
-    got = encode(load_tokenizer("gpt2"), [(decode_json, text), (decode_text, b"next")], np.dtype("<u2"))
+    got = encode(load_tokenizer("gpt2"), [Document(text, decode_json), Document(b"next")], np.dtype("<u2"))
     assert got.counts == {"unencodable": 1} and len(got.starts) == 1
 
 
@@ -235,7 +236,7 @@ def test_done_is_done_and_other_settings_are_refused(rows, local, tmp_path):
 
 def test_foreign_shards_and_a_second_preparation_are_refused(rows, local, tmp_path):
     config = local(rows[:300])
-    with locked(config.folder), pytest.raises(UserError, match="another preparation is at work"):
+    with folder_lock(config.folder), pytest.raises(UserError, match="another preparation is at work"):
         build(config)
     assert not config.folder.exists(), "an empty folder is not left behind"
     config.folder.mkdir()

@@ -60,7 +60,7 @@ def test_stopping_at_every_commit(rows, local, monkeypatch, shard_tokens):
         for file in config.folder.glob("*.bin"):
             open_shard(file)
         if (config.folder / manifest.NAME).exists():
-            assert manifest.faults(config.folder) == []
+            assert manifest.verify_folder(config.folder) == []
         build(config)
         assert contents(config.folder) == expected, f"stopped at commit {number}"
         if not crashed:
@@ -153,7 +153,7 @@ def test_kill_9_at_random_moments(rows, local, tmp_path):
                 open_shard(file)
         assert start(Path(config.source), out).wait(120) == 0
         assert contents(out) == expected
-        assert manifest.faults(out) == []
+        assert manifest.verify_folder(out) == []
     print(f"{kills} kills in {round_} preparations of {len(expected)} files")
 
 

@@ -11,10 +11,12 @@ from omegaconf import OmegaConf
 
 import data
 from common import UserError
-from data import manifest, sample
+from data import manifest
+from data.build import prepare
 from data.config import DataConfig
 from data.shards import open_shard, write_shard
-from data.split import open_split, prepare
+from data.sources import sample
+from data.split import open_split
 from data.tokenizer import load_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
@@ -45,7 +47,7 @@ def test_the_sample_is_written_once(tmp_path, monkeypatch, tokenizer, tokens):
     split = open_split(config)
     held = [open_shard(file) for file in (*split.val, *split.train)]
     assert sum(map(len, held)) == tokens and sum(int((shard == split.eos).sum()) for shard in held) == 256
-    assert manifest.faults(config.folder) == [] and split.tokenizer == tokenizer
+    assert manifest.verify_folder(config.folder) == [] and split.tokenizer == tokenizer
     assert [path.name for path in tmp_path.iterdir()] == [f"sample-{tokenizer}"]
 
 
@@ -68,7 +70,7 @@ def test_many_processes_write_the_sample_at_once(tmp_path):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * 4
-    assert [path.name for path in tmp_path.iterdir()] == ["s"] and manifest.faults(tmp_path / "s") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["s"] and manifest.verify_folder(tmp_path / "s") == []
 
 
 def test_the_sample_appears_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -155,7 +157,7 @@ def test_another_vocabulary_of_the_same_name_is_refused(tmp_path):
     prepare(config_of("sample", dir=str(folder)))
     content = manifest.read_manifest(folder)
     content["tokenizer"]["sha256"] = "0" * 64
-    manifest.write_manifest(folder, {k: v for k, v in content.items() if k not in ("checksum", "tokens", "format")})
+    manifest.write_manifest(folder, content, content["documents"], sorted(folder.glob("*.bin"))[::-1])
     with pytest.raises(UserError, match="another vocabulary of that name"):
         open_split(config_of("sample", dir=str(folder)))
 

@@ -12,7 +12,7 @@ from common import UserError
 from data import manifest
 from data.build import build
 from data.loader import Loader
-from data.manifest import faults
+from data.manifest import verify_folder
 from data.shards import HEADER_BYTES, open_shard, write_shard
 from data.split import open_split
 
@@ -124,7 +124,7 @@ def state(folder: Path) -> tuple:
 
 
 def test_an_untouched_folder_is_good(whole):
-    assert faults(whole.folder) == []
+    assert verify_folder(whole.folder) == []
     use(whole)
 
 
@@ -140,7 +140,7 @@ def test_mutations(whole, tmp_path):
         after = {file.name: file.read_bytes() for file in config.folder.iterdir()}
         changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
-        found = faults(config.folder)
+        found = verify_folder(config.folder)
         if found:
             assert changed, f"{kind.__name__}: refused though nothing changed"
             assert any(name in line for name in changed for line in found), f"{kind.__name__}: {found}"
@@ -172,7 +172,7 @@ def test_without_a_manifest_headers_are_checked(whole, tmp_path):
     folder = tmp_path / "bare"
     shutil.copytree(whole.folder, folder)
     (folder / manifest.NAME).unlink()
-    assert faults(folder) == []
+    assert verify_folder(folder) == []
     truncate(folder, folder / "local_val_000000.bin", random.Random(0))
-    assert len(faults(folder)) == 1 and "local_val_000000.bin" in faults(folder)[0]
-    assert "holds no shards" in faults(tmp_path)[0] and "no such folder" in faults(tmp_path / "none")[0]
+    assert len(verify_folder(folder)) == 1 and "local_val_000000.bin" in verify_folder(folder)[0]
+    assert "holds no shards" in verify_folder(tmp_path)[0] and "no such folder" in verify_folder(tmp_path / "none")[0]

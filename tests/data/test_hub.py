@@ -13,12 +13,13 @@ import pytest
 
 from common import UserError
 from data import build as building
-from data import fineweb, manifest
-from data.build import build
+from data import download, manifest
+from data.build import build, prepare
 from data.config import DataConfig
-from data.fineweb import HubText
 from data.shards import open_shard, write_shard
-from data.split import open_split, prepare
+from data.sources import hub as hub_source
+from data.sources.hub import HubText
+from data.split import open_split
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FINEWEB = {"name": "fineweb", "source": "hub:HuggingFaceFW/fineweb:sample-10BT", "order": "sequential"}
@@ -58,12 +59,12 @@ def test_raw_text_is_streamed_and_tokenized(hub, rows, gpt2, tmp_path):
 
 def test_a_stream_continues_where_its_cursor_says(hub):
     whole = list(HubText(FINEWEB["source"], COMMIT).batches(None))
-    assert sum(len(batch.items) for batch in whole) == 1500
+    assert sum(len(batch.documents) for batch in whole) == 1500
     for at in (0, 1, len(whole) // 2):
         rest = list(HubText(FINEWEB["source"], COMMIT).batches(json.loads(json.dumps(whole[at].cursor))))
-        assert [batch.items for batch in rest] == [batch.items for batch in whole[at + 1 :]]
+        assert [batch.documents for batch in rest] == [batch.documents for batch in whole[at + 1 :]]
         again = list(HubText(FINEWEB["source"], COMMIT).batches(json.loads(json.dumps(rest[0].cursor))))
-        assert [batch.items for batch in again] == [batch.items for batch in whole[at + 2 :]]
+        assert [batch.documents for batch in again] == [batch.documents for batch in whole[at + 2 :]]
 
 
 def test_a_failing_network_loses_nothing(hub, tmp_path, monkeypatch):
@@ -138,7 +139,7 @@ def test_the_first_shards_are_fetched_and_later_more(tmp_path, shelf, monkeypatc
     assert fetched == ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
     split = open_split(ready(tmp_path))
     assert (len(split.train), len(split.val), split.vocab_size) == (2, 1, 50257)
-    assert manifest.faults(tmp_path / "out") == []
+    assert manifest.verify_folder(tmp_path / "out") == []
     prepare(ready(tmp_path, tokens=2000))
     assert len(fetched) == 3, "two shards are enough"
     monkeypatch.setattr(fineweb, "commit", lambda repository, revision: revision or "f" * 40)  # main has moved on
@@ -158,7 +159,7 @@ def test_a_corrupt_shard_is_named_and_fetched_again(tmp_path, shelf):
     (store / "fineweb_train_000001.bin").write_bytes(good)
     prepare(ready(tmp_path, tokens=1))
     assert fetched == ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000001.bin"]
-    assert manifest.faults(tmp_path / "out") == []
+    assert manifest.verify_folder(tmp_path / "out") == []
 
 
 def test_a_repository_without_shards_is_named(tmp_path, shelf):
