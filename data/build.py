@@ -105,7 +105,6 @@ def _start(config: DataConfig, progress: dict[str, Any] | None) -> tuple[Source,
         if any(folder.glob("*.bin")):
             raise UserError(f"data.dir={folder}: holds shards of unknown origin; choose another or empty it")
         progress = {**identity, "cursor": None, "position": 0, "documents": {}}
-        write_json(folder / PROGRESS, progress)
     _check_same_identity(folder, progress, identity)
     return source, tokenizer, progress
 
@@ -117,6 +116,7 @@ def _run(
     val_tokens = config.val_tokens or _count_val_tokens(source, tokenizer, dtype)
     first = val_tokens or config.shard_tokens
     limit = None if config.tokens is None else first + config.tokens
+    write_json(folder / PROGRESS, progress)  # from now on the folder is this preparation's
     writer = ShardWriter(folder, config.name, dtype, first, config.shard_tokens, progress["position"])
     counts, saved = Counter(progress["documents"]), time.monotonic()
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data import build as building
-from data import manifest, shards, writer
+from data import manifest, writer
 from data.build import build
 from data.shards import open_shard
 
@@ -166,9 +166,9 @@ def test_a_killed_run_s_leftovers_are_cleared(rows, local):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"position": "x", "documents": {}, "cursor": null}'])
-def test_a_corrupt_progress_file_is_named(rows, local, content):
+def test_a_corrupt_progress_file_is_named(rows, local, mistake, content):
     config = local(rows[:50])
     config.folder.mkdir()
     (config.folder / building.PROGRESS).write_bytes(content)
-    with pytest.raises(shards.UserError, match=r"progress.json: corrupt"):
+    with mistake(str(config.folder / building.PROGRESS), "corrupt", "empty the folder"):
         build(config)
