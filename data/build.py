@@ -95,17 +95,16 @@ def _clear(folder: Path) -> None:
 
 def _start(config: DataConfig, progress: dict[str, Any] | None) -> tuple[Source, Tokenizer, dict[str, Any]]:
     """Source, tokenizer and progress of a preparation, new or continued. Raises UserError if it is another one's."""
-    folder = config.folder
     source = open_source(config, (progress or {}).get("revision"))
     tokenizer = load_tokenizer(config.tokenizer or "gpt2")
     limits = {key: getattr(config, key) for key in ("tokens", "shard_tokens", "val_tokens")}
     settings = {"content": source.identity, **limits}
     identity = manifest.describe(config.name, source.name, source.revision, settings, tokenizer)
     if progress is None:
-        if any(folder.glob("*.bin")):
-            raise UserError(f"data.dir={folder}: holds shards of unknown origin; choose another or empty it")
+        if any(config.folder.glob("*.bin")):
+            raise UserError(f"data.dir={config.folder}: holds shards of unknown origin; choose another or empty it")
         progress = {**identity, "cursor": None, "position": 0, "documents": {}}
-    _check_same_identity(folder, progress, identity)
+    _check_same_identity(config.folder, progress, identity)
     return source, tokenizer, progress
 
 
@@ -147,8 +146,10 @@ def _run(
 def _count_val_tokens(source: Source, tokenizer: Tokenizer, dtype: np.dtype) -> int | None:
     """Tokens of the documents that the source itself holds out for validation, None if it holds out none."""
     count = getattr(source, "val_documents", None)
+    if count is None:
+        return None
     documents = (document for batch in source.batches(None) for document in batch.documents)
-    return None if count is None else len(encode(tokenizer, list(islice(documents, count)), dtype).tokens)
+    return len(encode(tokenizer, list(islice(documents, count)), dtype).tokens)
 
 
 def _encode_in_order(

@@ -35,27 +35,19 @@ class DataConfig:
             if value is not None and value < least:
                 raise UserError(f"data.{key}={value}: must be at least {least}")
         if self.shard_tokens >= 2**31:
-            raise UserError(
-                f"data.shard_tokens={self.shard_tokens}: a shard's header counts at most {2**31 - 1} tokens"
-            )
+            raise UserError(f"data.shard_tokens={self.shard_tokens}: a shard holds at most {2**31 - 1} tokens")
         if self.order not in ("shuffled", "sequential"):
             raise UserError(f"data.order={self.order}: choose shuffled or sequential")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
-        self._check_source()
+        if not isinstance(self.source, str | dict):
+            raise UserError(f"data.source={self.source}: give a folder as text, such as ./{self.source}")
+        if isinstance(self.source, dict) and "." not in str(target := self.source.get("_target_")):
+            raise UserError(f"data.source._target_={target}: name a class as MODULE.CLASS, such as mine.MySource")
         if self.source == "shards" and self.dir is None:
             raise UserError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")
         if self.download and self.pretokenized is None:
             raise UserError("data.download=true: data.pretokenized names no hub repository to fetch shards from")
-
-    def _check_source(self) -> None:
-        if isinstance(self.source, str):
-            return
-        if not isinstance(self.source, dict):
-            raise UserError(f"data.source={self.source}: give a folder as text, such as ./{self.source}")
-        target = self.source.get("_target_")
-        if not isinstance(target, str) or "." not in target:
-            raise UserError(f"data.source._target_={target}: name a class as MODULE.CLASS, such as mine.MySource")
 
     @property
     def folder(self) -> Path:

@@ -73,10 +73,8 @@ class Source(Protocol):
         ...
 
 
-def batch_documents(
-    documents: Iterable[tuple[Document, Cursor | Callable[[], Cursor], float | None]],
-) -> Iterator[Batch]:
-    """Group (document, cursor after it, fraction read by then); a cursor costly to make can be a function.
+def batch_documents(documents: Iterable[tuple[Document, Cursor, float | None]]) -> Iterator[Batch]:
+    """Group (document, cursor after it, fraction read by then) into batches.
 
     Where batches end depends on the documents since the last end alone, so resuming repeats it.
     """
@@ -84,13 +82,8 @@ def batch_documents(
     for document, cursor, fraction in documents:
         group.append(document)
         size += len(document.raw or "")
-        last = cursor, fraction
         if len(group) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
-            yield _batch(group, *last)
+            yield Batch(group, cursor, fraction)
             group, size = [], 0
     if group:
-        yield _batch(group, *last)
-
-
-def _batch(group: list[Document], cursor: Cursor | Callable[[], Cursor], fraction: float | None) -> Batch:
-    return Batch(group, cursor() if callable(cursor) else cursor, fraction)
+        yield Batch(group, cursor, fraction)

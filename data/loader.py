@@ -57,10 +57,8 @@ class Loader:
         self.local_sequences = batch_sequences // world_size
         self.micro_batch = micro_batch or self.local_sequences
         if batch_sequences % (world_size * self.micro_batch):
-            raise UserError(
-                f"a batch of {batch_sequences} sequences does not divide into {world_size} ranks "
-                f"x micro-batches of {self.micro_batch}"
-            )
+            parts = f"{world_size} ranks x micro-batches of {self.micro_batch}"
+            raise UserError(f"a batch of {batch_sequences} sequences does not divide into {parts}")
         self.files = [Path(file) for file in files]
         # Plain views: slicing a np.memmap itself costs several times as much as copying a window.
         self.shards = [np.asarray(open_shard(file)) for file in self.files]
@@ -69,11 +67,9 @@ class Loader:
         self._ends = np.cumsum([(len(shard) - 1) // unit for shard in self.shards], dtype=np.int64)
         self.windows_per_epoch = int(self._ends[-1]) * unit // seq_len if self.shards else 0
         if self.windows_per_epoch < (1 if order == "sequential" else batch_sequences):
-            tokens = sum(map(len, self.shards))
-            raise UserError(
-                f"{len(self.files)} training shards with {tokens} tokens hold less than one batch of "
-                f"{batch_sequences} x {seq_len} tokens: take a smaller train.batch_tokens or prepare more data"
-            )
+            given = f"{len(self.files)} training shards with {sum(map(len, self.shards))} tokens"
+            batch = f"one batch of {batch_sequences} x {seq_len} tokens"
+            raise UserError(f"{given} hold less than {batch}: take a smaller train.batch_tokens or prepare more data")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._next: tuple[int, Future] | None = None
 
@@ -132,10 +128,8 @@ def check_vocabulary(file: Path, offset: int, tokens: np.ndarray, vocab_size: in
     """Raises UserError if a window, the tokens from `offset` on, has one that is not in the vocabulary."""
     largest = int(tokens.max())
     if largest >= vocab_size:
-        raise UserError(
-            f"{file}: token {largest} near place {offset} is not in the vocabulary of {vocab_size}: "
-            "check data.tokenizer and the file"
-        )
+        where = f"{file}: token {largest} near place {offset}"
+        raise UserError(f"{where} is not in the vocabulary of {vocab_size}: check data.tokenizer and the file")
 
 
 def document_ids(inputs: Tensor, eos: int) -> Tensor:

@@ -41,12 +41,9 @@ def open_split(config: DataConfig) -> TrainValSplit:
     fingerprint = _fingerprint(val + train)
     if content is not None:
         manifest.check_folder(folder, content)
-        name = config.tokenizer or content["tokenizer"]["name"]
-        written_with = content["tokenizer"]["name"]
-        if name != written_with:
-            raise UserError(
-                f"data.tokenizer={name}: {folder} was written with {written_with}; set data.tokenizer={written_with}"
-            )
+        name = content["tokenizer"]["name"]
+        if config.tokenizer not in (None, name):
+            raise UserError(f"data.tokenizer={config.tokenizer}: {folder} was written with data.tokenizer={name}")
     tokenizer = load_tokenizer(name)
     if content is not None and content["tokenizer"]["sha256"] != tokenizer.sha256:
         raise UserError(f"data.tokenizer={name}: {folder} was written with another vocabulary; prepare it anew")

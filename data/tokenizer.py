@@ -32,8 +32,6 @@ GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 def well_formed(text: str) -> str:
     """`text` with U+FFFD for surrogates that have lost their pair, as tiktoken's `encode_ordinary` replaces them."""
-    if text.isascii():
-        return text
     try:
         text.encode()
         return text

@@ -61,19 +61,16 @@ class ShardWriter:
     def finish(self, hold_out: bool) -> list[Path]:
         """Complete the last shard; all shards, in order.
 
-        If the stream ended inside shard 0, `hold_out` makes its first tenth validation and the rest training. The
-        .part file stays then, for a repetition after a kill; who finishes the folder removes it. Raises
-        TooLittleText if nothing is left for training.
+        If the stream ended inside shard 0, `hold_out` makes its first tenth validation and the rest training; the
+        .part file stays then, to be removed by the caller. Raises TooLittleText if nothing is left for training.
         """
         if self.shard > 0:
             self._close_shard()
         else:
             held = self.position // VAL_FRACTION if hold_out else 0
             if held == 0:
-                raise TooLittleText(
-                    f"the source has {self.position} tokens, too few for data.val_tokens={self.first} and training: "
-                    "take a smaller data.val_tokens or more text"
-                )
+                few = f"{self.position} tokens, too few for data.val_tokens={self.first} and training"
+                raise TooLittleText(f"the source has {few}: take a smaller data.val_tokens or more text")
             self.sync()
             tokens = np.memmap(self._part(0), self.dtype, "r", HEADER_BYTES, (self.position,))
             write_shard(self.path(0), tokens[:held], self.dtype)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 from common import UserError
 from data.documents import Batch, Cursor, Document, batch_documents
@@ -24,23 +22,18 @@ class HubText:
 
     def batches(self, cursor: Cursor | None) -> Iterator[Batch]:
         """From `cursor`, or the beginning. Raises UserError if the hub cannot be reached."""
-        return batch_documents(self._documents(cursor or {"row": 0, "state": None}))
-
-    def _documents(self, cursor: Cursor) -> Iterator[tuple[Document, Callable[[], Cursor], float | None]]:
         from datasets import load_dataset  # type: ignore[import-untyped]
 
         keys = {"name": self.subset, "split": "train", "streaming": True, "revision": self.revision}
         with hub_errors(self.repository):
             stream = load_dataset(self.repository, **keys)
-            if cursor["state"] is not None:
+            if cursor is not None:
                 stream.load_state_dict(cursor["state"])
             total = stream.info.splits["train"].num_examples if stream.info.splits else None
-            for row, document in enumerate(stream, cursor["row"] + 1):
-                yield Document(document.get("text")), partial(_cursor, row, stream), row / total if total else None
-
-
-def _cursor(row: int, stream: Any) -> Cursor:
-    return {"row": row, "state": stream.state_dict()}
+            rows = enumerate(stream, 1 if cursor is None else cursor["row"] + 1)
+            documents = ((Document(row.get("text")), {"row": n}, n / total if total else None) for n, row in rows)
+            for batch in batch_documents(documents):  # the stream stands just behind the batch
+                yield batch._replace(cursor={**batch.cursor, "state": stream.state_dict()})
 
 
 def resolve_revision(repository: str, revision: str | None) -> str:

@@ -88,7 +88,7 @@ def test_a_failing_network_loses_nothing(hub, tmp_path, monkeypatch, mistake):
                 yield row
 
     with monkeypatch.context() as broken:
-        broken.setattr(datasets, "load_dataset", lambda name, **how: Breaking(real(name, **how)))
+        broken.setattr(datasets, "load_dataset", lambda *what, **how: Breaking(real(*what, **how)))
         with mistake("HuggingFaceFW/fineweb", "ConnectionError: reset by peer", "the same command continues"):
             build(DataConfig(**keys, dir=str(tmp_path / "broken")))
     assert not (tmp_path / "broken" / manifest.NAME).exists()
