@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ class DataConfig:
             raise UserError(f"data.order={self.order}: choose shuffled or sequential")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
-        if not isinstance(self.source, str | dict):
+        if not isinstance(self.source, str | Mapping):
             raise UserError(f"data.source={self.source}: give a folder as text, such as ./{self.source}")
-        if isinstance(self.source, dict) and "." not in str(target := self.source.get("_target_")):
+        if isinstance(self.source, Mapping) and "." not in str(target := self.source.get("_target_")):
             raise UserError(f"data.source._target_={target}: name a class as MODULE.CLASS, such as mine.MySource")
         if self.source == "shards" and self.dir is None:
             raise UserError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")

@@ -6,7 +6,6 @@ What has been fetched belongs to one commit of its repository, which the manifes
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,7 @@ def _fetch(repository: str, name: str, revision: str, folder: Path) -> Path:
     with suppress(UserError):
         open_shard(path)  # there from an earlier call: the hub's client moves files only when complete
         return path
-    fetch = partial(hf_hub_download, repo_type="dataset", local_dir=folder, force_download=True)
     with hub_errors(repository):
-        fetch(repository, name, revision=revision)
+        hf_hub_download(repository, name, repo_type="dataset", revision=revision, local_dir=folder, force_download=True)
     open_shard(path)
     return path

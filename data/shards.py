@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from common import UserError, atomic_write
 
@@ -33,7 +34,7 @@ def header(n_tokens: int, dtype: np.dtype) -> bytes:
     return fields.tobytes()
 
 
-def write_shard(path: Path | str, tokens, dtype: np.dtype | type = np.uint16) -> None:
+def write_shard(path: Path | str, tokens: ArrayLike, dtype: DTypeLike = np.uint16) -> None:
     """Write one shard, atomically. `tokens`: integers [n]; `dtype`: uint16, or uint32 for vocabularies over 65,536.
 
     Raises UserError if a token does not fit the dtype.

