@@ -32,7 +32,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.shards import write_shard  # noqa: E402
-from data.split import Split  # noqa: E402
+from data.split import TrainValSplit  # noqa: E402
 from trainer import loop  # noqa: E402
 from trainer.config import register, validate  # noqa: E402
 from trainer.launch.cli import CONFIGS  # noqa: E402
@@ -56,7 +56,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
     shards = [folder / f"it_{part}_000000.bin" for part in ("val", "train")]
     for shard in shards:
         write_shard(shard, tokens)
-    loop.open_split = lambda config: Split(shards[1:], shards[:1], "letters", VOCABULARY, 0)
+    loop.open_split = lambda config: TrainValSplit(shards[1:], shards[:1], "letters", VOCABULARY, 0)
     settings = [f"model.n_layer={LAYERS}", f"model.n_head={HEADS}", f"model.n_embd={WIDTH}", "model.family=gpt2",
                 "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
     for role in ("matrix", "embedding", "head", "scalar"):

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from data import IGNORE_INDEX, Split, eval_batches
+from data import IGNORE_INDEX, TrainValSplit, eval_batches
 from trainer.config import Config
 from trainer.parallel import Parallel
 
 Batch = tuple[Tensor, Tensor]
 
 
-def validation_batches(config: Config, split: Split, parallel: Parallel) -> Iterator[Batch]:
+def validation_batches(config: Config, split: TrainValSplit, parallel: Parallel) -> Iterator[Batch]:
     """This rank's part of the first ``eval.tokens`` validation tokens: (inputs, targets) [B, T]."""
     return eval_batches(
         split.val, seq_len=config.train.seq_len, tokens=config.eval.tokens, micro_batch=config.train.micro_batch,

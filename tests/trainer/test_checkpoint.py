@@ -224,8 +224,8 @@ def test_other_shards_are_refused_and_moved_ones_accepted(run, tmp_path, capsys)
     prepare(here)
     file, content = Path(here.dir) / "sample_train_000001.bin", manifest.read_manifest(here.folder)
     write_shard(file, open_shard(file)[1:])
-    content["shards"][1] = manifest.describe_shard(file)
-    manifest.write_manifest(here.folder, content)
+    files = sorted(here.folder.glob("*.bin"), reverse=True)
+    manifest.write_manifest(here.folder, content, content["documents"], files)
     with pytest.raises(UserError, match=f"on other data: the shards in {here.dir} are not those that it has read"):
         run("run", f"data.dir={here.dir}")
 

@@ -15,7 +15,7 @@ from optim.routing import ROLES
 from trainer.config import keys
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-OPEN = tuple(f"optim.{role}." for role in ROLES)  # sections whose keys an optimizer's class decides
+OPEN = (*(f"optim.{role}." for role in ROLES), "data.source.")  # sections whose keys a class decides
 
 
 def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
