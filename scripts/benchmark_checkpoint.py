@@ -18,7 +18,7 @@ import hydra
 
 from trainer.config import register, validate, world_size
 from trainer.launch.cli import CONFIGS
-from trainer.launch.rendezvous import agree
+from trainer.launch.rendezvous import broadcast_rank0
 from trainer.loop import Trainer
 from trainer.parallel import teardown
 from trainer.run import storage
@@ -51,7 +51,7 @@ def build(overrides: list[str], folder: str) -> Trainer:
         composed = hydra.compose("train", overrides=["experiment=smoke", *overrides])
     config = validate(composed, world_size())
     config.run.dir = f"{folder}/run"
-    config.run.dir = agree("run", lambda: claim(config))
+    config.run.dir = broadcast_rank0("run", lambda: claim(config))
     trainer = Trainer(config)
     trainer.checkpoints.before_commit = lambda: None  # there is no record
     trainer.update(0)

@@ -253,7 +253,7 @@ def lost_ranks_named(parallel: Parallel, wait: float = 5.0) -> Iterator[None]:
 
 
 def _silent_ranks(parallel: Parallel, wait: float) -> list[int]:
-    keys = {rank: f"alive {rendezvous.attempt()} {rank}" for rank in range(parallel.world_size)}
+    keys = {rank: f"alive {rendezvous.restart_count()} {rank}" for rank in range(parallel.world_size)}
     silent = set(keys)
     deadline = time.monotonic() + wait
     try:

@@ -9,7 +9,7 @@ import torch
 from data import Loader, eval_batches, open_split, prepare
 from optim import routing, schedule
 from trainer.config import Config, register, validate
-from trainer.launch.cli import CONFIGS, settings_are_open
+from trainer.launch.cli import CONFIGS, allow_extra_keys
 from trainer.model import GPT
 from trainer.parallel import initialise
 
@@ -32,7 +32,7 @@ def compose(*overrides: str) -> Config:
     """The validated config of `python train.py` with SMALL and these overrides."""
     register()
     with hydra.initialize_config_dir(str(CONFIGS), job_name="lecture", version_base="1.3"):
-        words = [settings_are_open(word) for word in (*SMALL, *overrides)]
+        words = [allow_extra_keys(word) for word in (*SMALL, *overrides)]
         return validate(hydra.compose("train", overrides=words), world_size=1)
 
 

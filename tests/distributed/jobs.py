@@ -108,10 +108,10 @@ def lines(directory: Path) -> list[dict]:
 
 def _train(request: dict, composed: DictConfig) -> int:
     """In the fork: what trainer/launch/cli.py does after Hydra."""
+    from common import UserError
     from tests.distributed import hooks
     from trainer.config import validate, world_size
-    from trainer.launch import cli
-    from trainer.launch.rendezvous import agree, report
+    from trainer.launch.rendezvous import broadcast_rank0, report_error
     from trainer.loop import Trainer
     from trainer.metrics import record
     from trainer.run import resume
@@ -123,11 +123,11 @@ def _train(request: dict, composed: DictConfig) -> int:
         getattr(hooks, name)(request["rank"], **arguments)
     try:
         config = validate(composed, world_size())
-        config.run.dir = agree("job", lambda: claim(config))
-        done = agree("finished", lambda: resume.finished(config))
+        config.run.dir = broadcast_rank0("job", lambda: claim(config))
+        done = broadcast_rank0("finished", lambda: resume.finished(config))
         print(done) if done else Trainer(config).run()
-    except cli.USER_ERRORS as error:
-        report(error)
+    except UserError as error:
+        report_error(error)
         return 1
     return 0
 
@@ -140,7 +140,7 @@ def _compose(arguments: tuple[str, ...]) -> DictConfig:
     from trainer.launch import cli
 
     register()
-    overrides = [cli.settings_are_open(argument) for argument in arguments]
+    overrides = [cli.allow_extra_keys(argument) for argument in arguments]
     with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
         return hydra.compose("train", overrides=overrides)
 

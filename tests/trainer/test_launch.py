@@ -76,7 +76,7 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
         shards[0].write_bytes(bytes(3000))
     config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
     with pytest.raises(UserError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
-        cli.settle(config)
+        cli.prepare_run_dir(config)
     assert not (tmp_path / "run").exists()
 
 

@@ -19,12 +19,12 @@ from trainer.run.directory import claim
 
 def sweep(*overrides):
     register()
-    return cli.check_jobs(list(overrides), SimpleNamespace(multirun=True))
+    return cli.compose_jobs(list(overrides), SimpleNamespace(multirun=True))
 
 
 def test_sweep_names_the_keys_that_vary():
     found = sweep("experiment=smoke", "optim=adamw,muon", "seed=range(1,3)", "hydra.sweep.dir=runs/both")
-    assert (found.varying, found.folder) == (["optim", "seed"], "runs/both")
+    assert (found.swept_keys, found.folder) == (["optim", "seed"], "runs/both")
     assert [config.run.dir for config in found.jobs] == [
         f"runs/both/optim={optim},seed={seed}" for optim in ("adamw", "muon") for seed in (1, 2)
     ]
@@ -34,17 +34,17 @@ def test_sweep_names_the_keys_that_vary():
 
 def test_an_experiment_may_be_a_sweep():
     register()
-    found = cli.check_jobs(["experiment=lecture", "seed=3,4"], SimpleNamespace(multirun=False))
+    found = cli.compose_jobs(["experiment=lecture", "seed=3,4"], SimpleNamespace(multirun=False))
     assert len(found.jobs) == 14 and found.jobs[1].run.name == "optim=sgd,seed=4"
     job = found.jobs[0]
-    alone = processes.arguments(job, ["experiment=lecture", "optim=sgd", "seed=3"])
-    assert cli.check_jobs(alone, SimpleNamespace(multirun=False)) is None, "a job of it is not"
+    alone = processes.job_arguments(job, ["experiment=lecture", "optim=sgd", "seed=3"])
+    assert cli.compose_jobs(alone, SimpleNamespace(multirun=False)) is None, "a job of it is not"
 
 
 @pytest.mark.parametrize("experiment", ["speedrun_124m", "gpt2_124m_llmc"])
 def test_published_settings(experiment):
     register()
-    assert cli.check_jobs([f"experiment={experiment}", "run.processes=8"], SimpleNamespace(multirun=False)) is None
+    assert cli.compose_jobs([f"experiment={experiment}", "run.processes=8"], SimpleNamespace(multirun=False)) is None
 
 
 def test_processes_are_known_before_they_start(monkeypatch):
@@ -53,7 +53,7 @@ def test_processes_are_known_before_they_start(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match="run.processes=3, but 2 were started"):
-        cli.check_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
+        cli.compose_jobs(["experiment=smoke", "run.processes=3"], SimpleNamespace(multirun=False))
 
 
 def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsy
         raise lost("Job 42_0 (task: 0) has no result\nits log …")
 
     found = sweep("experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path}/lost")
-    monkeypatch.setattr(cli, "prepare", lambda: found)
+    monkeypatch.setattr(cli, "parse_command_line", lambda: found)
     monkeypatch.setattr(cli.hydra, "main", hydra_main)
     with pytest.raises(SystemExit):
         cli.main(lambda config: None)
@@ -91,7 +91,7 @@ def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsy
 def test_a_job_reads_its_command_line_back(configure, tmp_path):
     config = configure("experiment=smoke", "run.resume=never", "logger.label='a=b, c'")
     config.run.dir = str(tmp_path / "it's, [a] {b} = c\\")
-    words = processes.arguments(config, ["experiment=smoke", "seed=3", "run.resume=never", "logger.label='a=b, c'"])
+    words = processes.job_arguments(config, ["experiment=smoke", "seed=3", "run.resume=never", "logger.label='a=b, c'"])
     again = configure(*words)
     assert (again.run.dir, again.logger.label, again.seed) == (config.run.dir, "a=b, c", 3)
     assert again.run.resume == "auto", "its directory is claimed when it starts"
@@ -108,7 +108,7 @@ def test_a_job_that_is_killed_is_named(configure, tmp_path, monkeypatch, capfd):
     script(tmp_path, monkeypatch, "import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(JobFailed):
-        processes.start(config, [])
+        processes.launch(config, [])
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]  # torch may warn too
     assert told == ["error: here: rank 1 was ended by SIGKILL"]
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -130,7 +130,7 @@ except KeyboardInterrupt:
 """,
     )
     with pytest.raises(SystemExit) as ended:
-        processes.start(config, [])
+        processes.launch(config, [])
     assert ended.value.code == 130 and mark.exists()
 
 
@@ -145,10 +145,10 @@ def test_summary_is_read_from_the_records(tmp_path, capsys):
     found = sweep("experiment=smoke", "optim=adamw,muon", "seed=1,2", f"hydra.sweep.dir={tmp_path}/my sweep")
     one, two, three, _ = found.jobs
     finish(one)
-    found.begin()
+    found.start()
     finish(two)
     finish(three, step=7)
-    found.states = {two.run.dir: "stopped", three.run.dir: "failed"}
+    found.statuses = {two.run.dir: "stopped", three.run.dir: "failed"}
     assert found.summary() is False
     text = capsys.readouterr().out
     assert "4 jobs, 1 of them finished; to start again: the same command with hydra.sweep.dir='" in text

@@ -30,9 +30,9 @@ from data import prepare as prepare_data
 from optim.routing import ROLES
 from trainer.config import Config, register, validate, world_size
 from trainer.launch import processes
-from trainer.launch.hydra_errors import COMPOSITION_ERRORS, explain, refuse_unknown
-from trainer.launch.rendezvous import agree, attempt, meet_anew, rank, report
-from trainer.launch.sweep import JobFailed, Sweep, told_alike
+from trainer.launch.hydra_errors import COMPOSITION_ERRORS, check_unknown_keys, explain
+from trainer.launch.rendezvous import broadcast_rank0, rank, reinit_rendezvous, report_error, restart_count
+from trainer.launch.sweep import JobFailed, Sweep, all_ranks_failed
 from trainer.metrics import record
 from trainer.parallel import teardown
 from trainer.run import resume
@@ -51,19 +51,21 @@ def main(train: Callable[[Config], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a defect shows its whole trace
     sweep = None
     try:
-        sweep = prepare()
+        sweep = parse_command_line()
         hydra.main(str(CONFIGS), "train", version_base="1.3")(lambda composed: run_job(composed, train, sweep))()
     except UserError as error:
-        report(error)
+        report_error(error)
         sys.exit(1)
     except COMPOSITION_ERRORS as error:
-        report(UserError(explain(error, sys.argv[1:], CONFIGS)))
+        report_error(UserError(explain(error, sys.argv[1:], CONFIGS)))
         sys.exit(1)
     except RuntimeError as error:
         if not type(error).__module__.startswith("submitit."):
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        report(JobFailed(f"a job of hydra/launcher has failed, others may go on: {said}; see {sweep.folder}/.submitit"))
+        report_error(
+            JobFailed(f"a job of hydra/launcher has failed, others may go on: {said}; see {sweep.folder}/.submitit")
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -74,42 +76,42 @@ def main(train: Callable[[Config], None]) -> None:
         sys.exit(1)
 
 
-def prepare() -> Sweep | None:
+def parse_command_line() -> Sweep | None:
     """Check every job of the command line; returns the sweep, if it is one, with its folder settled.
 
     ``sys.argv`` is left as Hydra is to read it.
     """
     args, unknown = get_args_parser().parse_known_intermixed_args()
-    informs = args.help or args.hydra_help or args.info or args.shell_completion
-    if (informs or args.cfg) and rank() > 0:
+    info_only = args.help or args.hydra_help or args.info or args.shell_completion
+    if (info_only or args.cfg) and rank() > 0:
         sys.exit(0)
     for option in unknown:
         raise UserError(f"{option}: no such option; see python train.py --help")
     if args.config_path or args.config_dir or args.config_name:
         raise UserError("other configuration folders are given as 'hydra.searchpath=[DIR]'")
-    overrides = [settings_are_open(override) for override in args.overrides]
+    overrides = [allow_extra_keys(override) for override in args.overrides]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in args.overrides] + overrides
-    if informs:
+    if info_only:
         return None
-    sweep = check_jobs(overrides, args)
+    sweep = compose_jobs(overrides, args)
     if args.cfg:
         return None
     if sweep:
         if sweep.launcher.startswith(SUBMITIT):
             processes.prepare_submitit(sweep.launcher)
         sys.argv.append(f"hydra.sweep.dir={QuotedString(sweep.folder, Quote.single).with_quotes()}")
-        sweep.begin()
+        sweep.start()
     return sweep
 
 
-def settings_are_open(override: str) -> str:
+def allow_extra_keys(override: str) -> str:
     """Let ``optim.<role>.<setting>`` be set where the preset does not list it; the schema checks it by the class.
     ``run.from`` is ``run.from_`` inside, because Python keeps the word for itself."""
     override = re.sub(r"^run\.from=", "run.from_=", override)
     return re.sub(rf"^\+*(optim\.(?:{'|'.join(ROLES)})\.[^=]+=)", r"++\1", override)
 
 
-def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
+def compose_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
     """Compose and validate every job; returns them, if they are a sweep.
 
     Raises:
@@ -127,18 +129,18 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
                 params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
                 parsed = OverridesParser.create(config_loader=loader).parse_overrides(params + list(overrides))
                 jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-                varying = [override.key_or_group for override in parsed if override.is_sweep_override()]
-                sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), varying, whole.hydra.launcher._target_)
+                swept_keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
+                sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), swept_keys, whole.hydra.launcher._target_)
             elif whole.hydra.launcher._target_.startswith(SUBMITIT):
                 raise UserError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
             composed = [hydra.compose("train", overrides=job) for job in jobs]
         except COMPOSITION_ERRORS as error:
             raise UserError(explain(error, overrides, CONFIGS)) from None
     for words, job in zip(jobs, composed, strict=True):
-        refuse_unknown(job, CONFIGS)
+        check_unknown_keys(job, CONFIGS)
         if sweep and job.run.dir:
             raise UserError(f"run.dir={job.run.dir} would be shared by the jobs of a sweep: give hydra.sweep.dir=DIR")
-        config = validate(job, ranks_of(job, whole.hydra.launcher))
+        config = validate(job, job_world_size(job, whole.hydra.launcher))
         if sweep:
             sweep.add(config, words, job.run.name)
     return sweep
@@ -147,17 +149,17 @@ def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:
 def check_plugins(settings: DictConfig) -> None:
     if not settings.sweeper._target_.endswith(".BasicSweeper"):
         raise UserError("hydra/sweeper: only Hydra's basic sweeper names its jobs beforehand; leave it out")
-    if processes.are_started() and settings.launcher._target_.startswith(SUBMITIT):
+    if processes.is_launched() and settings.launcher._target_.startswith(SUBMITIT):
         raise UserError("hydra/launcher starts the processes itself: start with python train.py -m, without torchrun")
 
 
 def sweep_folder(given: str) -> str:
-    return agree("sweep", lambda: given if given != "." else f"runs/{time.strftime('%Y%m%d-%H%M%S')}-sweep")
+    return broadcast_rank0("sweep", lambda: given if given != "." else f"runs/{time.strftime('%Y%m%d-%H%M%S')}-sweep")
 
 
-def ranks_of(job: DictConfig, launcher: DictConfig) -> int:
+def job_world_size(job: DictConfig, launcher: DictConfig) -> int:
     """Processes that will do a job: those that are started, or will be by Hydra's launcher or by this process."""
-    if processes.are_started():
+    if processes.is_launched():
         return world_size()
     if launcher._target_.startswith(SUBMITIT):
         return launcher.nodes * launcher.tasks_per_node
@@ -168,58 +170,60 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], sweep: Sweep 
     """One job: in this process, if it is one of the job's; otherwise in processes of its own."""
     job = HydraConfig.get()
     number, overrides = OmegaConf.select(job, "job.num", default=0), list(job.overrides.task)
-    processes.join_submitit()
+    processes.export_submitit_ranks()
     began, where = time.monotonic(), ""
     try:
-        config = validate(composed, ranks_of(composed, job.launcher))
+        config = validate(composed, job_world_size(composed, job.launcher))
         if sweep:
-            sweep.place(config, overrides, composed.run.name)
+            sweep.assign_dir(config, overrides, composed.run.name)
             where = config.run.dir
             if rank() == 0:
                 print(f"job {number + 1} of {len(sweep.jobs)}: {Path(where).name}", flush=True)
-        config.run.dir = agree(f"job {number}", lambda: settle(config))
-        if done := agree(f"finished {number} {attempt()}", lambda: resume.finished(config)):
+        config.run.dir = broadcast_rank0(f"job {number}", lambda: prepare_run_dir(config))
+        if done := broadcast_rank0(f"finished {number} {restart_count()}", lambda: resume.finished(config)):
             if rank() == 0:
                 print(done)
-        elif processes.are_started() or (not sweep and config.run.processes in (None, 1)):
-            meet_anew(number)
+        elif processes.is_launched() or (not sweep and config.run.processes in (None, 1)):
+            reinit_rendezvous(number)
             train(config)
         else:
             searched = [o for o in job.overrides.hydra if o.startswith("hydra.searchpath=")]
-            processes.start(config, overrides + searched)
+            processes.launch(config, overrides + searched)
         if sweep:
-            sweep.states[where] = "stopped"  # unless its record says that it has finished
-            go_on_after(config, number, time.monotonic() - began)
+            sweep.statuses[where] = "stopped"  # unless its record says that it has finished
+            stop_sweep_if_preempted(config, number, time.monotonic() - began)
         return
     except JobFailed:
         told = True
     except UserError as error:
-        told = sweep is not None and told_alike(error, number)
+        told = sweep is not None and all_ranks_failed(error, number)
         if not sweep:
-            report(error)
+            report_error(error)
     except Exception:
         traceback.print_exc()
         told = world_size() == 1
     if sweep:
-        sweep.states[where] = "failed"
+        sweep.statuses[where] = "failed"
     if sweep and told:
         record.abandon()
         gc.collect()  # what the job has left, on the device too
         return
-    fail(sweep)
+    exit_all_ranks(sweep)
 
 
-def go_on_after(config: Config, number: int, seconds: float) -> None:
+def stop_sweep_if_preempted(config: Config, number: int, seconds: float) -> None:
     """End the sweep if a signal has stopped the job that returned: it was meant for all of them."""
     limit = config.train.max_minutes
     its_own = limit is not None and seconds >= 60 * limit
-    told = agree(f"stopped {number} {attempt()}", lambda: "" if its_own or resume.finished(config) else "to stop")
-    if told and not processes.of_submitit():
+    told = broadcast_rank0(
+        f"stopped {number} {restart_count()}", lambda: "" if its_own or resume.finished(config) else "to stop"
+    )
+    if told and not processes.in_submitit_job():
         sys.exit(1)
     gc.collect()
 
 
-def settle(config: Config) -> str:
+def prepare_run_dir(config: Config) -> str:
     """On rank 0: see that the data can be read and fill a batch, then take the run's directory; returns its path."""
     if not config.data.download:  # which may take long; the Trainer does it, one rank a node
         prepare_data(config.data)
@@ -229,7 +233,7 @@ def settle(config: Config) -> str:
     return claim(config)
 
 
-def fail(sweep: Sweep | None) -> None:
+def exit_all_ranks(sweep: Sweep | None) -> None:
     """End all with exit code 1."""
     if world_size() > 1:  # at once: the other ranks may wait in a collective
         if sweep and rank() == 0:

@@ -44,7 +44,7 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     return f"{given}: {_reason(root)}"
 
 
-def refuse_unknown(composed: DictConfig, configs: Path) -> None:
+def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
     Raises:

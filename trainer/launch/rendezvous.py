@@ -19,7 +19,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def attempt() -> int:
+def restart_count() -> int:
     """How often torchrun has restarted the workers."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
@@ -48,7 +48,7 @@ def store() -> dist.Store:
     return dist.PrefixStore("nanomuon", tcp)
 
 
-def agree(key: str, compute: Callable[[], str]) -> str:
+def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:
     """``compute()`` of rank 0, on every rank.  Workers that torchrun restarts get what the first ones agreed on.
 
     Raises:
@@ -68,11 +68,11 @@ def agree(key: str, compute: Callable[[], str]) -> str:
     return said["value"]
 
 
-def meet_anew(number: int) -> None:
+def reinit_rendezvous(number: int) -> None:
     """Give job ``number`` of a sweep, and restarted workers, a store of their own: a new process group would trip over
     the last one's keys."""
-    if world_size() > 1 and (number > 0 or attempt() > 0):
-        os.environ["MASTER_PORT"] = agree(f"port {number} {attempt()}", _free_port)
+    if world_size() > 1 and (number > 0 or restart_count() > 0):
+        os.environ["MASTER_PORT"] = broadcast_rank0(f"port {number} {restart_count()}", _free_port)
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # rank 0 holds it, on the new port
 
 
@@ -82,13 +82,13 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def report(error: Exception) -> None:
+def report_error(error: Exception) -> None:
     """Print ``error: …`` once for all ranks that met the same error."""
     line = f"error: {error}"
     if world_size() > 1:
         mine = f"{rank()} {line}"
         try:
-            first = store().compare_set(f"error {attempt()}", "", mine).decode()
+            first = store().compare_set(f"error {restart_count()}", "", mine).decode()
         except (UserError, RuntimeError):
             first = mine
         if first != mine:
