@@ -2,18 +2,15 @@
 
 Stop                signals and time limits: all ranks stop, or save, after the same update
 Watch               an update whose loss or gradient is not finite is not applied, on any rank
-lost_ranks_named    a rank that died or hangs ends the job with a message that names it
 """
 
 import math
 import os
-import re
 import signal
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,7 +22,6 @@ from common import UserError
 from optim.matrix import local
 from optim.routing import Optimizers
 from trainer.config import NonFinite, TrainConfig
-from trainer.launch import rendezvous
 from trainer.parallel import Parallel
 
 T = TypeVar("T")
@@ -227,40 +223,3 @@ def set_timeouts(minutes: float, *, but: dist.ProcessGroup | None = None) -> Non
             margin = NCCL_MARGIN if "nccl" in dist.get_backend(group) else 0
             if group is not but:
                 dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes + margin), group)
-
-
-@contextmanager
-def lost_ranks_named(parallel: Parallel, wait: float = 5.0) -> Iterator[None]:
-    """Turn a collective's failure into a UserError that names the ranks that do not answer.
-
-    Every rank that meets such a failure says so in the launcher's store; those that stay silent for ``wait`` seconds
-    are lost.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        of_network = isinstance(error, dist.DistError) or re.search("gloo|nccl|timed out|connection", str(error), re.I)
-        if parallel.world_size == 1 or isinstance(error, UserError) or not of_network:
-            raise
-        lost = _silent_ranks(parallel, wait)
-        if not lost:
-            raise
-        ranks = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
-        raise UserError(
-            f"{ranks} of {parallel.world_size} died or hang, all ranks stop; to go on from the last checkpoint, start "
-            "the same command with the same run.dir"
-        ) from error
-
-
-def _silent_ranks(parallel: Parallel, wait: float) -> list[int]:
-    keys = {rank: f"alive {rendezvous.restart_count()} {rank}" for rank in range(parallel.world_size)}
-    silent = set(keys)
-    deadline = time.monotonic() + wait
-    try:
-        rendezvous.store().set(keys[parallel.rank], "")
-        while silent and time.monotonic() < deadline:
-            silent = {rank for rank in silent if not rendezvous.store().check([keys[rank]])}
-            time.sleep(0.1)
-    except (RuntimeError, ValueError):  # the launcher, which holds the store, is gone as well
-        return []
-    return sorted(silent)

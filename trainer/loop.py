@@ -17,7 +17,7 @@ from trainer import parallel as parallel_module
 from trainer.clock import Clock
 from trainer.config import Config
 from trainer.evaluate import validation_loss
-from trainer.guard import Preempted, Stop, Watch, is_notable, lost_ranks_named, set_timeouts
+from trainer.guard import Preempted, Stop, Watch, is_notable, set_timeouts
 from trainer.metrics.record import Record
 from trainer.parallel import unwrap
 from trainer.run import resume
@@ -36,8 +36,7 @@ class Trainer:
         self.config = config
         self.parallel = parallel_module.setup(config.parallel, dtype=config.train.dtype, seed=config.seed)
         set_timeouts(config.parallel.timeout_minutes)
-        with lost_ranks_named(self.parallel):
-            self.build()
+        self.build()
 
     def build(self) -> None:
         """Data, model, optimizers and where the run goes on; the ranks meet several times on the way."""
@@ -79,7 +78,7 @@ class Trainer:
         A line of the record at step s holds what was measured on and after update s (s = 0: before the first).
         """
         table, flops, farewell = self.optimizers.table(), unwrap(self.model).flops_per_token(), None
-        with self.stop, lost_ranks_named(self.parallel):
+        with self.stop:
             unfinished = self.progress.line is not None
             self.record.start(table, flops, step=self.progress.step, unfinished=unfinished)
             for line in self.news:

@@ -111,6 +111,7 @@ def _train(request: dict, composed: DictConfig) -> int:
     from common import UserError
     from tests.distributed import hooks
     from trainer.config import validate, world_size
+    from trainer.launch.failures import report_failed_ranks
     from trainer.launch.rendezvous import broadcast_rank0, report_error
     from trainer.loop import Trainer
     from trainer.metrics import record
@@ -125,7 +126,8 @@ def _train(request: dict, composed: DictConfig) -> int:
         config = validate(composed, world_size())
         config.run.dir = broadcast_rank0("job", lambda: claim(config))
         done = broadcast_rank0("finished", lambda: resume.finished(config))
-        print(done) if done else Trainer(config).run()
+        with report_failed_ranks():
+            print(done) if done else Trainer(config).run()
     except UserError as error:
         report_error(error)
         return 1

@@ -30,6 +30,7 @@ from data import prepare as prepare_data
 from optim.routing import ROLES
 from trainer.config import Config, register, validate, world_size
 from trainer.launch import processes
+from trainer.launch.failures import report_failed_ranks
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, check_unknown_keys, explain
 from trainer.launch.rendezvous import broadcast_rank0, rank, reinit_rendezvous, report_error, restart_count
 from trainer.launch.sweep import JobFailed, Sweep, all_ranks_failed
@@ -185,7 +186,8 @@ def run_job(composed: DictConfig, train: Callable[[Config], None], sweep: Sweep 
                 print(done)
         elif processes.is_launched() or (not sweep and config.run.processes in (None, 1)):
             reinit_rendezvous(number)
-            train(config)
+            with report_failed_ranks():
+                train(config)
         else:
             searched = [o for o in job.overrides.hydra if o.startswith("hydra.searchpath=")]
             processes.launch(config, overrides + searched)
