@@ -14,10 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import hydra
-
-from trainer.config import register, validate, world_size
-from trainer.launch.cli import CONFIGS
+from trainer.config import world_size
+from trainer.launch import load_config
 from trainer.launch.rendezvous import broadcast_rank0
 from trainer.loop import Trainer
 from trainer.parallel import teardown
@@ -46,10 +44,7 @@ def main() -> None:
 
 def build(overrides: list[str], folder: str) -> Trainer:
     """A Trainer after its first update, so that all optimizer state exists."""
-    register()
-    with hydra.initialize_config_dir(str(CONFIGS), job_name="bench", version_base="1.3"):
-        composed = hydra.compose("train", overrides=["experiment=smoke", *overrides])
-    config = validate(composed, world_size())
+    config = load_config(["experiment=smoke", *overrides], world_size())
     config.run.dir = f"{folder}/run"
     config.run.dir = broadcast_rank0("run", lambda: claim(config))
     trainer = Trainer(config)

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from torch import nn
@@ -31,8 +30,7 @@ from torch import nn
 from data.shards import write_shard
 from data.split import Split
 from trainer import loop
-from trainer.config import register, validate
-from trainer.launch.cli import CONFIGS
+from trainer.launch import load_config
 from trainer.run.directory import claim
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
@@ -64,9 +62,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
                  f"train.seq_len={LENGTH}", f"train.batch_tokens={SEQUENCES * LENGTH}", "train.steps=1000000",
                  f"train.micro_batch={SEQUENCES}", f"train.clip={CLIP}", "train.dtype=float32",
                  "eval.every=1000000", "eval.tokens=768", f"run.dir={folder / 'run'}"]  # fmt: skip
-    register()
-    with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-        config = validate(hydra.compose("train", overrides=settings), 1)
+    config = load_config(settings)
     config.run.dir = claim(config)
     trainer = loop.Trainer(config)
     with contextlib.redirect_stdout(io.StringIO()):

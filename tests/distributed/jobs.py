@@ -107,10 +107,11 @@ def lines(directory: Path) -> list[dict]:
 
 
 def _train(request: dict, composed: DictConfig) -> int:
-    """In the fork: what trainer/launch/cli.py does after Hydra."""
+    """In the fork: what trainer/launch/job.py does."""
     from common import UserError
     from tests.distributed import hooks
-    from trainer.config import validate, world_size
+    from trainer.config import world_size
+    from trainer.launch.compose import check
     from trainer.launch.failures import report_failed_ranks
     from trainer.launch.rendezvous import broadcast_rank0, report_error
     from trainer.loop import Trainer
@@ -123,7 +124,7 @@ def _train(request: dict, composed: DictConfig) -> int:
         name, arguments = request["hook"]
         getattr(hooks, name)(request["rank"], **arguments)
     try:
-        config = validate(composed, world_size())
+        config = check(composed, world_size())
         config.run.dir = broadcast_rank0("job", lambda: claim(config))
         done = broadcast_rank0("finished", lambda: resume.finished(config))
         with report_failed_ranks():
@@ -136,15 +137,9 @@ def _train(request: dict, composed: DictConfig) -> int:
 
 @functools.cache
 def _compose(arguments: tuple[str, ...]) -> DictConfig:
-    import hydra
+    from trainer.launch.compose import compose
 
-    from trainer.config import register
-    from trainer.launch import cli
-
-    register()
-    overrides = [cli.allow_extra_keys(argument) for argument in arguments]
-    with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
-        return hydra.compose("train", overrides=overrides)
+    return compose(arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
 from tests.runs import started
 from tests.trainer.conftest import TINY, lines, losses
-from trainer.launch.cli import allow_extra_keys
+from trainer.launch.compose import allow_extra_keys
 from trainer.run import resume, storage
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.dcp_index import read_index, read_weights

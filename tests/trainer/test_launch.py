@@ -10,7 +10,7 @@ import pytest
 from common import UserError, write_text
 from data.shards import write_shard
 from trainer.config import keys
-from trainer.launch import cli
+from trainer.launch.job import prepare_run_dir
 from trainer.run.directory import FREE, claim, job_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
         shards[0].write_bytes(bytes(3000))
     config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
     with pytest.raises(UserError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
-        cli.prepare_run_dir(config)
+        prepare_run_dir(config)
     assert not (tmp_path / "run").exists()
 
 

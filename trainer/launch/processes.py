@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig
 
 from common import UserError
-from trainer.config import Config, Resume
+from trainer.config import Config, Resume, world_size
 from trainer.launch.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -19,8 +20,24 @@ SHUTDOWN_TIMEOUT = 600  # seconds in which a job that is told to stop may write 
 
 
 def is_launched() -> bool:
-    """Whether torchrun, accelerate launch, SLURM or the like has started this process as one of a job's."""
-    return "RANK" in os.environ
+    """Whether torchrun, accelerate launch, SLURM or the like has started this process as one of a job's.
+
+    A RANK that some other program left in the environment is not enough."""
+    return world_size() > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def job_world_size(job: DictConfig, launcher: DictConfig) -> int:
+    """Processes that will do a job: those that are started, or will be by Hydra's launcher or by this process."""
+    if is_launched():
+        return world_size()
+    if is_submitit(launcher._target_):
+        return launcher.nodes * launcher.tasks_per_node
+    return job.run.processes or world_size()
+
+
+def is_submitit(launcher: str) -> bool:
+    """Whether a class is one of submitit's launchers for Hydra."""
+    return launcher.startswith("hydra_plugins.hydra_submitit_launcher.")
 
 
 def in_submitit_job() -> bool:
@@ -41,7 +58,7 @@ def prepare_submitit(launcher: str) -> None:
 def export_submitit_ranks() -> None:
     """Tell this process its rank, which submitit knows."""
     if in_submitit_job() and not is_launched():
-        from submitit.helpers import TorchDistributedEnvironment
+        from submitit.helpers import TorchDistributedEnvironment  # type: ignore[import-not-found]
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
