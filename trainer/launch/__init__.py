@@ -1,11 +1,24 @@
 """From the command line, or from Python, to a job: composition, sweeps, processes."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.config import Config
 
 
-def __getattr__(name: str) -> Any:
-    if name != "load_config":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trainer.launch.compose import load_config  # only here: it imports Hydra
+def load_config(overrides: Sequence[str] = (), world_size: int = 1) -> "Config":
+    """The validated config of ``python train.py OVERRIDES``, from a script, a prompt or a notebook.
 
-    return load_config
+    Nothing is created, and Hydra is left as it was.
+
+    Args:
+        overrides: as on the command line, for example ``["experiment=smoke", "optim.matrix.lr=0.02"]``.
+        world_size: processes that will do the run.
+
+    Raises:
+        UserError: naming the key, the value and the mend.
+    """
+    from trainer.launch import compose  # only here: it imports Hydra
+
+    return compose.check(compose.compose(overrides), world_size)

@@ -20,24 +20,10 @@ from trainer.launch.hydra_errors import COMPOSITION_ERRORS, check_unknown_keys, 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def load_config(overrides: Sequence[str] = (), world_size: int = 1) -> Config:
-    """The validated config of ``python train.py OVERRIDES``, from a script, a prompt or a notebook.
-
-    Nothing is created, and Hydra is left as it was.
-
-    Args:
-        overrides: as on the command line, for example ``["experiment=smoke", "optim.matrix.lr=0.02"]``.
-        world_size: processes that will do the run.
-
-    Raises:
-        UserError: naming the key, the value and the mend.
-    """
-    if isinstance(overrides, str):
-        raise UserError(f"load_config({overrides!r}): give a list of overrides, [{overrides!r}]")
-    return check(compose(overrides), world_size)
-
-
 def compose(overrides: Sequence[str]) -> DictConfig:
+    """The config of overrides as a user types them, not yet checked."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides={overrides!r}: give a list, [{overrides!r}]")
     overrides = [to_hydra(override) for override in overrides]
     with hydra_initialized(overrides):
         return hydra.compose("train", overrides=overrides)
