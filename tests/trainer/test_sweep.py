@@ -1,5 +1,6 @@
 """A sweep's jobs: their names, their processes, what is said of each."""
 
+import io
 import json
 import os
 import signal
@@ -45,11 +46,11 @@ def test_published_settings(experiment):
 
 
 def test_processes_are_known_before_they_start(monkeypatch):
-    with pytest.raises(UserError, match="which 7 ranks cannot share"):
+    with pytest.raises(UserError, match=r"train.batch_tokens=\d+ .*7 ranks.* nearest \d+"):
         sweep("experiment=smoke", "run.processes=7")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UserError, match="run.processes=3, but 2 were started"):
+    with pytest.raises(UserError, match="run.processes=3.*2 .*torchrun"):
         cli.compose_jobs(["experiment=smoke", "run.processes=3"])
 
 
@@ -58,7 +59,7 @@ def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "")  # so that it is put back
     monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
-    with pytest.raises(UserError, match="hydra/launcher=slurm: no srun on this machine"):
+    with pytest.raises(UserError, match="hydra/launcher=slurm.* srun .*leave"):
         processes.prepare_submitit(slurm)
     (tmp_path / "srun").touch(mode=0o755)
     processes.prepare_submitit(slurm)
@@ -107,7 +108,7 @@ def test_a_job_that_is_killed_is_named(configure, tmp_path, monkeypatch, capfd):
     with pytest.raises(JobFailed):
         processes.launch(config, [])
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]  # torch may warn too
-    assert told == ["error: here: rank 1 was ended by SIGKILL"]
+    assert len(told) == 1 and all(word in told[0] for word in ("here", "rank 1", "SIGKILL"))
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -148,7 +149,7 @@ def test_summary_is_read_from_the_records(tmp_path, capsys):
     found.statuses = {1: "stopped", 2: "failed"}
     assert found.summary() is False
     text = capsys.readouterr().out
-    assert "4 jobs, 1 of them finished; to start again: the same command with hydra.sweep.dir='" in text
+    assert all(word in text for word in ("4 jobs", "1 of them finished", f"hydra.sweep.dir='{tmp_path}/my sweep'"))
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith("optim=")}
     assert rows["optim=adamw,seed=1"] == ["finished", "before", "400", "2.5000", "1:01"]
     assert rows["optim=adamw,seed=2"] == ["finished", "400", "2.5000", "1:01"]
@@ -170,10 +171,25 @@ def test_every_job_of_a_sweep_is_checked_first():
         sweep("experiment=smoke", "train.batch_tokens=3072,3000")
     with pytest.raises(UserError, match=r"optim=muonn.*did you mean optim=muon"):
         sweep("experiment=smoke", "optim=adamw,muonn")
-    with pytest.raises(UserError, match=r"set optim.embedding.betas.tiny, optim.embedding.betas.gpt2 or"):
+    with pytest.raises(UserError, match=r"optim.embedding.betas=.*set optim.embedding.betas.tiny"):
         sweep("experiment=smoke", "optim=muon", "optim.embedding.betas=[0.9,0.99]")
 
 
 def test_jobs_of_a_sweep_cannot_share_a_directory(tmp_path):
     with pytest.raises(UserError, match="hydra.sweep.dir"):
         sweep("experiment=smoke", "seed=1,2", f"run.dir={tmp_path}")
+    for values in ("logger.label=x_b,x/b", "optim.matrix.lr=0.1,0.10"):
+        with pytest.raises(UserError, match=f"{values.partition('=')[0]}=.* two sweeps|once"):
+            sweep("experiment=smoke", values)
+
+
+def test_a_terminal_without_unicode_shows_the_summary(tmp_path, monkeypatch):
+    found = sweep("experiment=smoke", "logger.label='α','β'", f"hydra.sweep.dir={tmp_path}")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "parse_command_line", lambda: found)
+    monkeypatch.setattr(cli.hydra, "main", lambda *_, **__: lambda task: lambda: None)
+    with pytest.raises(SystemExit):
+        cli.main(lambda config: None)
+    terminal.flush()
+    assert "logger.label=_?_" in terminal.buffer.getvalue().decode("latin-1")
