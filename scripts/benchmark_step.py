@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from torch import nn
@@ -34,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.shards import write_shard  # noqa: E402
 from data.split import TrainValSplit  # noqa: E402
 from trainer import loop  # noqa: E402
-from trainer.config import register, validate  # noqa: E402
-from trainer.launch.cli import CONFIGS  # noqa: E402
+from trainer.launch import load_config  # noqa: E402
 from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
@@ -67,9 +65,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
                  f"train.seq_len={LENGTH}", f"train.batch_tokens={SEQUENCES * LENGTH}", "train.steps=1000000",
                  f"train.micro_batch={SEQUENCES}", f"train.clip={CLIP}", "train.dtype=float32",
                  "eval.every=1000000", "eval.tokens=768", f"run.dir={folder / 'run'}"]  # fmt: skip
-    register()
-    with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-        config = validate(hydra.compose("train", overrides=settings), 1)
+    config = load_config(settings)
     config.run.dir = acquire_run_dir(config)
     trainer = loop.Trainer(config)
     with contextlib.redirect_stdout(io.StringIO()):

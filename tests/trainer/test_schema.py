@@ -169,7 +169,7 @@ BAD = {
 def test_bad_input_is_one_line_with_key_value_and_mend(override):
     register()
     with pytest.raises(UserError) as caught:
-        cli.check_jobs([SMOKE, cli.settings_are_open(override)], SimpleNamespace(multirun=False))
+        cli.compose_jobs([SMOKE, cli.to_hydra(override)])
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in BAD[override]), message
 
@@ -187,5 +187,5 @@ def test_hsdp_needs_a_number_that_factors(configure):
 
 def test_settings_that_the_preset_does_not_list_can_be_given():
     register()
-    override = cli.settings_are_open("optim.matrix.cautious=true")
-    assert cli.check_jobs([SMOKE, override], SimpleNamespace(multirun=False)) is None
+    override = cli.to_hydra("optim.matrix.cautious=true")
+    assert cli.compose_jobs([SMOKE, override]) is None
