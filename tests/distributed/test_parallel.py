@@ -10,14 +10,14 @@ from torch.distributed.tensor import DTensor
 
 from tests.distributed.harness import run_workers
 from trainer import model as model_module
-from trainer.model import GPT, ModelConfig
+from trainer.model import GPT, GPTConfig
 from trainer.parallel import Parallel, ParallelConfig, initialise, local, setup, unwrap
 
 # 6 rows on 4 ranks leave one shard empty; 6 on 3 are even, 128 on 3 are not.
-TIED = ModelConfig(
-    family="gpt2", n_layer=2, n_head=2, n_embd=6, norm="layernorm", activation="gelu", tied=True, bias=True
+TIED = GPTConfig(
+    family="gpt2", init="gpt2", n_layer=2, n_head=2, n_embd=6, norm="layernorm", activation="gelu", tied=True, bias=True
 )
-UNTIED = ModelConfig(
+UNTIED = GPTConfig(
     family="modern", n_layer=2, n_head=2, n_embd=8, position="half_rope", embed_norm=True, qk_norm=True, softcap=15.0
 )
 MODELS = {"tied": TIED, "untied": UNTIED}
@@ -46,7 +46,7 @@ def backward(parallel: Parallel, model: torch.nn.Module, step: int) -> torch.Ten
     return parallel.mean(total)
 
 
-def train(parallel: Parallel, config: ModelConfig) -> dict:
+def train(parallel: Parallel, config: GPTConfig) -> dict:
     """A few clipped AdamW steps; everything that should not depend on the arrangement."""
     model = parallel.wrap(config, VOCABULARY, LENGTH)
     parameters = dict(unwrap(model).named_parameters())

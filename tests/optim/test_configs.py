@@ -8,10 +8,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from optim.routing import ROLES, build
-from trainer.config import FAMILIES, by_family
+from trainer.config import by_family
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/optim").glob("*.yaml")}
+FAMILIES = {OmegaConf.load(path).get("family", "custom") for path in (ROOT / "configs/model").glob("*.yaml")} - {"custom"}
 ISSUED = (
     "sgd sgd_momentum nesterov adagrad adagrad_inside rmsprop rmsprop_inside adadelta adam amsgrad adamw lion signum"
 )

@@ -27,8 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from common import UserError
 from data import Loader, open_split
 from data import prepare as prepare_data
-from optim.routing import ROLES
-from trainer.config import Config, register, validate, world_size
+from trainer.config import OPEN_SECTIONS, Config, register, validate, world_size
 from trainer.launch import processes
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, explain, refuse_unknown
 from trainer.launch.rendezvous import agree, attempt, meet_anew, rank, report
@@ -103,10 +102,10 @@ def prepare() -> Sweep | None:
 
 
 def settings_are_open(override: str) -> str:
-    """Let ``optim.<role>.<setting>`` be set where the preset does not list it; the schema checks it by the class.
+    """Let ``model.<key>`` and ``optim.<role>.<key>`` be set where the preset does not list it; the class checks it.
     ``run.from`` is ``run.from_`` inside, because Python keeps the word for itself."""
     override = re.sub(r"^run\.from=", "run.from_=", override)
-    return re.sub(rf"^\+*(optim\.(?:{'|'.join(ROLES)})\.[^=]+=)", r"++\1", override)
+    return re.sub(rf"^\+*((?:{'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^=]+=)", r"++\1", override)
 
 
 def check_jobs(overrides: Sequence[str], args: Namespace) -> Sweep | None:

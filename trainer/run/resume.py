@@ -3,7 +3,6 @@
 import fcntl
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,7 +62,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
         CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
         UserError: ``run.from`` is of a run whose settings differ in what matters.
     """
-    folder, news = _on_main(parallel, lambda: find(config))
+    folder, news = parallel.broadcast_rank0(lambda: find(config))
     if folder is None:
         return Progress(), news
     saved = storage.read_json(folder, storage.STATE)
@@ -73,7 +72,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     if not own:
         checkpoints.latest = None  # it is not in this run's folder
     if not own:
-        _on_main(parallel, lambda: _take_record(folder, Path(config.run.dir)))
+        parallel.broadcast_rank0(lambda: _take_record(folder, Path(config.run.dir)))
     return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
 
@@ -141,19 +140,3 @@ def _take_record(folder: Path, directory: Path) -> None:
     if theirs.exists():
         text = theirs.read_text(encoding="utf-8", errors="replace")
         write_text(directory / "metrics.jsonl", text)
-
-
-def _on_main(parallel: Parallel, act: Callable[[], Any]) -> Any:
-    """Rank 0's result, or its error, on every rank."""
-    result = None
-    if parallel.is_main:
-        try:
-            result = act()
-        except UserError as error:
-            result = error
-        except OSError as error:
-            result = CheckpointError(f"the run cannot go on: {error}")
-    result = parallel.broadcast_object(result)
-    if isinstance(result, Exception):
-        raise result
-    return result
