@@ -152,7 +152,7 @@ def keys(section: type = Config, prefix: str = "") -> Iterator[str]:
     for f in fields(section):
         yield prefix + f.name
         inner = f.metadata.get("keys", hints[f.name])
-        if is_dataclass(inner):
+        if isinstance(inner, type) and is_dataclass(inner):
             yield from keys(inner, f"{prefix}{f.name}.")
 
 
@@ -166,6 +166,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     if missing:
         raise UserError(f"{missing[0]} has no value: set {missing[0]}=…")
     config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
     config.model = resolve_model(config.model)
     config.run.name = config.run.name or f"{config.optim.name}-{config.model.name}-{config.data.name}-s{config.seed}"
     if config.train.dtype == Dtype.auto:

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, C = n_embd channels, H heads of D = C / H dimensi
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from data import IGNORE_INDEX, document_ids
 from trainer.language_model import LanguageModel, ModelConfig, init_tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),
     "gelu_erf": F.gelu,
     "relu2": lambda x: F.relu(x).square(),

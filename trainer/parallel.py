@@ -167,8 +167,7 @@ class Parallel:
         They are averaged over the ranks, so each rank divides its loss by its own share of the tokens."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
-        hold_back = isinstance(model, DistributedDataParallel) and not last
-        with model.no_sync() if hold_back else nullcontext():
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             yield
 
     @contextmanager

@@ -12,7 +12,7 @@ from trainer.config import by_family
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/optim").glob("*.yaml")}
-FAMILIES = {OmegaConf.load(path).get("family", "custom") for path in (ROOT / "configs/model").glob("*.yaml")} - {"custom"}
+FAMILIES = {OmegaConf.load(path).get("family") for path in (ROOT / "configs/model").glob("*.yaml")} - {None}
 ISSUED = (
     "sgd sgd_momentum nesterov adagrad adagrad_inside rmsprop rmsprop_inside adadelta adam amsgrad adamw lion signum"
 )
