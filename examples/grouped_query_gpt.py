@@ -67,8 +67,8 @@ class GroupedQueryGPT(LanguageModel):
         mask = None if self.document_start is None else same_document(tokens, self.document_start)
         for block in self.blocks:
             x = block(x, mask, self.recompute and torch.is_grad_enabled())
-        logits = self.lm_head(self.norm(x)).flatten(0, 1)
-        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets.flatten(), reduction="sum")
+        y = self.lm_head(self.norm(x)).flatten(0, 1)
+        return F.cross_entropy(y if y.dtype == torch.float64 else y.float(), targets.flatten(), reduction="sum")
 
     def init_parameter(self, name: str, seed: int) -> Tensor:
         shape = self.get_parameter(name).shape
