@@ -33,7 +33,7 @@ from data.shards import header, open_shard, write_shard  # noqa: E402
 from data.sources.sample import SampleText  # noqa: E402
 from data.split import open_split  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
-from trainer.model import GPT, ModelConfig  # noqa: E402
+from trainer.model import GPT, GPTConfig  # noqa: E402
 
 ROUNDS = 5
 STEPS = 20
@@ -113,7 +113,7 @@ def share_of_a_step(folder: Path) -> None:
     config = DataConfig("sample", "sample", dir=str(folder / "sample"), tokenizer="byte")
     prepare(config)
     split = open_split(config)
-    model = GPT(ModelConfig(**sizes), split.vocab_size, smoke.seq_len)
+    model = GPT(GPTConfig(**sizes), split.vocab_size, smoke.seq_len)
     loader = Loader(
         split.train,
         seq_len=smoke.seq_len,

@@ -56,7 +56,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
         write_shard(shard, tokens)
     loop.open_split = lambda config: TrainValSplit(shards[1:], shards[:1], "letters", VOCABULARY, 0)
     settings = [f"model.n_layer={LAYERS}", f"model.n_head={HEADS}", f"model.n_embd={WIDTH}", "model.family=gpt2",
-                "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
+                "model.init=gpt2", "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
     for role in ("matrix", "embedding", "head", "scalar"):
         family = ".gpt2" if role == "matrix" else ""  # the preset has these betas for each family
         settings += [f"optim.{role}.lr={LR}", f"optim.{role}.betas{family}={list(BETAS)}"]

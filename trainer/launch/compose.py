@@ -13,8 +13,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig
 
 from common import UserError
-from optim.routing import ROLES
-from trainer.config import Config, register, validate
+from trainer.config import OPEN_SECTIONS, Config, register, validate
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, check_unknown_keys, choices, explain, new_name
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -75,7 +74,7 @@ def to_hydra(override: str) -> str:
 
 
 def allow_extra_keys(override: str) -> str:
-    """Let ``optim.<role>.<setting>`` be set where the preset does not list it; the schema checks it by the class.
+    """Let ``model.<key>`` and ``optim.<role>.<key>`` be set where the preset does not list it; the class checks it.
     ``run.from`` is ``run.from_`` inside, because Python keeps the word for itself."""
     override = re.sub(r"^run\.from=", "run.from_=", override)
-    return re.sub(rf"^\+*(optim\.(?:{'|'.join(ROLES)})\.[^=]+=)", r"++\1", override)
+    return re.sub(rf"^\+*((?:{'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^=]+=)", r"++\1", override)

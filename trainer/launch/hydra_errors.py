@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common import UserError
-from optim.routing import ROLES
-from trainer.config import keys
+from trainer.config import OPEN_SECTIONS, keys
+from trainer.resolve import one_line, reason
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
-OPEN = (*(f"optim.{role}." for role in ROLES), "data.source.")  # sections whose keys a class decides
+OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)
 
 
 def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
@@ -29,10 +29,10 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
     if isinstance(root, yaml.YAMLError):
-        return f"a configuration file is not valid YAML: {_one_line(root)}"
+        return f"a configuration file is not valid YAML: {one_line(root)}"
     key = _key(root) or _key(error) or _quoted(error)
     if key is None:
-        return _one_line(error)
+        return one_line(error)
     given = _given(key, overrides) or key
     known = set(keys())
     if key not in known and not key.startswith(OPEN):
@@ -41,8 +41,8 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     if inside or f"{key}." in OPEN:
         return f"{given}: {key} is a section, set what is in it: {', '.join(inside) or f'{key}.lr and others'}"
     if "DictConfig with ListConfig" in str(root):
-        return f"{given}: the preset gives this list for each model.family: set {key}.tiny, {key}.gpt2 or {key}.modern"
-    return f"{given}: {_reason(root)}"
+        return f"{given}: the preset gives this list by model.family: set {key}.FAMILY=[…] for your model's family"
+    return f"{given}: {reason(root)}"
 
 
 def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
@@ -70,7 +70,7 @@ def _missing_choice(error: MissingConfigException, configs: Path) -> str:
     if choice.startswith("submitit"):
         return "hydra/launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]'"
     if not group or not options:
-        return _one_line(error)
+        return one_line(error)
     close = difflib.get_close_matches(choice, options, 1)
     mend = f"did you mean {group}={close[0]}? " if close else ""
     return f"{group}={choice}: no such choice; {mend}available: {', '.join(options)}"
@@ -121,25 +121,3 @@ def close_keys(key: str, configs: Path) -> str:
         return f"; {section} has {', '.join(name.rpartition('.')[2] for name in siblings)}"
     names = list(dict.fromkeys(close[:1] + same_leaf))
     return f"; did you mean {' or '.join(names)}?" if names else "; see python train.py --help"
-
-
-def _reason(root: BaseException) -> str:
-    """OmegaConf's reason without its trailing context, in the user's words."""
-    line = _one_line(root).rstrip(".")
-    found = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", line)
-    if found:
-        words = found.group(2).split(", ")
-        close = difflib.get_close_matches(found.group(1), words, 1)
-        return f"choose one of {', '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
-    if "does not support deletion" in line:
-        return "a key cannot be removed; give it another value"
-    found = re.match(r"Value '(.*)'(?: of type '\w+')? could not be converted to (\w+)", line)
-    if found:
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-        return f"give {kind.get(found.group(2), found.group(2))}"
-    return line[:1].lower() + line[1:]
-
-
-def _one_line(error: BaseException) -> str:
-    text = re.split(r"\n\s*(?:full_key|reference_type|object_type)", str(error))[0]
-    return re.sub(r"\s+", " ", text).strip()
