@@ -85,7 +85,7 @@ def test_a_family_of_ones_own_is_one_file(configure, tmp_path):
     words = [SMOKE, "optim=muon", "model=mine_8m", f"hydra.searchpath=[{tmp_path}]"]
     config = configure(*words)
     assert (config.model.name, config.model.n_layer, config.optim.matrix["lr"]) == ("mine_8m", 3, preset.modern)
-    assert configure(*words, cli.settings_are_open("optim.matrix.lr.mine=0.5")).optim.matrix["lr"] == 0.5
+    assert configure(*words, cli.to_hydra("optim.matrix.lr.mine=0.5")).optim.matrix["lr"] == 0.5
     assert configure(*words, "model.presets=tiny").optim.matrix["lr"] == preset.tiny
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from common import UserError
-from trainer import guard
 from trainer.launch import cli, processes
 from trainer.launch.sweep import JobFailed
+from trainer.run import preemption
 from trainer.run.directory import acquire_run_dir
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
@@ -64,7 +64,7 @@ def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "srun").touch(mode=0o755)
     processes.prepare_submitit(slurm)
     asked = f"SIG{os.environ['SUBMITIT_PREEMPT_SIGNAL']}"
-    assert asked in {number.name for number in guard.SIGNALS}, "a run saves at it"
+    assert asked in {number.name for number in preemption.SIGNALS}, "a run saves at it"
 
 
 def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsys):
@@ -171,7 +171,7 @@ def test_every_job_of_a_sweep_is_checked_first():
         sweep("experiment=smoke", "train.batch_tokens=3072,3000")
     with pytest.raises(UserError, match=r"optim=muonn.*did you mean optim=muon"):
         sweep("experiment=smoke", "optim=adamw,muonn")
-    with pytest.raises(UserError, match=r"optim.embedding.betas=.*set optim.embedding.betas.tiny"):
+    with pytest.raises(UserError, match=r"optim.embedding.betas=.*set optim.embedding.betas.FAMILY"):
         sweep("experiment=smoke", "optim=muon", "optim.embedding.betas=[0.9,0.99]")
 
 
