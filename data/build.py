@@ -3,8 +3,7 @@
 Every document becomes `[end of text] + encode_ordinary(text)`, as in llm.c's and modded-nanogpt's fineweb.py, and
 runs across shard ends. Beside the shards, `progress.json` says how far they go; it is replaced every few seconds,
 after the tokens that it counts are on disk. A restart cuts the open shard back to it and continues there.
-
-Threads do, not processes: tiktoken lets go of the interpreter lock while it encodes.
+Threads tokenize, not processes: tiktoken lets go of the interpreter lock while it encodes.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
 
 def _acquire(path: Path, wait: bool) -> IO[bytes]:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # exist_ok=True would raise it for a folder that has just been removed
+            path.parent.mkdir(parents=True)
         with suppress(FileNotFoundError):  # its last holder has removed it, or the folder, in between
             file = open(path, "ab")  # noqa: SIM115 (the caller closes it)
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -21,7 +21,8 @@ KILLS = 20 if os.environ.get("NANOMUON_SOAK") else 5
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """All files but the lock's, empty, which a kill after everything else was done leaves behind."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
 
 
 class Crash(BaseException):
