@@ -43,13 +43,15 @@ class SOAP(MatrixOptimizer):
         max_dim: int = 10000,
         **engine: Unpack[EngineSettings],
     ):
-        check_fraction(betas=betas)
-        check_count(update_freq=update_freq)
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | dict(update_freq=update_freq, max_dim=max_dim), **engine)
         for state in self.state.values():
             for side in SIDES.keys() & state.keys():  # a matrix whose first gradient comes late starts under Adam
                 state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(betas=group["betas"])
+        check_count(update_freq=group["update_freq"])
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         state: dict[str, tuple[int, ...]] = {"momentum": shape, "second_moment": shape}
