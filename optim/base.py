@@ -13,7 +13,14 @@ Tensors = list[Tensor]
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of both families, :class:`MatrixOptimizer` and :class:`Elementwise`, which fill in ``update_params``."""
+    """Base of both families, :class:`MatrixOptimizer` and :class:`Elementwise`, which fill in the other methods."""
+
+    def check_group(self, group: Group) -> None:
+        """Raises ValueError for a setting of a parameter group that is out of range."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        super().add_param_group(param_group)
+        self.check_group(self.param_groups[-1])
 
     def update_params(self) -> None:
         """One update of every parameter that has a gradient."""

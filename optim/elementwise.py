@@ -51,8 +51,10 @@ class Signum(Elementwise):
     buffers = ("momentum",)
 
     def __init__(self, params: ParamsT, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0):
-        check_fraction(momentum=momentum)
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(momentum=group["momentum"])
 
     def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         (momenta,) = buffers
@@ -83,8 +85,10 @@ class Lion(Elementwise):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
     ):
-        check_fraction(betas=betas)
         super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay))
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(betas=group["betas"])
 
     def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         (momenta,) = buffers
@@ -136,8 +140,10 @@ class RMSpropInside(Elementwise):
     buffers = ("mean_square",)
 
     def __init__(self, params: ParamsT, lr: float = 1e-2, gamma: float = 0.9, eps: float = 1e-6):
-        check_fraction(gamma=gamma)
         super().__init__(params, dict(lr=lr, gamma=gamma, eps=eps))
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(gamma=group["gamma"])
 
     def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         (squares,) = buffers

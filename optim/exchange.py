@@ -46,14 +46,14 @@ class Transfer:
     order: list[int]  # the bucket's matrices by owner: [A, B, C]
     owned: list[int]  # those of this rank: [B, C]
 
-    def __init__(self, plan: Plan, bucket: Bucket, rank: int, group: dist.ProcessGroup | None, dtype: torch.dtype):
-        self.plan, self.bucket, self.rank, self.group, self.dtype = plan, bucket, rank, group, dtype
+    def __init__(self, plan: Plan, bucket: Bucket, rank: int, group: dist.ProcessGroup | None, comm_dtype: torch.dtype):
+        self.plan, self.bucket, self.rank, self.group, self.comm_dtype = plan, bucket, rank, group, comm_dtype
         self.owned = bucket[rank]
         self.order = [i for indices in bucket for i in indices]
 
     def start_gather(self, inputs: dict[int, Tensor]) -> None:
         """Begin with this rank's part of every matrix of the bucket (its rows, or the whole if replicated)."""
-        self.wholes = {i: part.to(self.dtype) for i, part in inputs.items()}
+        self.wholes = {i: part.to(self.comm_dtype) for i, part in inputs.items()}
 
     def wait_gather(self) -> None:
         """Until the owned matrices are here."""
@@ -64,7 +64,7 @@ class Transfer:
 
     def start_scatter(self, results: dict[int, Tensor]) -> None:
         """Send the preconditioned whole matrices back; this may empty ``results``."""
-        self.wholes = {i: result.to(self.dtype) for i, result in results.items()}
+        self.wholes = {i: result.to(self.comm_dtype) for i, result in results.items()}
 
     def wait_scatter(self) -> dict[int, Tensor]:
         """This rank's part of every result of the bucket, shaped like the inputs."""
@@ -83,7 +83,7 @@ class ReplicatedTransfer(Transfer):
 
     def start_scatter(self, results: dict[int, Tensor]) -> None:
         sizes = [sum(self.plan.specs[i].numel for i in indices) for indices in self.bucket]
-        self.results = [torch.empty(size, dtype=self.dtype, device=self.device) for size in sizes]
+        self.results = [torch.empty(size, dtype=self.comm_dtype, device=self.device) for size in sizes]
         if self.owned:
             _copy_flat(self.results[self.rank], [results[i] for i in self.owned])
         del self.wholes
@@ -119,8 +119,8 @@ class ShardedTransfer(Transfer):
         self.from_rank = [sum(plan.shard_numel(i, rank) for i in self.owned) for rank in ranks]
         self.shapes = [inputs[i].shape for i in self.order]
         device = inputs[self.order[0]].device
-        self.shards = torch.empty(sum(self.to_owner), dtype=self.dtype, device=device)
-        self.packed = torch.empty(sum(self.from_rank), dtype=self.dtype, device=device)
+        self.shards = torch.empty(sum(self.to_owner), dtype=self.comm_dtype, device=device)
+        self.packed = torch.empty(sum(self.from_rank), dtype=self.comm_dtype, device=device)
         _copy_flat(self.shards, [inputs[i] for i in self.order])
         self.work = dist.all_to_all_single(
             self.packed, self.shards, self.from_rank, self.to_owner, group=self.group, async_op=True

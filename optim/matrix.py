@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Tensors, local
+from .base import Group, Optimizer, Tensors, check_count, local
 from .exchange import Transfer
 from .layout import EngineSettings, ParamLayout, build_layouts, create_state
 from .stacks import as_parameter, block_shape, cat_states, split_state
@@ -202,6 +202,7 @@ class MatrixOptimizer(Optimizer):
         if self._layouts:
             raise RuntimeError("give all parameter groups at construction: the owners of matrices are chosen once")
         _check_renamed({key: value for key, value in param_group.items() if key not in self.defaults})
+        check_count(split=param_group.get("split", 1))
         super().add_param_group(param_group)
 
 

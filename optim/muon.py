@@ -53,11 +53,13 @@ class Muon(MatrixOptimizer):
         polar_steps: int | None = None,
         **engine: Unpack[EngineSettings],
     ):
-        check_fraction(momentum=momentum)
-        check_choice(SCALES, scale=scale)
-        polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, cautious=cautious)
         super().__init__(params, dict(settings, scale=scale, polar=polar, polar_steps=polar_steps), **engine)
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(momentum=group["momentum"])
+        check_choice(SCALES, scale=group["scale"])
+        polar_flops((2, 2), group["polar"], group["polar_steps"])
 
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}

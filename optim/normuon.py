@@ -38,11 +38,11 @@ class NorMuon(Muon):
         scale: str = "match_rms",
         **muon: Any,
     ):
-        check_fraction(beta2=beta2)
         super().__init__(params, lr, scale=scale, **muon)
         for settings in (self.defaults, *self.param_groups):
             settings.setdefault("beta2", beta2)
             settings.setdefault("eps", eps)
+            check_fraction(beta2=settings["beta2"])
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         k, m, _ = shape

@@ -71,7 +71,7 @@ def newton_schulz(
     steps > 0 before which the Gram form returns to X.
     overwrite: put the result into x, which must be contiguous.
     """
-    segments = _segments(coefficients, form, x.shape, x.dtype)
+    segments = plan_segments(coefficients, form, x.shape, x.dtype)
     result = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     matrices, results = x.reshape(-1, *x.shape[-2:]), result.view(-1, *x.shape[-2:])
     if x.shape[-2] > x.shape[-1]:  # a view: a tall matrix keeps its layout, the products read it transposed
@@ -136,7 +136,7 @@ def _polynomial(r: Tensor, a: float, b: float, c: float, out: Tensor) -> None:
 
 def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alpha: float = 1.0) -> None:
     """out = beta·out + alpha·ab [b, m, m], known to be symmetric: a CPU copies the blocks above the diagonal."""
-    if a.is_cuda and a.dtype in symmetric.DTYPES and symmetric.is_on():
+    if a.is_cuda and a.dtype in symmetric.DTYPES and symmetric.is_enabled():
         return symmetric.symmetric_product(a, b, out, beta, alpha)
     rows = a.shape[-2]
     blocks = max(1, min(rows // BLOCK_ROWS, MAX_BLOCKS)) if a.device.type == "cpu" else 1
@@ -148,7 +148,7 @@ def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alp
             out.narrow(1, 0, top).narrow(2, top, bottom - top).copy_(strip.narrow(2, 0, top).mT)
 
 
-def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> Segments:
+def plan_segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> Segments:
     """Split the steps at the points where the Gram form returns to X.
 
     Rounding in R is amplified by (Π aᵢ)² over the updates of R that have no return to X between them. Where that stays
@@ -157,14 +157,14 @@ def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int],
     precision before 1, 3, 5, …: three steps on R are too many there for matrices of low rank.
     """
     eps, count = torch.finfo(dtype).eps, len(coefficients)
-    quiet = eps * math.prod(a for a, _, _ in coefficients[:-1]) ** 2 < 1 / 32
+    stable = eps * math.prod(a for a, _, _ in coefficients[:-1]) ** 2 < 1 / 32
     returns: dict[str, Sequence[int]] = {
         "standard": range(1, count),
-        "gram": () if quiet else range(2, count, 3) if eps < 1e-6 else range(1, count, 2),
+        "gram": () if stable else range(2, count, 3) if eps < 1e-6 else range(1, count, 2),
     }
     if form == "auto":
         standard, gram = (_flops(shape, _split(coefficients, returns[name])) for name in ("standard", "gram"))
-        form = "gram" if quiet and gram < 0.9 * standard else "standard"
+        form = "gram" if stable and gram < 0.9 * standard else "standard"
     if isinstance(form, str) and form not in returns:
         raise ValueError(f"form={form} is unknown: choose standard, gram or auto")
     return _split(coefficients, returns[form] if isinstance(form, str) else form)
@@ -217,7 +217,7 @@ def polar_flops(
     """
     chosen, count = _lookup(method, steps)
     if isinstance(chosen, Iteration):
-        return _flops(shape, _segments(chosen.coefficients(count), chosen.form, shape, dtype))
+        return _flops(shape, plan_segments(chosen.coefficients(count), chosen.form, shape, dtype))
     short, long = sorted(shape[-2:])
     decomposition = 6 * long * short**2 + 20 * short**3 if chosen is polar_svd else 9 * short**3 + 4 * long * short**2
     return float(math.prod(shape[:-2]) * (decomposition + 2 * long * short**2))
@@ -232,7 +232,7 @@ def polar_workspace(
     short, long = sorted(shape)
     if isinstance(chosen, Iteration):
         coefficients = chosen.coefficients(count)
-        squares = 2 if len(_segments(coefficients, chosen.form, shape, dtype)) == count else 4
+        squares = 2 if len(plan_segments(coefficients, chosen.form, shape, dtype)) == count else 4
         return float(dtype.itemsize * (short * long + squares * short**2))
     if chosen is polar_svd:
         return float(torch.promote_types(dtype, torch.float32).itemsize * (4 * short * long + short**2))

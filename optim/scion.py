@@ -40,12 +40,15 @@ class Scion(Steepest):
         polar_steps: int | None = None,
         **engine: Unpack[EngineSettings],
     ):
-        if constrained and not 0.0 <= lr <= 1.0:
-            raise ValueError(f"lr={lr} is not in [0, 1], so that constrained=True would leave the ball")
         decay = 1.0 if constrained else 0.0
         super().__init__(params, lr, norm, "normalised", momentum, decay, polar, polar_steps, **engine)
         for settings in (self.defaults, *self.param_groups):
             settings.setdefault("radius", radius)
+
+    def check_group(self, group: Group) -> None:
+        super().check_group(group)
+        if group["weight_decay"] and not 0.0 <= group["lr"] <= 1.0:
+            raise ValueError(f"lr={group['lr']} is not in [0, 1], so that constrained=True would leave the ball")
 
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
         return float(group["radius"])

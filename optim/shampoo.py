@@ -60,12 +60,6 @@ class Shampoo(MatrixOptimizer):
         weight_decay: float = 0.0,
         **engine: Unpack[EngineSettings],
     ):
-        check_fraction(betas=betas)
-        check_choice(STATISTICS, statistics=statistics)
-        check_choice(GRAFTS, graft=graft)
-        check_count(update_freq=update_freq, block=block)
-        # Says what is wrong with them now, not in the first step.
-        inverse_root(torch.zeros(1, 1), _exponent(dict(exponent=exponent, one_sided=one_sided)), eps, root)
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
         settings |= dict(one_sided=one_sided, block=block, update_freq=update_freq, graft=graft, graft_eps=graft_eps)
         super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)
@@ -73,6 +67,14 @@ class Shampoo(MatrixOptimizer):
             for name in ("left_root", "right_root"):
                 if name in state:  # a matrix whose first gradient comes late is not preconditioned until the next roots
                     state[name].diagonal(dim1=-2, dim2=-1).fill_(1)
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(betas=group["betas"])
+        check_choice(STATISTICS, statistics=group["statistics"])
+        check_choice(GRAFTS, graft=group["graft"])
+        check_count(update_freq=group["update_freq"], block=group["block"])
+        # Says what is wrong with them now, not in the first step.
+        inverse_root(torch.zeros(1, 1), _exponent(group), group["eps"], group["root"])
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         k, m, n = shape

@@ -17,7 +17,7 @@ class SOAP(MatrixOptimizer):
 
     Everything lives at the matrix's owner.  The first step only initialises the bases (eigh).  Later, after every
     ``update_freq``-th update, a basis becomes QR(L Q), one power iteration, with its columns and the second moment
-    sorted by the estimated eigenvalues diag(Qt L Q).  The momentum is kept in the bases and turned with them.
+    sorted by the estimated eigenvalues diag(Qt L Q).  The momentum is kept in the bases and rotated with them.
 
     Args:
         params: weight matrices; see :class:`MatrixOptimizer`.
@@ -43,13 +43,15 @@ class SOAP(MatrixOptimizer):
         max_dim: int = 10000,
         **engine: Unpack[EngineSettings],
     ):
-        check_fraction(betas=betas)
-        check_count(update_freq=update_freq)
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | dict(update_freq=update_freq, max_dim=max_dim), **engine)
         for state in self.state.values():
             for side in SIDES.keys() & state.keys():  # a matrix whose first gradient comes late starts under Adam
                 state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(betas=group["betas"])
+        check_count(update_freq=group["update_freq"])
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         state: dict[str, tuple[int, ...]] = {"momentum": shape, "second_moment": shape}
@@ -118,14 +120,14 @@ def _eigenbasis(x: Tensor) -> Tensor:
 
 
 def _power_iteration(state: dict[str, Tensor], side: str) -> None:
-    """One step towards the eigenvectors of ``state[side]``; reorder the second moment, turn the momentum."""
+    """One step towards the eigenvectors of ``state[side]``; reorder the second moment, rotate the momentum."""
     basis, dim = state[f"{side}_basis"], SIDES[side]
     power = state[side] @ basis
     order = (basis * power).sum(-2).argsort(dim=-1, descending=True, stable=True)
-    turned = torch.linalg.qr(power.take_along_dim(order.unsqueeze(-2), -1)).Q
+    rotated = torch.linalg.qr(power.take_along_dim(order.unsqueeze(-2), -1)).Q
     second = state["second_moment"]
     second.copy_(second.take_along_dim(order.unsqueeze(-1 if dim == -2 else -2), dim))
-    change = basis.mT @ turned
+    change = basis.mT @ rotated
     momentum = state["momentum"]
     momentum.copy_(change.mT @ momentum if side == "left" else momentum @ change)
-    basis.copy_(turned)
+    basis.copy_(rotated)

@@ -48,12 +48,14 @@ class Steepest(MatrixOptimizer):
         polar_steps: int | None = None,
         **engine: Unpack[EngineSettings],
     ):
-        check_choice(NORMS, norm=norm)
-        check_choice(FORMS, form=form)
-        check_fraction(momentum=momentum)
-        polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, norm=norm, form=form, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, dict(settings, polar=polar, polar_steps=polar_steps), **engine)
+
+    def check_group(self, group: Group) -> None:
+        check_choice(NORMS, norm=group["norm"])
+        check_choice(FORMS, form=group["form"])
+        check_fraction(momentum=group["momentum"])
+        polar_flops((2, 2), group["polar"], group["polar_steps"])
 
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         if not group["momentum"]:

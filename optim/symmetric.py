@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
-def is_on() -> bool:
+def is_enabled() -> bool:
     """Whether the user asked for the kernel. Raises RuntimeError where Triton is not installed."""
     if os.environ.get("NANOMUON_TRITON", "0") in ("", "0"):
         return False

@@ -227,4 +227,6 @@ def test_wrong_settings_are_named():
         (RMSpropInside, dict(gamma=-0.1), ("gamma=-0.1", "[0, 1)")),
     ]:
         with raises_naming(ValueError, *words):
+            cls([{"params": [nn.Parameter(torch.zeros(2))], **settings}])
+        with raises_naming(ValueError, *words):
             cls(weights(), **settings)

@@ -22,7 +22,7 @@ def wholes_of(transfer):
     wholes = {}
     for i in transfer.owned:
         rows, columns = transfer.plan.specs[i].shape
-        wholes[i] = torch.full((columns, rows), torch.nan, dtype=transfer.dtype).mT
+        wholes[i] = torch.full((columns, rows), torch.nan, dtype=transfer.comm_dtype).mT
         transfer.unpack_into(i, wholes[i])
     return wholes
 
@@ -150,6 +150,21 @@ def test_exchange_is_whole_and_its_inverse(shapes, world_size, cap, dtype):
         assert mail.sent == sum(plan.elements_sent(r, range(len(shapes))) for r in range(world_size))
     finally:
         exchange.dist = real
+
+
+def test_the_example_in_the_comments_of_the_transfers(monkeypatch):
+    monkeypatch.setattr(exchange, "dist", Mailbox())
+    specs = [
+        MatrixSpec((5, 4), 10.0, (0, 5, 4)),
+        MatrixSpec((6, 4), 6.0, (0, 6, 4)),
+        MatrixSpec((1, 4), 4.0, (0, 1, 4)),
+    ]
+    plan = Plan(specs, 2, 10**9)
+    transfer = ShardedTransfer(plan, [[0], [1, 2]], 1, 1, torch.float32)
+    transfer.start_gather({0: torch.ones(2, 4), 1: torch.ones(3, 4), 2: torch.ones(0, 4)})
+    assert plan.owners == [0, 1, 1] and (transfer.order, transfer.owned) == ([0, 1, 2], [1, 2])
+    assert (transfer.to_owner, transfer.from_rank) == ([8, 12], [16, 12])
+    assert (transfer.shards.shape, transfer.packed.shape) == ((20,), (28,))
 
 
 @settings(deadline=None, max_examples=30)

@@ -90,6 +90,10 @@ def test_wrong_settings_are_named():
             Muon([weight], **settings)
     with raises_naming(ValueError, "norm.weight", "(4,)", "matrices"):
         Muon([("norm.weight", nn.Parameter(torch.zeros(4)))])
+    with raises_naming(ValueError, "momentum=1.5", "[0, 1)"):
+        Muon([{"params": [weight], "momentum": 1.5}])
+    with raises_naming(ValueError, "split=0", "at least 1"):
+        Muon([{"params": [weight], "split": 0}])
     with raises_naming(ValueError, "split=3", "4"):
         Muon([{"params": [weight], "split": 3}])
     with raises_naming(ValueError, "every=2", "update_freq"):

@@ -1,7 +1,9 @@
 """A rule of one's own is one file: routing finds it, its state is saved by name, it works sharded, and tests see it."""
 
 import importlib
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ RULE = '''
 from .matrix import Group, MatrixOptimizer, ParamsT
 
 
-class Normalised(MatrixOptimizer):
+class Counted(MatrixOptimizer):
     def __init__(self, params: ParamsT, lr: float = 0.1, power: float = 1.0, **engine):
         super().__init__(params, dict(lr=lr, power=power), **engine)
 
@@ -52,21 +54,24 @@ class SignOnly(Elementwise):
     def update(self, group, params, grads, *buffers):
         torch._foreach_add_(params, torch._foreach_sign(grads), alpha=-group["lr"])
 '''
+DOCUMENTED = (Path(__file__).resolve().parents[2] / "docs/optimizers.md").read_text()
 CONFIG = {
-    "matrix": {"_target_": "optim.normalised.Normalised", "lr": 0.2},
+    "matrix": {"_target_": "optim.counted.Counted", "lr": 0.2},
     "scalar": {"_target_": "optim.signonly.SignOnly"},
 }
 
 
 @pytest.fixture
 def own_rules(tmp_path, monkeypatch):
-    """Two files more in the package's folder."""
-    (tmp_path / "normalised.py").write_text(RULE)
-    (tmp_path / "signonly.py").write_text(ELEMENTWISE)
+    """Three files more in the package's folder."""
+    files = {"counted": RULE, "signonly": ELEMENTWISE}
+    (files["normalised"],) = re.findall(r"```python\n(.*?)```", DOCUMENTED, re.DOTALL)
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(optim, "__path__", [*optim.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     yield
-    for name in ("normalised", "signonly"):
+    for name in files:
         sys.modules.pop(f"optim.{name}", None)
         vars(optim).pop(name, None)
 
@@ -82,7 +87,7 @@ def test_routing_builds_names_and_saves_it(own_rules):
     model, copy = nn.Linear(4, 3), nn.Linear(4, 3)
     optimizers = build(model, CONFIG)
     classes = {row["role"]: row["optimizer"] for row in optimizers.table()}
-    assert classes == {"matrix": "optim.normalised.Normalised", "scalar": "optim.signonly.SignOnly"}
+    assert classes == {"matrix": "optim.counted.Counted", "scalar": "optim.signonly.SignOnly"}
     train(optimizers, model, range(2))
     state = optimizers.state_dict()
     assert state["tensors"]["matrix/weight/count"].tolist() == [2.0] and state["numbers"]["matrix/0/step"] == 2
@@ -102,15 +107,16 @@ def test_a_wrong_setting_of_it_is_named(own_rules):
 
 
 def test_it_is_tested_without_being_listed(own_rules):
-    assert "Normalised" in {cls.__name__ for cls in find_rules()}
+    assert {"Counted", "Normalised"} <= {cls.__name__ for cls in find_rules()}
     assert "SignOnly" in {cls.__name__ for cls in find_rules(Elementwise)}
 
 
-def test_it_works_sharded(own_rules):
+@pytest.mark.parametrize("target", ["optim.counted.Counted", "optim.normalised.Normalised"])
+def test_it_works_sharded(own_rules, target):
     shapes = [(5, 3), (5, 3), (2, 7)]
 
     def weights(place):
-        cls, settings = resolve_target(CONFIG["matrix"], "optim.matrix")
+        cls, settings = resolve_target({"_target_": target, "lr": 0.1}, "optim.matrix")
         params = [nn.Parameter(place(seeded(s, 0, i))) for i, s in enumerate(shapes)]
         optimizer = cls(params, **settings)
         for i, param in enumerate(params):

@@ -335,3 +335,5 @@ def test_wrong_settings_are_named():
     ]:
         with raises_naming(ValueError, *words):
             cls(weight, **settings)
+        with raises_naming(ValueError, *words):
+            cls([{"params": weight, **settings}])

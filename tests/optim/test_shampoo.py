@@ -184,4 +184,6 @@ def test_wrong_settings_are_named():
         (dict(every=5), ("every=5", "update_freq")),
     ]:
         with raises_naming(ValueError, *words):
+            Shampoo([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **settings}])
+        with raises_naming(ValueError, *words):
             Shampoo([nn.Parameter(torch.zeros(2, 2))], **settings)

@@ -184,4 +184,6 @@ def test_wrong_settings_are_named():
         (dict(update_freq=0), ("update_freq=0", "at least 1")),
     ]:
         with raises_naming(ValueError, *words):
+            SOAP([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **settings}])
+        with raises_naming(ValueError, *words):
             SOAP([nn.Parameter(torch.zeros(2, 2))], **settings)
