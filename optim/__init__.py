@@ -18,15 +18,6 @@ from .steepest import Steepest
 __version__ = "0.2.0"
 
 __all__ = [
-    "SOAP",
-    "AdagradInside",
-    "Lion",
-    "MatrixOptimizer",
-    "Muon",
-    "NorMuon",
-    "RMSpropInside",
-    "Scion",
-    "Shampoo",
-    "Signum",
-    "Steepest",
-]
+    "SOAP", "AdagradInside", "Lion", "MatrixOptimizer", "Muon", "NorMuon", "RMSpropInside", "Scion", "Shampoo",
+    "Signum", "Steepest",
+]  # fmt: skip

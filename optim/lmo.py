@@ -73,7 +73,8 @@ def _gain(x: Tensor) -> float:
 
 
 def _entries(x: Tensor, p: float) -> Tensor:
-    return vector_norm(x, p, dim=_dims(x))
+    norm: Tensor = vector_norm(x, p, dim=_dims(x))
+    return norm
 
 
 def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:

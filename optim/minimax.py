@@ -41,21 +41,15 @@ def minimax_quintic(lower: float, upper: float) -> Quintic:
 
 
 def _solve(rows: list[list[float]]) -> list[float]:
-    """x of A x = y, from the rows of [A | y], by Gaussian elimination with partial pivoting.
-
-    Not a library's: the same coefficients on every machine, and also while tensors are fake or compiled.
-    """
-    size = len(rows)
-    for k in range(size):
-        pivot = max(range(k, size), key=lambda i: abs(rows[i][k]))
-        rows[k], rows[pivot] = rows[pivot], rows[k]
-        for i in range(k + 1, size):
-            factor = rows[i][k] / rows[k][k]
-            rows[i] = [x - factor * y for x, y in zip(rows[i], rows[k], strict=True)]
-    x = [0.0] * size
-    for k in reversed(range(size)):
-        x[k] = (rows[k][size] - sum(rows[k][j] * x[j] for j in range(k + 1, size))) / rows[k][k]
-    return x
+    """x of A x = y, from the rows of [A | y], by Gauss-Jordan elimination with partial pivoting: by hand, so that the
+    coefficients are the same on every machine, and exist also while tensors are fake or traced."""
+    for k in range(len(rows)):
+        sizes = [abs(row[k]) for row in rows[k:]]
+        pivot = rows.pop(k + sizes.index(max(sizes)))
+        pivot = [x / pivot[k] for x in pivot]
+        rows = [[x - row[k] * y for x, y in zip(row, pivot, strict=True)] for row in rows]
+        rows.insert(k, pivot)
+    return [row[-1] for row in rows]
 
 
 @lru_cache(maxsize=64)

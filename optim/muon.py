@@ -1,11 +1,13 @@
 """Muon: momentum, orthogonalized (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)."""
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from .matrix import Group, MatrixOptimizer
+from .base import check_choice, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT, Tensors
 from .polar import polar, polar_flops, polar_workspace
 
 SCALES = {
@@ -40,7 +42,7 @@ class Muon(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 0.02,
         momentum: float = 0.95,
         nesterov: bool = True,
@@ -49,23 +51,23 @@ class Muon(MatrixOptimizer):
         scale: str = "keller",
         polar: str = "polar_express",
         polar_steps: int | None = None,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum={momentum} is not in [0, 1)")
-        if scale not in SCALES:
-            raise ValueError(f"scale={scale} is unknown: choose one of {', '.join(SCALES)}")
-        polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, cautious=cautious)
         super().__init__(params, dict(settings, scale=scale, polar=polar, polar_steps=polar_steps), **engine)
+
+    def check_group(self, group: Group) -> None:
+        check_fraction(momentum=group["momentum"])
+        check_choice(SCALES, scale=group["scale"])
+        polar_flops((2, 2), group["polar"], group["polar_steps"])
 
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
-    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+    def prepare(self, group: Group, grads: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
         momenta = [state["momentum"] for state in states]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        return torch._foreach_lerp(momenta, grads, 1 - group["momentum"]) if group["nesterov"] else momenta
+        return list(torch._foreach_lerp(momenta, grads, 1 - group["momentum"])) if group["nesterov"] else momenta
 
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
         return polar(stack, group["polar"], group["polar_steps"], overwrite=True)

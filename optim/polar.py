@@ -29,6 +29,7 @@ BLOCK_ROWS, MAX_BLOCKS = 96, 4
 
 
 Form = str | Sequence[int]
+Segments = list[Sequence[Quintic]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def newton_schulz(
     steps > 0 before which the Gram form returns to X.
     overwrite: put the result into x, which must be contiguous.
     """
-    segments = _segments(coefficients, form, x.shape, x.dtype)
+    segments = plan_segments(coefficients, form, x.shape, x.dtype)
     result = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     matrices, results = x.reshape(-1, *x.shape[-2:]), result.view(-1, *x.shape[-2:])
     if x.shape[-2] > x.shape[-1]:  # a view: a tall matrix keeps its layout, the products read it transposed
@@ -91,7 +92,7 @@ def newton_schulz(
 def _pieces(x: Tensor) -> Sequence[Tensor]:
     if x.device.type != "cpu":
         return (x,)
-    return x.split(max(1, CACHE_BYTES // max(1, x.element_size() * x.shape[-2] * x.shape[-1])))
+    return torch.split(x, max(1, CACHE_BYTES // max(1, x.element_size() * x.shape[-2] * x.shape[-1])))
 
 
 def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
@@ -101,7 +102,7 @@ def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
     out.mul_((norm * (1 + safety)).clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_())
 
 
-def _apply(segments: list[Sequence[Quintic]], x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:
+def _apply(segments: Segments, x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:
     """Run the segments on x [b, m, n], m <= n, by turns in x and y.
 
     r, p and, where a segment has several steps, two more [b, m, m] are overwritten.
@@ -135,7 +136,7 @@ def _polynomial(r: Tensor, a: float, b: float, c: float, out: Tensor) -> None:
 
 def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alpha: float = 1.0) -> None:
     """out = beta·out + alpha·ab [b, m, m], known to be symmetric: a CPU copies the blocks above the diagonal."""
-    if a.is_cuda and a.dtype in symmetric.DTYPES and symmetric.is_on():
+    if a.is_cuda and a.dtype in symmetric.DTYPES and symmetric.is_enabled():
         return symmetric.symmetric_product(a, b, out, beta, alpha)
     rows = a.shape[-2]
     blocks = max(1, min(rows // BLOCK_ROWS, MAX_BLOCKS)) if a.device.type == "cpu" else 1
@@ -147,7 +148,7 @@ def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alp
             out.narrow(1, 0, top).narrow(2, top, bottom - top).copy_(strip.narrow(2, 0, top).mT)
 
 
-def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> list:
+def plan_segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> Segments:
     """Split the steps at the points where the Gram form returns to X.
 
     Rounding in R is amplified by (Π aᵢ)² over the updates of R that have no return to X between them. Where that stays
@@ -156,24 +157,24 @@ def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int],
     precision before 1, 3, 5, …: three steps on R are too many there for matrices of low rank.
     """
     eps, count = torch.finfo(dtype).eps, len(coefficients)
-    quiet = eps * math.prod(a for a, _, _ in coefficients[:-1]) ** 2 < 1 / 32
+    stable = eps * math.prod(a for a, _, _ in coefficients[:-1]) ** 2 < 1 / 32
     returns: dict[str, Sequence[int]] = {
         "standard": range(1, count),
-        "gram": () if quiet else range(2, count, 3) if eps < 1e-6 else range(1, count, 2),
+        "gram": () if stable else range(2, count, 3) if eps < 1e-6 else range(1, count, 2),
     }
     if form == "auto":
         standard, gram = (_flops(shape, _split(coefficients, returns[name])) for name in ("standard", "gram"))
-        form = "gram" if quiet and gram < 0.9 * standard else "standard"
+        form = "gram" if stable and gram < 0.9 * standard else "standard"
     if isinstance(form, str) and form not in returns:
         raise ValueError(f"form={form} is unknown: choose standard, gram or auto")
     return _split(coefficients, returns[form] if isinstance(form, str) else form)
 
 
-def _split(coefficients: Sequence[Quintic], returns: Sequence[int]) -> list[Sequence[Quintic]]:
+def _split(coefficients: Sequence[Quintic], returns: Sequence[int]) -> Segments:
     return [coefficients[i:j] for i, j in pairwise([0, *returns, len(coefficients)])]
 
 
-def _flops(shape: Sequence[int], segments: Sequence[Sequence[Quintic]]) -> float:
+def _flops(shape: Sequence[int], segments: Segments) -> float:
     short, long = sorted(shape[-2:])
     products = sum(3 * (len(segment) - 1) + sum(c != 0 for _, _, c in segment) for segment in segments)
     return float(math.prod(shape[:-2]) * (4 * short**2 * long * len(segments) + 2 * short**3 * products))
@@ -216,7 +217,7 @@ def polar_flops(
     """
     chosen, count = _lookup(method, steps)
     if isinstance(chosen, Iteration):
-        return _flops(shape, _segments(chosen.coefficients(count), chosen.form, shape, dtype))
+        return _flops(shape, plan_segments(chosen.coefficients(count), chosen.form, shape, dtype))
     short, long = sorted(shape[-2:])
     decomposition = 6 * long * short**2 + 20 * short**3 if chosen is polar_svd else 9 * short**3 + 4 * long * short**2
     return float(math.prod(shape[:-2]) * (decomposition + 2 * long * short**2))
@@ -231,7 +232,7 @@ def polar_workspace(
     short, long = sorted(shape)
     if isinstance(chosen, Iteration):
         coefficients = chosen.coefficients(count)
-        squares = 2 if len(_segments(coefficients, chosen.form, shape, dtype)) == count else 4
+        squares = 2 if len(plan_segments(coefficients, chosen.form, shape, dtype)) == count else 4
         return float(dtype.itemsize * (short * long + squares * short**2))
     if chosen is polar_svd:
         return float(torch.promote_types(dtype, torch.float32).itemsize * (4 * short * long + short**2))

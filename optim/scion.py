@@ -1,6 +1,8 @@
 """Scion: conditional gradients over norm balls (Pethick et al. 2025, arXiv 2502.07529, algorithms 1 and 2)."""
 
-from .matrix import Group
+from typing import Unpack
+
+from .matrix import EngineSettings, Group, ParamsT
 from .steepest import Steepest
 
 
@@ -28,7 +30,7 @@ class Scion(Steepest):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 2**-12,
         norm: str = "rms_to_rms",
         radius: float = 50.0,
@@ -36,15 +38,17 @@ class Scion(Steepest):
         momentum: float = 0.9,
         polar: str = "polar_express",
         polar_steps: int | None = None,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        if constrained and not 0.0 <= lr <= 1.0:
-            raise ValueError(f"lr={lr} is not in [0, 1], so that constrained=True would leave the ball")
-        pull = 1.0 if constrained else 0.0
-        settings = dict(norm=norm, momentum=momentum, weight_decay=pull, polar=polar, polar_steps=polar_steps)
-        super().__init__(params, lr, **settings, **engine)
+        decay = 1.0 if constrained else 0.0
+        super().__init__(params, lr, norm, "normalised", momentum, decay, polar, polar_steps, **engine)
         for settings in (self.defaults, *self.param_groups):
             settings.setdefault("radius", radius)
 
+    def check_group(self, group: Group) -> None:
+        super().check_group(group)
+        if group["weight_decay"] and not 0.0 <= group["lr"] <= 1.0:
+            raise ValueError(f"lr={group['lr']} is not in [0, 1], so that constrained=True would leave the ball")
+
     def scale(self, group: Group, shape: tuple[int, int]) -> float:
-        return group["radius"]
+        return float(group["radius"])

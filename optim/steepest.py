@@ -1,10 +1,13 @@
 """Steepest descent under any norm (Bernstein and Newhouse, "Old Optimizer, New Norm", arXiv 2409.20325)."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
+from .base import check_choice, check_fraction
 from .lmo import NORMS, lmo
-from .matrix import Group, MatrixOptimizer
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT, Tensors
 from .polar import polar_flops, polar_workspace
 
 FORMS = ("normalised", "regularised")
@@ -35,7 +38,7 @@ class Steepest(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 0.02,
         norm: str = "spectral",
         form: str = "normalised",
@@ -43,23 +46,23 @@ class Steepest(MatrixOptimizer):
         weight_decay: float = 0.0,
         polar: str = "polar_express",
         polar_steps: int | None = None,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        for name, value, choices in (("norm", norm, NORMS), ("form", form, FORMS)):
-            if value not in choices:
-                raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum={momentum} is not in [0, 1)")
-        polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, norm=norm, form=form, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, dict(settings, polar=polar, polar_steps=polar_steps), **engine)
+
+    def check_group(self, group: Group) -> None:
+        check_choice(NORMS, norm=group["norm"])
+        check_choice(FORMS, form=group["form"])
+        check_fraction(momentum=group["momentum"])
+        polar_flops((2, 2), group["polar"], group["polar_steps"])
 
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         if not group["momentum"]:
             return {}
         return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
-    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+    def prepare(self, group: Group, grads: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
         if not group["momentum"]:
             return grads
         momenta = [state["momentum"] for state in states]

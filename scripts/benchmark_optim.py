@@ -39,14 +39,14 @@ STANDARD = "newton_schulz5"  # the one iteration that every contender knows; her
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 SAME, DEFAULT, FLOOR = "ours, same iteration", "ours, default", "bare products"
 DION, DION_EXPRESS, EVERYWHERE = "dion", "dion, Polar Express", "gather everywhere"
-HALF_WIRE = "dion, sends bfloat16"  # as it does by itself: half of the others' bytes
-OUR_HALF_WIRE = "ours, sends bfloat16"  # the same iteration
+DION_BFLOAT16 = "dion, sends bfloat16"  # as it does by itself: half of the others' bytes
+OURS_BFLOAT16 = "ours, sends bfloat16"  # the same iteration
 PACKAGES = ("muon-fsdp2", "pytorch-optimizer", "heavyball")  # of PyPI
 SLOW = ("torch.optim.Muon", *PACKAGES, EVERYWHERE)  # timed in the first rounds only
 TARGETS = [  # (world sizes, ours, against the fastest of, largest ratio)
     ((2, 4), SAME, (DION,), 0.75),
     ((2, 4), DEFAULT, (DION_EXPRESS,), 0.60),  # at the polar errors printed with it
-    ((2, 4), OUR_HALF_WIRE, (HALF_WIRE,), 0.75),
+    ((2, 4), OURS_BFLOAT16, (DION_BFLOAT16,), 0.75),
     ((2,), DEFAULT, PACKAGES, 0.40),
     ((4,), DEFAULT, (EVERYWHERE,), 0.25),
     ((1,), SAME, (FLOOR,), 1.15),
@@ -168,7 +168,7 @@ def dion(params, iteration, module):
 
 
 def dion_in_float32():
-    """A second copy of its module, whose text says float32 wherever it says bfloat16: on the wire."""
+    """A second copy of its module, whose text says float32 wherever it says bfloat16, the dtype that it sends in."""
     found = importlib.import_module("dion.muon")
     text = Path(found.__file__).read_text()
     assert "dtype=torch.bfloat16" in text, "dion has no bfloat16 any more: the comparison would be unfair"
@@ -181,7 +181,7 @@ def dion_in_float32():
 BUILDERS = {
     SAME: lambda params: Muon(params, polar=STANDARD),
     DEFAULT: Muon,
-    OUR_HALF_WIRE: lambda params: Muon(params, polar=STANDARD, wire=torch.bfloat16),
+    OURS_BFLOAT16: lambda params: Muon(params, polar=STANDARD, comm_dtype=torch.bfloat16),
     EVERYWHERE: GatherEverywhere,
     "torch.optim.Muon": torch_muon,
     "muon-fsdp2": muon_fsdp2,
@@ -190,7 +190,7 @@ BUILDERS = {
     DION: lambda params: dion(params, plain_newton_schulz, dion_in_float32()),
     DION_EXPRESS: lambda params: dion(params, plain_polar_express, dion_in_float32()),
     "dion, our products": lambda params: dion(params, our_iteration, dion_in_float32()),
-    HALF_WIRE: lambda params: dion(params, plain_newton_schulz, importlib.import_module("dion.muon")),
+    DION_BFLOAT16: lambda params: dion(params, plain_newton_schulz, importlib.import_module("dion.muon")),
 }
 
 

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from optim.minimax import polar_express_coefficients  # noqa: E402
-from optim.polar import POLAR_METHODS, Iteration, _segments, newton_schulz, polar  # noqa: E402
+from optim.polar import POLAR_METHODS, Iteration, newton_schulz, plan_segments, polar  # noqa: E402
 
 
 def bare_products(x: torch.Tensor, segments) -> Callable[[], None]:
@@ -73,7 +73,7 @@ def compare(x: torch.Tensor, methods: list[str], repeats: int, synchronize: Call
         contenders[name] = lambda name=name: polar(x, name)
         if isinstance(method, Iteration):
             coefficients = method.coefficients(method.steps)
-            segments = _segments(coefficients, method.form, x.shape, x.dtype)
+            segments = plan_segments(coefficients, method.form, x.shape, x.dtype)
             contenders[f"{name}: products"] = bare_products(wide, segments)
     for name, form in forms.items():
         contenders[name] = lambda form=form: newton_schulz(x, steps, safety, form)

@@ -102,12 +102,12 @@ def one_step(shapes: Shapes, world_size: int, rank: int, replicas: int = 1, **mu
             weight.grad = torch.zeros_like(weight)
         with Traffic(rank % world_size) as traffic:
             optimizer.step()
-        plan = optimizer._units[0].exchange.plan
+        plan = optimizer._layouts[0].exchange.plan
         buckets = len(plan.buckets(range(len(shapes))))
     return {
         "sent": traffic.sent, "calls": dict(traffic.calls), "buckets": buckets, "flops": optimizer.products,
-        "planned flops": sum(item.flops for item in plan.items),
-        "largest flops": max(item.flops for item in plan.items),
+        "planned flops": sum(spec.flops for spec in plan.specs),
+        "largest flops": max(spec.flops for spec in plan.specs),
     }  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def test_killed_again_and_again(template, tmp_path, optim):
     # At least 6 lines after an empty record: the one of step 5 comes after the checkpoint of step 2.
     kills, more, pace, steps = (30, (0, 2), 0.15, 60) if SOAK else (3, (6, 9), 0.05, 40)
     size = ["experiment=smoke", "logger=jsonl", "parallel=fsdp", "eval.tokens=9216"] if SOAK else COMMON
-    often = {"shampoo": ["optim.matrix.every=2"], "soap": ["optim.matrix.every=2"]}.get(optim, [])
+    often = {"shampoo": ["optim.matrix.update_freq=2"], "soap": ["optim.matrix.update_freq=2"]}.get(optim, [])
     common = [*size, f"optim={optim}", *often, f"train.steps={steps}", "eval.every=10"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     template.run([*common, f"run.dir={whole}"], 2, timeout=10 * PATIENCE)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from optim import Steepest
+from optim import SOAP, Steepest
 from tests.optim.reference import seeded
 from tests.optim.test_rules import RULES
 
@@ -34,3 +34,12 @@ def test_loading_keeps_the_owners_state_in_its_own_precision(name):
     for key, value in kept:
         assert other.state[weight][key].dtype == torch.float32 and torch.equal(other.state[weight][key], value)
     other.step()
+
+
+def test_a_state_dict_from_before_a_setting_was_renamed_loads():
+    weight = torch.nn.Parameter(seeded((4, 3), 0))
+    optimizer = SOAP([weight], update_freq=3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["every"] = saved["param_groups"][0].pop("update_freq")
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["update_freq"] == 3 and "every" not in optimizer.param_groups[0]

@@ -39,19 +39,19 @@ def test_equals_torch_in_the_interpreter():
 
 
 def test_it_is_off_unless_asked_for(monkeypatch):
-    symmetric.is_on.cache_clear()
+    symmetric.is_enabled.cache_clear()
     monkeypatch.delenv("NANOMUON_TRITON", raising=False)
-    assert not symmetric.is_on()
-    symmetric.is_on.cache_clear()
+    assert not symmetric.is_enabled()
+    symmetric.is_enabled.cache_clear()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="Triton is installed")
 def test_asked_for_without_triton_is_one_clear_line(monkeypatch):
-    symmetric.is_on.cache_clear()
+    symmetric.is_enabled.cache_clear()
     monkeypatch.setenv("NANOMUON_TRITON", "1")
     with pytest.raises(RuntimeError, match="^NANOMUON_TRITON=1 needs Triton: pip install triton, or unset it$"):
-        symmetric.is_on()
-    symmetric.is_on.cache_clear()
+        symmetric.is_enabled()
+    symmetric.is_enabled.cache_clear()
 
 
 def test_dtypes_are_those_whose_sums_fit_in_float32():

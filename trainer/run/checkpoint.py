@@ -184,7 +184,7 @@ class Checkpoints:
         """
         state, metadata = storage.read_json(folder, STATE), read_index(folder)
         names = set(metadata.state_dict_metadata)
-        self.optimizers.allocate({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
+        self.optimizers.init_state({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
         mine = self.tensors()
         tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
         asked = {name for part in self._together(lambda: list(tensors)) for name in part}
