@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, os.path.dirname(sys.path[0]))  # the checkout
-from data.sample import documents  # noqa: E402
+from data.sources.sample import SampleText  # noqa: E402
 from optim import Muon  # noqa: E402  in code of your own: from nanomuon import Muon
 
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH, STEPS = 2, 4, 64, 64, 32, 100
@@ -55,7 +55,7 @@ def main(rank: int, ranks: int) -> None:
     matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
     others = [p for name, p in model.named_parameters() if name not in matrices]
     optimizers = Muon(list(matrices.items()), lr=0.02), torch.optim.AdamW(others, lr=0.003)
-    text = bytearray("\n".join(documents()[1]), "utf-8")
+    text = bytearray("\n".join(SampleText().texts), "utf-8")
     windows = torch.frombuffer(text, dtype=torch.uint8).unfold(0, CONTEXT + 1, 1)  # each CONTEXT bytes and the next one
 
     for step in range(STEPS + 1):

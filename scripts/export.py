@@ -1,6 +1,6 @@
 """Write the weights of a run as safetensors.
 
-    python scripts/export.py runs/mine mine.safetensors      our parameter names, whole matrices
+    python scripts/export.py runs/mine mine.safetensors      our parameter names, whole matrices, of any model
     python scripts/export.py runs/mine mine/ --hf            a folder for transformers' GPT2LMHeadModel (GPT-2 only)
 
 The newest good checkpoint is taken; a checkpoint's own folder may be given in place of the run's.
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer.model import ModelConfig  # noqa: E402
+from trainer.model import GPTConfig  # noqa: E402
 from trainer.run import storage  # noqa: E402
 from trainer.run.dcp_index import read_weights  # noqa: E402
 from trainer.run.storage import CheckpointError  # noqa: E402
@@ -76,8 +76,12 @@ def export_hf(weights: dict[str, torch.Tensor], state: dict[str, Any], out: Path
     hf_config(config, state["vocab_size"], state["config"]["train.seq_len"]).save_pretrained(out)
 
 
-def model_config(settings: dict[str, Any]) -> ModelConfig:
-    return ModelConfig(**{key.removeprefix("model."): v for key, v in settings.items() if key.startswith("model.")})
+def model_config(settings: dict[str, Any]) -> GPTConfig:
+    """The section `model` of a checkpoint's settings. Raises ValueError where it is not GPT's."""
+    section = {key.removeprefix("model."): v for key, v in settings.items() if key.startswith("model.")}
+    if (target := section["_target_"]) != GPTConfig._target_:
+        raise ValueError(f"model._target_={target}: only {GPTConfig._target_} has a form for --hf, leave it out")
+    return GPTConfig(**section)
 
 
 def write(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:

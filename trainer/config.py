@@ -2,10 +2,11 @@
 
 Hydra merges ``configs/`` and the command line into these classes, so an unknown key or a wrong type is refused while
 the config is composed.  ``MISSING`` marks a value that ``configs/`` gives; a default stands either here or there.
+The keys of the sections in ``OPEN_SECTIONS`` are those of the class that their ``_target_`` names.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, get_type_hints
@@ -18,10 +19,12 @@ from common import UserError
 from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
-from trainer.model import ModelConfig
-from trainer.parallel import ParallelConfig, check_parallel
+from trainer.language_model import ModelConfig
+from trainer.mesh import ParallelConfig, check_parallel
+from trainer.model import GPTConfig
+from trainer.resolve import by_family, model_class, resolve_model
 
-FAMILIES = frozenset({"gpt2", "modern", "tiny"})
+OPEN_SECTIONS = ("model", *(f"optim.{role}" for role in ROLES))
 
 
 class Resume(StrEnum):
@@ -92,7 +95,7 @@ class CheckpointConfig:
 
 @dataclass
 class OptimConfig:
-    """Per role ``{_target_: class path, **settings}``; a value ``{family: value}`` is chosen by ``model.family``."""
+    """Per role ``{_target_: class path, **settings}``.  A setting may be ``{family: value, …}``: see ``by_family``."""
 
     name: str = MISSING
     lr_scale: float = 1.0  # multiplies the learning rate of every role
@@ -129,7 +132,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    model: ModelConfig = MISSING
+    # Any class's settings: a ModelConfig after ``validate``.  GPT's keys stand for it in --help and in hints.
+    model: Any = field(default=MISSING, metadata={"keys": GPTConfig})
     data: DataConfig = MISSING
     optim: OptimConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -147,8 +151,9 @@ def keys(section: type = Config, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(section)
     for f in fields(section):
         yield prefix + f.name
-        if is_dataclass(hints[f.name]):
-            yield from keys(hints[f.name], f"{prefix}{f.name}.")
+        inner = f.metadata.get("keys", hints[f.name])
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from keys(inner, f"{prefix}{f.name}.")
 
 
 def validate(composed: DictConfig, world_size: int) -> Config:
@@ -161,6 +166,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     if missing:
         raise UserError(f"{missing[0]} has no value: set {missing[0]}=…")
     config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    config.model = resolve_model(config.model)
     config.run.name = config.run.name or f"{config.optim.name}-{config.model.name}-{config.data.name}-s{config.seed}"
     if config.train.dtype == Dtype.auto:
         config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32
@@ -171,7 +178,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         config.model.check()
         config.data.check()
         check_parallel(config.parallel, world_size if world_size > 1 else None)
-        settle_optim(config.optim, config.model.family)
+        check_recompute(config)
+        resolve_optim(config.optim, config.model)
     except ValueError as error:
         raise UserError(str(error)) from None
     fit_batch(config, world_size)
@@ -196,6 +204,8 @@ def check_positive(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value < 0:
             raise UserError(f"{section}.{name}={value}: give 0 or more")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}: give a number from 0 to {2**32 - 1}")
 
 
 def fit_batch(config: Config, world_size: int) -> None:
@@ -224,14 +234,10 @@ def fit_batch(config: Config, world_size: int) -> None:
 
 
 def fitting_micro_batch(config: Config, sequences: int) -> int:
-    """The largest divisor of a rank's ``sequences`` whose activations stay within a modest budget.
-
-    A transformer layer keeps about 34 bytes per token and dimension in 16 bit with fused attention (Korthikanti et
-    al., arXiv 2205.05198, section 4.1); the budget is 16 GiB on a GPU and 2 GiB on a CPU.
-    """
+    """The largest divisor of a rank's ``sequences`` whose activations stay within 16 GiB on a GPU, 2 GiB on a CPU."""
     budget = (16 if torch.cuda.is_available() else 2) * 2**30
     width = {Dtype.bfloat16: 2, Dtype.float32: 4, Dtype.float64: 8}[config.train.dtype]
-    per_sequence = 17 * width * config.train.seq_len * config.model.n_embd * config.model.n_layer
+    per_sequence = config.model.activation_bytes(config.train.seq_len, width)
     return max(n for n in divisors(sequences) if n == 1 or n * per_sequence <= budget)
 
 
@@ -250,12 +256,20 @@ def check_schedule(config: Config) -> None:
         raise UserError(f"schedule.{error}") from None
 
 
-def settle_optim(optim: OptimConfig, family: str) -> None:
+def check_recompute(config: Config) -> None:
+    if config.parallel.activation_checkpointing and not hasattr(model_class(config.model._target_), "recompute"):
+        raise UserError(
+            f"parallel.activation_checkpointing=true, but model._target_={config.model._target_} has no attribute "
+            "recompute: leave it off, or let the class's forward pass read one"
+        )
+
+
+def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
     """Choose the values of the model's family, then try every role's class and settings on a small parameter."""
     if not optim.lr_scale > 0:
         raise UserError(f"optim.lr_scale={optim.lr_scale}: give a number above 0")
     for role in ROLES:
-        settings = by_family(getattr(optim, role), family, f"optim.{role}")
+        settings = by_family(getattr(optim, role), model.family, f"optim.{role}", model.presets)
         setattr(optim, role, settings)
         if not settings:
             continue
@@ -269,18 +283,6 @@ def settle_optim(optim: OptimConfig, family: str) -> None:
             optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.{role}: {error}") from None
-
-
-def by_family(value: Any, family: str, key: str) -> Any:
-    """``value`` with every mapping over model families inside it replaced by its entry for ``family``."""
-    if not isinstance(value, Mapping):
-        return value
-    if value and FAMILIES.issuperset(value):
-        if family not in value:
-            given = ", ".join(value)
-            raise UserError(f"{key} is given for {given} only, but model.family={family}: set {key}=…")
-        return value[family]
-    return {name: by_family(inner, family, f"{key}.{name}") for name, inner in value.items()}
 
 
 def nearest(value: int, unit: int) -> str:

@@ -1,10 +1,11 @@
 """GPT in one file: GPT-2 exactly, and the variants of it that the NanoGPT speedrun made popular.
 
+What the trainer asks of this and of any model: `LanguageModel` in language_model.py.
 Shapes: B sequences, T tokens, C = n_embd channels, H heads of D = C / H dimensions, V tokens in the vocabulary.
 """
 
-import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from data import IGNORE_INDEX, document_ids
+from trainer.language_model import LanguageModel, ModelConfig, init_tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),
     "gelu_erf": F.gelu,
     "relu2": lambda x: F.relu(x).square(),
@@ -23,11 +25,11 @@ ACTIVATIONS = {
 
 
 @dataclass
-class ModelConfig:
-    """The section `model`. Defaults are those of configs/model/tiny.yaml."""
+class GPTConfig(ModelConfig):
+    """The settings of GPT. Defaults are those of configs/model/tiny.yaml."""
 
     name: str = "tiny"
-    family: str = "tiny"  # gpt2 | modern | tiny: which initialisation, and which preset an optimizer takes
+    family: str = "tiny"
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
@@ -40,16 +42,16 @@ class ModelConfig:
     qk_norm: bool = False  # RMS-normalise queries and keys per head
     attention_scale: float | None = None  # of the scores; null: 1/sqrt(head dimension)
     softcap: float | None = None  # logits never exceed ± this
+    init: str = "fan_in"  # gpt2 | fan_in: scale of the initial matrices, see GPT.init_rule
     zero_init_proj: bool = False  # attention output, MLP output and an untied head start at zero
     loss_chunk: int = 8192  # tokens whose logits exist at once
 
     def check(self) -> None:
-        """Raise ValueError, in one line, for the first setting that cannot work."""
         choices = {
-            "family": ("gpt2", "modern", "tiny"),
             "position": ("learned", "rope", "half_rope"),
             "norm": ("layernorm", "rmsnorm"),
             "activation": tuple(ACTIVATIONS),
+            "init": ("gpt2", "fan_in"),
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
@@ -76,11 +78,16 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
+    def activation_bytes(self, seq_len: int, width: int) -> int:
+        """A transformer layer keeps about 34 bytes per token and dimension in 16 bit with fused attention (Korthikanti
+        et al., arXiv 2205.05198, section 4.1)."""
+        return 17 * width * seq_len * self.n_embd * self.n_layer
+
 
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the channels, with a gain."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.layernorm = config.norm == "layernorm"
         self.weight = nn.Parameter(torch.ones(config.n_embd))
@@ -95,7 +102,7 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention. q, k, v and o are separate, so that each is a matrix of its own to the optimizer."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.q, self.k, self.v, self.o = (nn.Linear(config.n_embd, config.n_embd, bias=config.bias) for _ in range(4))
@@ -115,7 +122,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
@@ -126,14 +133,16 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.norm1, self.attn = Norm(config), Attention(config)
         self.norm2, self.mlp = Norm(config), MLP(config)
-        self.recompute = False  # activation checkpointing: keep only the block's input for the backward pass
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, recompute: bool = False
+    ) -> Tensor:
+        # In here, and not around the block, so that recomputation gathers no shards again and is compiled as well.
+        if recompute and torch.is_grad_enabled():
             return checkpoint(self.residual, x, rotation, mask, use_reentrant=False)
         return self.residual(x, rotation, mask)
 
@@ -142,21 +151,40 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class GPT(nn.Module):
+class ChunkLoss(nn.Module):
+    """The head and its loss on a part of the tokens; a module, so that it compiles in place. It owns no parameters."""
+
+    def __init__(self, vocab_size: int, softcap: float | None):
+        super().__init__()
+        self.vocab_size, self.softcap = vocab_size, softcap
+
+    def forward(self, x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x (N, C), targets (N,) int64, weight (padded V, C), bias (padded V,) → the sum of N losses."""
+        logits = self.logits(x, weight, bias)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Channels (…, C) → logits (…, V) in at least float32."""
+        x = F.linear(x, weight, bias)[..., : self.vocab_size]
+        x = x if x.dtype == torch.float64 else x.float()
+        # A smooth cap as in the speedrun's track 3: slope 1 at zero, ± softcap at infinity, cheaper than tanh.
+        return x if self.softcap is None else x * torch.rsqrt(1 + (x / self.softcap).square())
+
+
+class GPT(LanguageModel):
     """A causal language model.
 
     Parameters: `wte` (padded V, C), `wpe` (seq_len, C) where positions are learned, `blocks`, `norm`, and `lm_head`
     (padded V, C) unless the head is tied to `wte`. Inside, the vocabulary is padded to a multiple of 128; the padding
     starts at zero, is never predicted and never receives a gradient.
-    With `document_start`, the token that starts each document, attention stays inside a document.
-    Built under torch.device("meta") the module is a skeleton that `init_parameter` can fill tensor by tensor.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None):
-        super().__init__()
-        config.check()
-        self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
-        self.document_start = document_start
+    Config = GPTConfig
+    config: GPTConfig
+    recompute = False
+
+    def __init__(self, config: GPTConfig, vocab_size: int, seq_len: int, document_start: int | None = None):
+        super().__init__(config, vocab_size, seq_len, document_start)
         self.padded_vocab = 128 * math.ceil(vocab_size / 128)
         self.wte = nn.Embedding(self.padded_vocab, config.n_embd)
         self.wpe = nn.Embedding(seq_len, config.n_embd) if config.position == "learned" else None
@@ -164,6 +192,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = Norm(config)
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, self.padded_vocab, bias=config.bias)
+        self.loss = ChunkLoss(vocab_size, config.softcap)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
@@ -176,15 +205,15 @@ class GPT(nn.Module):
         rotation = self.rotation(tokens.shape[1], x) if self.wpe is None else None
         mask = None if self.document_start is None else same_document(tokens, self.document_start)
         for block in self.blocks:
-            x = block(x, rotation, mask)
+            x = block(x, rotation, mask, self.recompute)
         x = self.norm(x)
         if targets is None:
             return self.logits(x)
-        parts = list(zip(x.flatten(0, 1).split(self.config.loss_chunk), targets.flatten().split(self.config.loss_chunk),
-                         strict=True))  # fmt: skip
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return sum(self.chunk_loss(*part) for part in parts)
-        return sum(checkpoint(self.chunk_loss, *part, use_reentrant=False) for part in parts)
+        parts = zip(x.flatten(0, 1).split(self.config.loss_chunk), targets.flatten().split(self.config.loss_chunk),
+                    strict=True)  # fmt: skip
+        if tokens.numel() <= self.config.loss_chunk or not torch.is_grad_enabled():
+            return sum(self.loss(*part, *self.output()) for part in parts)
+        return sum(checkpoint(self.loss, *part, *self.output(), use_reentrant=False) for part in parts)
 
     def embed(self, tokens: Tensor) -> Tensor:
         x = self.wte(tokens)
@@ -194,16 +223,12 @@ class GPT(nn.Module):
             x = x + self.wpe.weight[: tokens.shape[1]]
         return x if self.embed_norm is None else self.embed_norm(x)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Channels (…, C) → logits (…, V) in at least float32."""
-        x = F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
-        x = x[..., : self.vocab_size]
-        x = x if x.dtype == torch.float64 else x.float()
-        # A smooth cap as in the speedrun's track 3: slope 1 at zero, ± softcap at infinity, cheaper than tanh.
-        return x if self.config.softcap is None else x * torch.rsqrt(1 + (x / self.config.softcap).square())
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (padded V, C) and bias (padded V,) of the head."""
+        return (self.wte.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
 
-    def chunk_loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(x), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    def logits(self, x: Tensor) -> Tensor:
+        return self.loss.logits(x, *self.output())
 
     def rotation(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype.
@@ -231,8 +256,8 @@ class GPT(nn.Module):
     def init_rule(self, name: str, shape: torch.Size) -> tuple[float, float]:
         """(mean, standard deviation) of a parameter's initial values.
 
-        gpt2: 0.02, residual projections 0.02/sqrt(2 n_layer) (Radford et al. 2019, section 2.3, and its released code).
-        modern, tiny: 1/sqrt(3 fan_in), as torch's own linear layer and the speedrun's track 3 have it.
+        init=gpt2: 0.02, residual projections 0.02/sqrt(2 n_layer) (Radford et al. 2019, section 2.3, and its code).
+        init=fan_in: 1/sqrt(3 fan_in), as torch's own linear layer and the speedrun's track 3 have it; embeddings 0.02.
         """
         config, owner = self.config, name.removesuffix(".weight")
         if name.endswith("bias"):
@@ -244,14 +269,17 @@ class GPT(nn.Module):
         into_residual = owner.endswith((".attn.o", ".mlp.proj"))
         if config.zero_init_proj and (into_residual or owner == "lm_head"):
             return 0.0, 0.0
-        if config.family == "gpt2" or owner in ("wte", "wpe"):
+        if config.init == "gpt2" or owner in ("wte", "wpe"):
             return 0.0, 0.02 / math.sqrt(2 * config.n_layer) if into_residual else 0.02
         return 0.0, (3 * shape[1]) ** -0.5
 
+    def modules_to_compile(self) -> list[nn.Module]:
+        return [*self.blocks, self.loss]
+
     def flops_per_token(self) -> float:
-        """Floating-point operations of one token's forward and backward pass, by the convention of PaLM's appendix B
-        (arXiv 2204.02311): 6 per weight of a matrix product (the head is one, embedding look-ups are none) plus
-        12·L·C·T for attention's scores and their use, causality not deducted, recomputation not counted."""
+        """By the convention of PaLM's appendix B (arXiv 2204.02311): 6 per weight of a matrix product (the head is one,
+        embedding look-ups are none) plus 12·L·C·T for attention's scores and their use, causality not deducted,
+        recomputation not counted."""
         weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.vocab_size * self.config.n_embd
         return 6.0 * weights + 12.0 * self.config.n_layer * self.config.n_embd * self.seq_len
 
@@ -266,12 +294,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x[i], x[i + D/2]) of x (B, T, H, D) by the angles of their positions."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
-
-
-def init_tensor(name: str, shape: torch.Size, seed: int, mean: float, std: float) -> Tensor:
-    """Normal values that depend on (seed, name, shape) only: not on rank, order or any global random state."""
-    if std == 0:
-        return torch.full(shape, mean)
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(shape).normal_(mean, std, generator=generator)

@@ -5,131 +5,55 @@ Accelerate holds the process state, the device, the seeds and the trackers. It h
 NCCL and on the CPU with gloo, and is never given to `prepare`.
 """
 
-import ctypes
 import gc
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from common import UserError
 from optim.matrix import local
-from trainer.model import GPT, ModelConfig
+from trainer.device import keep_freed_memory, peak_memory_bytes
+from trainer.language_model import LanguageModel, ModelConfig
+from trainer.mesh import ParallelConfig, build_mesh, check_parallel
+from trainer.resolve import model_class
 
-MODES = ("auto", "single", "ddp", "fsdp", "hsdp")
-DTYPES = ("auto", "float32", "bfloat16", "float64")
-
-
-@dataclass
-class ParallelConfig:
-    """The section `parallel`."""
-
-    mode: str = "auto"  # auto: single on one process, fsdp on several
-    shard_size: int | None = None  # hsdp: ranks that share one copy of the weights; null: those of a node
-    compile: bool | None = None  # torch.compile of every block and of the loss; null: on CUDA only
-    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more work
-    timeout_minutes: int = 30  # of a collective: the first step compiles and reads data at each rank's own pace
+T = TypeVar("T")
 
 
-def check_parallel(config: ParallelConfig, world_size: int | None = None, local_world_size: int | None = None) -> str:
-    """Return the mode to run; start nothing. Raise ValueError, in one line, where the setting cannot work here.
-
-    world_size, local_world_size: ranks in all and on this node, by default as torchrun or accelerate launch set them.
-    """
-    launched = world_size is not None or "LOCAL_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
-    world_size = world_size or int(os.environ.get("WORLD_SIZE", 1))
-    if config.mode not in MODES:
-        raise ValueError(f"parallel.mode={config.mode} is unknown: choose one of {', '.join(MODES)}")
-    mode = config.mode
-    if mode == "auto":
-        mode = "single" if world_size == 1 else "fsdp"
-    if mode == "single" and world_size > 1:
-        raise ValueError(
-            f"parallel.mode=single but {world_size} processes were started: "
-            "choose ddp, fsdp or hsdp, or start one process"
-        )
-    if mode in ("ddp", "fsdp") and not launched:
-        raise ValueError(
-            f"parallel.mode={mode} needs a launcher: torchrun --nproc-per-node N train.py … "
-            "(or parallel=single for one process)"
-        )
-    if mode == "hsdp":
-        shard_group_size(config, world_size, local_world_size)
-    elif config.shard_size is not None:
-        raise ValueError(f"parallel.shard_size={config.shard_size} has a meaning for parallel.mode=hsdp only: unset it")
-    return mode
-
-
-def shard_group_size(config: ParallelConfig, world_size: int, local_world_size: int | None = None) -> int:
-    """Ranks in an HSDP shard group: the setting, or one node's ranks, or on one node the largest proper divisor."""
-    local = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    proper = [s for s in range(2, world_size) if world_size % s == 0]
-    if not proper:
-        raise ValueError(
-            f"parallel.mode=hsdp needs a number of processes that factors, not {world_size}: "
-            "choose parallel=fsdp, or start 4, 6, 8, … processes"
-        )
-    if config.shard_size is None:
-        return local if local < world_size and local in proper else proper[-1]
-    if config.shard_size not in proper:
-        raise ValueError(
-            f"parallel.shard_size={config.shard_size} must be a proper divisor of the {world_size} "
-            f"processes: choose one of {', '.join(map(str, proper))}"
-        )
-    return config.shard_size
-
-
-def setup(
-    config: ParallelConfig, *, dtype: str = "auto", seed: int = 0, log_with: Any = None, project_dir: str | None = None
-) -> "Parallel":
+def setup(config: ParallelConfig, *, dtype: str = "float32", seed: int = 0) -> "Parallel":
     """Start the process group and the mesh. The one Accelerator of the run is `.accelerator` of the result.
 
-    dtype: of the computation, see DTYPES; auto is bfloat16 on CUDA and float32 on the CPU, weights float32 in both;
-    float64 keeps everything in float64, for proofs. log_with, project_dir: as Accelerator takes them.
+    dtype: of the computation, float32, bfloat16 (with float32 weights) or float64 (of all, for proofs).
     Raises ValueError for a setting that cannot work, and where this process is alone although WORLD_SIZE > 1.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"train.dtype={dtype} is unknown: choose one of {', '.join(DTYPES)}")
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
     mode = check_parallel(config)
-    accelerator = start_processes(kwargs_handlers=[timeout], log_with=log_with, project_dir=project_dir)
+    accelerator = start_processes(timedelta(minutes=config.timeout_minutes))
     set_seed(seed)
-    on_cuda = accelerator.device.type == "cuda"
-    if on_cuda:
+    if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     else:
         keep_freed_memory()
-    if dtype == "auto":
-        dtype = "bfloat16" if on_cuda else "float32"
     if dtype == "bfloat16":
         torch.set_float32_matmul_precision("high")
-    return Parallel(config, mode, accelerator, build_mesh(config, mode, accelerator), getattr(torch, dtype), seed)
+    mesh = build_mesh(config, mode, accelerator.device.type, accelerator.num_processes)
+    return Parallel(config, mode, accelerator, mesh, getattr(torch, dtype), seed)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors on the CPU leave behind, for the next step's, up to 1 GiB a tensor.
-
-    By default it returns large blocks to the kernel, which hands them back page by page, zeroed, at every step."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: below it, memory comes from the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-
-
-def start_processes(**kwargs: Any) -> Accelerator:
+def start_processes(timeout: timedelta) -> Accelerator:
     """Accelerate's process state, which must find as many processes as the launcher announced."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     missing = [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
@@ -143,23 +67,13 @@ def start_processes(**kwargs: Any) -> Accelerator:
         torch.set_num_threads(threads)
     # Without cpu=True every rank on a CPU would believe that it is alone. mixed_precision is set because
     # `accelerate launch` would otherwise take it from the user's own file.
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", **kwargs)
+    handlers = [InitProcessGroupKwargs(timeout=timeout)]
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
     if accelerator.num_processes != world_size:
         raise ValueError(
             f"WORLD_SIZE={world_size} but Accelerate found {accelerator.num_processes} process(es): {mend}"
         )
     return accelerator
-
-
-def build_mesh(config: ParallelConfig, mode: str, accelerator: Accelerator) -> DeviceMesh | None:
-    """The ranks as (shard,) for fsdp, (replicate, shard) for hsdp; None where each rank holds all weights."""
-    device, ranks = accelerator.device.type, accelerator.num_processes
-    if mode == "fsdp":
-        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
-    if mode == "hsdp":
-        size = shard_group_size(config, ranks)
-        return init_device_mesh(device, (ranks // size, size), mesh_dim_names=("replicate", "shard"))
-    return None
 
 
 def teardown() -> None:
@@ -205,26 +119,14 @@ class Parallel:
     def wrap(
         self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None
     ) -> nn.Module:
-        """Build a GPT on the meta device, arrange it over the ranks, and initialise it from (seed, parameter name).
+        """Build the model on the meta device, arrange it over the ranks, and initialise it from (seed, parameter name).
 
         Parameter names are the bare model's in every mode, up to DDP's prefix; see `unwrap`.
         """
         with torch.device("meta"):
-            model = GPT(config, vocab_size, seq_len, document_start)
+            model = model_class(config._target_)(config, vocab_size, seq_len, document_start)
         model.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
-        # The order matters: recomputation lies inside what is compiled, and the gathers of FSDP lie outside of it.
-        if self.config.activation_checkpointing:
-            for block in model.blocks:
-                block.recompute = True
-        compile_it = self.config.compile if self.config.compile is not None else self.device.type == "cuda"
-        if compile_it:
-            for block in model.blocks:
-                block.compile()
-            model.chunk_loss = torch.compile(model.chunk_loss)
-        if self.mesh is not None:
-            self._shard(model)
-        elif self.dtype == torch.bfloat16:
-            model.forward = torch.autocast(self.device.type, torch.bfloat16)(model.forward)
+        self._parallelize(model)
         model.to_empty(device=self.device)
         initialise(model, self.seed)
         if self.mode == "ddp":
@@ -232,14 +134,31 @@ class Parallel:
             return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
         return model
 
-    def _shard(self, model: GPT) -> None:
+    def _parallelize(self, model: LanguageModel) -> None:
+        """The order matters: recomputation lies inside what is compiled, and the gathers of FSDP lie outside of it."""
+        if self.config.activation_checkpointing:
+            model.recompute = True
+        if self.device.type == "cuda" if self.config.compile is None else self.config.compile:
+            for module in model.modules_to_compile():
+                module.compile()
+        if self.mesh is not None:
+            self._shard(model)
+
+    def _shard(self, model: LanguageModel) -> None:
         mixed = self.dtype == torch.bfloat16
-        low = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if mixed else {}
+        low: dict[str, Any] = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if mixed else {}
         for block in model.blocks:
             fully_shard(block, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(**low))
         # Embedding, head and final norm stay together in the root, so that a tied head needs no second gather.
-        output = dict(output_dtype=torch.float32) if mixed else {}
+        output: dict[str, Any] = dict(output_dtype=torch.float32) if mixed else {}
         fully_shard(model, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(**low, **output))
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Around the call of the model alone: bfloat16 where no FSDP is, which has a precision policy of its own."""
+        mixed = self.mesh is None and self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext():
+            yield
 
     @contextmanager
     def accumulate(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -248,8 +167,7 @@ class Parallel:
         They are averaged over the ranks, so each rank divides its loss by its own share of the tokens."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
-        hold_back = isinstance(model, DistributedDataParallel) and not last
-        with model.no_sync() if hold_back else nullcontext():
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             yield
 
     @contextmanager
@@ -283,26 +201,25 @@ class Parallel:
     def sum(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum")
 
-    def mean(self, value: Tensor) -> Tensor:
-        return self.accelerator.reduce(value, reduction="mean")
-
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
-    def once_a_node(self, work: Callable[[], None]) -> None:
-        """Run work on one rank of every node while the others wait; its UserError is raised on all ranks."""
-        said = ""
-        if self.local_rank == 0:
-            try:
-                work()
-            except UserError as error:
-                said = str(error)
-        if told := next(filter(None, gather_object([said])), ""):
-            raise UserError(told)
+    def broadcast_rank0(self, compute: Callable[[], T]) -> T:
+        """What compute() returns on rank 0, on every rank. It must be picklable.
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        return broadcast_object_list([value])[0]
+        Raises its UserError, or its OSError as a UserError, on every rank."""
+        outcome = broadcast_object_list([_try(compute) if self.is_main else None])[0]
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value
+
+    def once_a_node(self, work: Callable[[], None]) -> None:
+        """Run work on one rank of every node while the others wait; its errors are raised as in `broadcast_rank0`."""
+        _, error = _try(work) if self.local_rank == 0 else (None, None)
+        for found in gather_object([error]):
+            if found is not None:
+                raise found
 
     # --- the device ---
 
@@ -312,12 +229,9 @@ class Parallel:
             torch.cuda.synchronize(self.device)
 
     def peak_memory_bytes(self) -> int:
-        """This process' peak so far: allocated device memory on CUDA, resident memory on the CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak_memory_bytes(self.device)
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Finish the trackers. The process group stays, for the next job of a sweep: one that was left cannot be
         joined again under the same keys. Whoever ends the process destroys it."""
         for tracker in self.accelerator.trackers:
@@ -328,7 +242,7 @@ class Parallel:
 
 
 @torch.no_grad()
-def initialise(model: GPT, seed: int) -> None:
+def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the parameters, shards or whole, one tensor at a time; each rank cuts its shard from the same values.
 
     No rank ever holds more than one whole tensor. (Random calls on shards would give every rank the same shard.)"""
@@ -339,6 +253,18 @@ def initialise(model: GPT, seed: int) -> None:
         parameter.copy_(value)
 
 
-def unwrap(model: nn.Module) -> GPT:
-    """The GPT itself, whose `named_parameters()` have the same names in every mode."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+def unwrap(model: nn.Module) -> LanguageModel:
+    """The model itself, whose `named_parameters()` have the same names in every mode."""
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(bare, LanguageModel)
+    return bare
+
+
+def _try(compute: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    """What compute() returned, or the user's mistake that it met: both can travel to other ranks."""
+    try:
+        return compute(), None
+    except UserError as error:
+        return None, error
+    except OSError as error:
+        return None, UserError(f"{error.filename or 'a file'}: {error.strerror or error}; mend that and start again")

@@ -14,11 +14,13 @@ def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch:
     """On any batch of (inputs, targets) [B, T].  Ranks call together."""
     inputs, targets = batch
     with parallel.accumulate(model, last=True):
-        model(inputs, targets).backward()
+        with parallel.autocast():
+            loss = model(inputs, targets)
+        loss.backward()
     parallel.clip(model)
     untraced_step(optimizers, parallel.device)
     optimizers.zero_grad()
-    with parallel.evaluation(model):
+    with parallel.evaluation(model), parallel.autocast():
         model(inputs, targets)
 
 

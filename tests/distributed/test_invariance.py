@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import jobs
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -69,3 +71,44 @@ def test_a_command_repeated_gives_the_same_bits(tmp_path, alone):
         for line, reference in zip(lines, alone[key], strict=True):
             assert line.get("train/loss") == reference.get("train/loss")
             assert line.get("val/loss") == reference.get("val/loss")
+
+
+OWN = [
+    "experiment=smoke", "logger=jsonl", "model=custom", "model._target_=examples.grouped_query_gpt.GroupedQueryGPT",
+    "model.n_layer=2", "model.n_embd=48", "train.seq_len=32", "train.batch_tokens=768", "train.micro_batch=2",
+    "train.steps=8", "eval.every=4", "eval.tokens=768", "train.clip=1.0", "train.dtype=float64",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    with jobs.Template(tmp_path_factory.mktemp("template")) as template:
+        yield template
+
+
+@pytest.fixture(scope="module")
+def own_alone(tmp_path_factory, template):
+    folder = tmp_path_factory.mktemp("own") / "run"
+    template.run([*OWN, "parallel=single", f"run.dir={folder}"])
+    record = jobs.lines(folder)
+    assert len(record) == 9 and record[-1]["val/loss"] < record[0]["val/loss"]
+    return record
+
+
+@pytest.mark.parametrize(("processes", "words"), [
+    (1, ["parallel=fsdp"]), (2, ["parallel=fsdp"]), (3, ["parallel=fsdp"]), (2, ["parallel=ddp"]),
+    (3, ["parallel=fsdp", "parallel.activation_checkpointing=true"]),
+])  # fmt: skip
+def test_losses_of_a_model_of_ones_own_do_not_depend_on_the_number_of_processes(
+    tmp_path, template, own_alone, processes, words
+):
+    words = [*OWN, *words, f"run.dir={tmp_path / 'run'}"]
+    if processes > 1:
+        template.run(words, processes)
+    else:  # the template starts one process without a launcher, which fsdp asks for
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "train.py"]
+        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    for line, reference in zip(jobs.lines(tmp_path / "run"), own_alone, strict=True):
+        for name in {"train/loss", "val/loss"} & set(reference):
+            assert line[name] == pytest.approx(reference[name], rel=1e-9), (line["step"], name)

@@ -2,22 +2,26 @@
 
 import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from common import UserError
 from tests.distributed.harness import run_workers
 from trainer import model as model_module
-from trainer.model import GPT, ModelConfig
+from trainer.evaluate import validation_loss
+from trainer.model import GPT, GPTConfig
 from trainer.parallel import Parallel, ParallelConfig, initialise, local, setup, unwrap
+from trainer.run.storage import CheckpointError
 
 # 6 rows on 4 ranks leave one shard empty; 6 on 3 are even, 128 on 3 are not.
-TIED = ModelConfig(
-    family="gpt2", n_layer=2, n_head=2, n_embd=6, norm="layernorm", activation="gelu", tied=True, bias=True
+TIED = GPTConfig(
+    family="gpt2", init="gpt2", n_layer=2, n_head=2, n_embd=6, norm="layernorm", activation="gelu", tied=True, bias=True
 )
-UNTIED = ModelConfig(
+UNTIED = GPTConfig(
     family="modern", n_layer=2, n_head=2, n_embd=8, position="half_rope", embed_norm=True, qk_norm=True, softcap=15.0
 )
 MODELS = {"tied": TIED, "untied": UNTIED}
@@ -40,13 +44,14 @@ def backward(parallel: Parallel, model: torch.nn.Module, step: int) -> torch.Ten
     tokens = sum(part[:, 1:].numel() for part in parts)
     for i, part in enumerate(parts):
         with parallel.accumulate(model, last=i + 1 == len(parts)):
-            loss = model(part[:, :-1], part[:, 1:]) / tokens
+            with parallel.autocast():
+                loss = model(part[:, :-1], part[:, 1:]) / tokens
             loss.backward()
         total = total + loss.detach()
-    return parallel.mean(total)
+    return parallel.sum(total) / parallel.world_size
 
 
-def train(parallel: Parallel, config: ModelConfig) -> dict:
+def train(parallel: Parallel, config: GPTConfig) -> dict:
     """A few clipped AdamW steps; everything that should not depend on the arrangement."""
     model = parallel.wrap(config, VOCABULARY, LENGTH)
     parameters = dict(unwrap(model).named_parameters())
@@ -135,28 +140,48 @@ def test_gradients_travel_after_the_last_micro_batch_only(tmp_path):
         assert torch.equal(first[mode][1], second[mode][1])
 
 
-def between_ranks(rank: int, world_size: int) -> dict:
+def between_ranks(rank: int, world_size: int, folder: str) -> dict:
     parallel = setup(ParallelConfig(mode="hsdp", shard_size=2))
     assert (parallel.rank, parallel.world_size, parallel.is_main) == (rank, world_size, rank == 0)
     parallel.barrier()
     parallel.synchronize()
     value = torch.tensor([float(rank), 1.0])
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    def raised(method, error: Exception) -> str:
+        """What rank 0's error is on this rank."""
+        try:
+            method(lambda: fail(error) if rank == 0 else None)
+        except UserError as met:
+            return f"{type(met).__name__}: {met}"
+        return "none"
+
     result = {
-        "sum": parallel.sum(value), "mean": parallel.mean(value), "value": value,
-        "object": parallel.broadcast_object({"folder": f"runs/{rank}"}),
+        "sum": parallel.sum(value), "value": value,
+        "object": parallel.broadcast_rank0(lambda: {"folder": f"runs/{rank}"}),
+        "errors": [raised(method, error) for method in (parallel.broadcast_rank0, parallel.once_a_node)
+                   for error in (UserError("a"), CheckpointError("b"), FileNotFoundError(2, "missing", "c.bin"))],
         "group": dist.get_process_group_ranks(parallel.shard_group), "mesh": parallel.mesh.mesh.tolist(),
         "memory": parallel.peak_memory_bytes(),
     }  # fmt: skip
+    parallel.once_a_node(lambda: Path(folder, str(rank)).touch())
     parallel.shutdown()
     return result
 
 
 @pytest.mark.slow
-def test_reductions_groups_and_objects(tmp_path):
-    for rank, result in enumerate(run_workers(between_ranks, 4, tmp_path)):
-        assert result["sum"].tolist() == [6, 4] and result["mean"].tolist() == [1.5, 1]
-        assert result["value"].tolist() == [rank, 1]  # the argument is left alone
+def test_reductions_groups_and_rank0s_values_and_errors(tmp_path):
+    (tmp_path / "touched").mkdir()
+    results = run_workers(between_ranks, 4, tmp_path, folder=str(tmp_path / "touched"))
+    assert [path.name for path in (tmp_path / "touched").iterdir()] == ["0"]
+    for rank, result in enumerate(results):
+        assert result["sum"].tolist() == [6, 4] and result["value"].tolist() == [rank, 1]  # the argument is left alone
         assert result["object"] == {"folder": "runs/0"}
+        for errors in (result["errors"][:3], result["errors"][3:]):
+            assert errors[:2] == ["UserError: a", "CheckpointError: b"]
+            assert errors[2].startswith("UserError: c.bin: missing")
         assert result["group"] == ([0, 1] if rank < 2 else [2, 3]) and result["mesh"] == [[0, 1], [2, 3]]
         assert 50e6 < result["memory"] < 50e9
 
@@ -242,7 +267,8 @@ def alone() -> Parallel:
 
 def test_one_process_is_single_and_plain(alone):
     model = alone.wrap(TIED, VOCABULARY, LENGTH)
-    assert alone.mode == "single" and type(model) is GPT and alone.is_main and alone.shard_group is None
+    assert alone.mode == "single" and type(model) is GPT and unwrap(model) is model
+    assert alone.is_main and alone.shard_group is None
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, model.init_parameter(name, 5).double())
 
@@ -265,3 +291,24 @@ def test_evaluation_builds_no_graph_and_comes_back(alone):
         assert not model.training and not model(torch.zeros(1, 2, dtype=torch.int64)).requires_grad
         raise RuntimeError("stop")
     assert model.training and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_autocast_is_around_the_model_in_bfloat16_alone(dtype):
+    parallel = setup(ParallelConfig(), dtype=dtype)
+    seen = []
+    model = parallel.wrap(UNTIED, VOCABULARY, LENGTH)
+    model.blocks[0].attn.q.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    validation_loss(model, parallel, [(tokens, tokens)])
+    assert not torch.is_autocast_enabled("cpu")
+    assert seen == [getattr(torch, dtype)] and all(p.dtype != torch.bfloat16 for p in model.parameters())
+
+
+def test_modules_compile_in_place(monkeypatch):
+    """The parts that the model names, each once, without a change of its parameters' names."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    model = setup(ParallelConfig(compile=True)).wrap(UNTIED, VOCABULARY, LENGTH)
+    assert compiled == [*model.blocks, model.loss]
+    assert list(model.state_dict()) == list(setup(ParallelConfig()).wrap(UNTIED, VOCABULARY, LENGTH).state_dict())

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from optim.routing import ROLES, build
-from trainer.config import FAMILIES, by_family, register
+from trainer.config import by_family, register
 
 ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = {OmegaConf.load(path).get("family") for path in (ROOT / "configs/model").glob("*.yaml")} - {None}
 NAMES = sorted(path.stem for path in (ROOT / "configs/optim").glob("*.yaml"))
 
 

@@ -1,8 +1,10 @@
 """The typed configuration: what composes, what is derived, what is refused and how."""
 
+import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import hydra
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,10 @@ from omegaconf import OmegaConf
 
 from common import UserError
 from trainer.config import Config, Dtype, by_family, fit_batch, register, validate
+from trainer.language_model import ModelConfig
 from trainer.launch import cli
+from trainer.model import GPTConfig
+from trainer.resolve import model_class
 
 SMOKE = "experiment=smoke"
 
@@ -24,7 +29,7 @@ def test_every_experiment_composes(configure, experiment):
     configure(f"experiment={experiment}")
 
 
-@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("model", [model for model in choices("model") if model != "custom"])
 @pytest.mark.parametrize("schedule", choices("schedule"))
 def test_every_model_and_schedule_composes(configure, model, schedule):
     config = configure(f"model={model}", f"schedule={schedule}")
@@ -60,13 +65,28 @@ def test_family_values_are_chosen_and_overridden(configure):
     assert lr("optim.matrix.lr=0.123") == 0.123
 
 
-def test_family_without_a_value_is_refused():
-    assert by_family({"lr": {"gpt2": 0.1}, "betas": [0.9, 0.95]}, "gpt2", "optim.head") == {
-        "lr": 0.1,
-        "betas": [0.9, 0.95],
-    }
-    with pytest.raises(UserError, match=r"optim.head.lr is given for gpt2 only, but model.family=tiny"):
-        by_family({"lr": {"gpt2": 0.1}}, "tiny", "optim.head")
+def test_family_without_a_value_takes_that_of_its_presets():
+    settings = {"lr": {"gpt2": 0.1, "tiny": 0.2}, "betas": [0.9, 0.95]}
+    assert by_family(settings, "gpt2", "optim.head") == {"lr": 0.1, "betas": [0.9, 0.95]}
+    assert by_family(settings, "mine", "optim.head", presets="tiny")["lr"] == 0.2
+    assert by_family(settings, "gpt2", "optim.head", presets="tiny")["lr"] == 0.1
+    expected = ["optim.head.lr has", "gpt2, tiny", "model.family=mine", "optim.head.lr.mine=", "model.presets=gpt2"]
+    for presets in (None, "modern"):
+        with pytest.raises(UserError) as caught:
+            by_family(settings, "mine", "optim.head", presets)
+        assert all(word in str(caught.value) for word in expected)
+
+
+def test_a_family_of_ones_own_is_one_file(configure, tmp_path):
+    (tmp_path / "model").mkdir()
+    text = "family: mine\npresets: modern\nname: mine_8m\nn_layer: 3\ninit: gpt2\n"
+    (tmp_path / "model" / "mine_8m.yaml").write_text(text)
+    preset = OmegaConf.load(cli.CONFIGS / "optim" / "muon.yaml").matrix.lr
+    words = [SMOKE, "optim=muon", "model=mine_8m", f"hydra.searchpath=[{tmp_path}]"]
+    config = configure(*words)
+    assert (config.model.name, config.model.n_layer, config.optim.matrix["lr"]) == ("mine_8m", 3, preset.modern)
+    assert configure(*words, cli.to_hydra("optim.matrix.lr.mine=0.5")).optim.matrix["lr"] == 0.5
+    assert configure(*words, "model.presets=tiny").optim.matrix["lr"] == preset.tiny
 
 
 def test_saved_config_composes_to_itself(configure):
@@ -90,9 +110,9 @@ def test_smoke_batch_divides(configure, ranks):
     assert config.train.batch_tokens // config.train.seq_len % (ranks * config.train.micro_batch) == 0
 
 
-def settings(batch_tokens, seq_len, micro_batch=None, n_layer=4, n_embd=128):
+def settings(batch_tokens, seq_len, micro_batch=None, **model):
     train = SimpleNamespace(batch_tokens=batch_tokens, seq_len=seq_len, micro_batch=micro_batch, dtype=Dtype.float32)
-    return SimpleNamespace(train=train, model=SimpleNamespace(n_layer=n_layer, n_embd=n_embd))
+    return SimpleNamespace(train=train, model=GPTConfig(**model))
 
 
 @given(
@@ -125,6 +145,10 @@ def test_micro_batch_shrinks_with_the_model():
         fit_batch(config, 1)
         chosen.append(config.train.micro_batch)
     assert chosen == sorted(chosen, reverse=True) and chosen[0] > chosen[1] > chosen[2] == 1
+    config = settings(64 * 1024, 1024)
+    config.model = ModelConfig()  # a model that estimates nothing
+    fit_batch(config, 2)
+    assert config.train.micro_batch == 32
 
 
 BAD = {
@@ -154,6 +178,11 @@ BAD = {
     "model.n_head=7": ["model.n_head=7", "model.n_embd=128"],
     "model.n_head=256": ["model.n_head=256", "128"],
     "model.n_layers=7": ["model.n_layers=7", "model.n_layer?"],
+    "model.width=7": ["model.width=7", "GPT has", "n_embd"],
+    "model.n_head=x": ["model.n_head=x", "a whole number"],
+    "model.family=mine": ["optim.matrix.lr", "model.family=mine", "model.presets=tiny"],
+    "n_embd=64": ["n_embd=64", "model.n_embd?"],
+    "model=custom": ["model._target_", "no value", "set model._target_="],
     "parallel=fsdp": ["fsdp", "torchrun"],
     "parallel=hsdp": ["hsdp", "factors"],
     "data=shards": ["data.dir"],
@@ -169,7 +198,7 @@ BAD = {
 def test_bad_input_is_one_line_with_key_value_and_mend(override):
     register()
     with pytest.raises(UserError) as caught:
-        cli.check_jobs([SMOKE, cli.settings_are_open(override)], SimpleNamespace(multirun=False))
+        cli.compose_jobs([SMOKE, cli.to_hydra(override)])
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in BAD[override]), message
 
@@ -185,7 +214,121 @@ def test_hsdp_needs_a_number_that_factors(configure):
         configure(SMOKE, "parallel=hsdp", world_size=3)
 
 
-def test_settings_that_the_preset_does_not_list_can_be_given():
+@pytest.mark.parametrize("override", ["optim.matrix.cautious=true", "model.qk_norm=true", "model.presets=tiny"])
+def test_settings_that_the_preset_does_not_list_can_be_given(override):
     register()
-    override = cli.settings_are_open("optim.matrix.cautious=true")
-    assert cli.check_jobs([SMOKE, override], SimpleNamespace(multirun=False)) is None
+    assert cli.compose_jobs([SMOKE, cli.to_hydra(override)]) is None
+
+
+# --- a model of one's own ---
+
+OWN = '''
+from dataclasses import dataclass, field
+from trainer.language_model import LanguageModel, ModelConfig
+
+@dataclass
+class Expert:
+    width: int = 4
+
+@dataclass
+class MixerConfig(ModelConfig):
+    presets: str = "tiny"
+    depth: int = 2
+    expert: Expert = field(default_factory=Expert)
+    def check(self):
+        if self.depth < 1:
+            raise ValueError(f"model.depth={self.depth}: give 1 or more")
+
+class Mixer(LanguageModel):
+    Config = MixerConfig
+    def forward(self, tokens, targets): ...
+    def init_parameter(self, name, seed): ...
+    def flops_per_token(self): return 1.0
+
+class Unfinished(LanguageModel):
+    Config = MixerConfig
+
+class NoConfig(Mixer):
+    Config = dict
+
+class Undecorated(Mixer):
+    class Config(ModelConfig):
+        depth: int = 2
+
+class Unreadable(Mixer):
+    @dataclass
+    class Config(ModelConfig):
+        things: set[int] = field(default_factory=set)
+
+number = 3
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """``own("key=value")`` -> the config of a Mixer, whose module lies in the current folder and nowhere else."""
+    name = f"own_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / f"broken_{name}.py").write_text("x = 1\nundefined_name\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    register()
+
+    def composed(*overrides, cls="Mixer", module=name):
+        words = [SMOKE, "model=custom", f"model._target_={module}.{cls}", *overrides]
+        with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
+            return validate(hydra.compose("train", overrides=[cli.to_hydra(word) for word in words]), 1)
+
+    composed.name = name
+    return composed
+
+
+def test_a_model_of_ones_own_has_keys_of_its_own(own, configure):
+    config = own("model.depth=3", "model.expert.width=8")
+    assert (type(config.model).__name__, config.model.depth, config.model.expert.width) == ("MixerConfig", 3, 8)
+    assert config.model.name == "mixer" and config.run.name == "muon-mixer-sample-s0"
+    assert config.train.micro_batch == config.train.batch_tokens // config.train.seq_len  # it estimates no memory
+    assert config.optim.matrix["lr"] == configure(SMOKE).optim.matrix["lr"]
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["model.dept=3"], ["model.dept=3", "model.depth?"]),
+    (["model.n_layer=3"], ["model.n_layer=3", "Mixer has", "depth", "model=custom"]),
+    (["model.depth=many"], ["model.depth=many", "a whole number"]),
+    (["model.expert.width=x"], ["model.expert.width=x", "a whole number"]),
+    (["model.depth=0"], ["model.depth=0", "1 or more"]),
+    (["parallel.activation_checkpointing=true"], ["parallel.activation_checkpointing", "Mixer", "recompute", "off"]),
+])  # fmt: skip
+def test_settings_of_a_model_of_ones_own_are_typed(own, overrides, words):
+    with pytest.raises(UserError) as caught:
+        own(*overrides)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(("cls", "words"), [
+    ("Mixr", ["has no Mixr", "did you mean Mixer?"]),
+    ("number", ["number does not extend", "LanguageModel"]),
+    ("Expert", ["Expert does not extend", "LanguageModel"]),
+    ("Unfinished", ["no flops_per_token, forward, init_parameter", "add it"]),
+    ("NoConfig", ["NoConfig.Config", "dataclass", "ModelConfig"]),
+    ("Undecorated", ["Undecorated.Config", "dataclass", "ModelConfig"]),
+    ("Unreadable", ["Config cannot be read", "set"]),
+])  # fmt: skip
+def test_a_class_that_cannot_be_trained_is_one_line(own, cls, words):
+    with pytest.raises(UserError) as caught:
+        own(cls=cls)
+    words = [f"model._target_={own.name}.{cls}", *words]
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(own):
+    for module, words in {
+        "nowhere_at_all": ["No module named", "PYTHONPATH"],
+        f"broken_{own.name}": ["NameError", "undefined_name", "line 2"],
+    }.items():
+        with pytest.raises(UserError) as caught:
+            own(module=module)
+        words = [f"model._target_={module}.Mixer", *words]
+        assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+    with pytest.raises(UserError, match=r"model\._target_=Mixer: .*my_package"):
+        model_class("Mixer")

@@ -5,16 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from trainer.model import GPT, ModelConfig
+from trainer.model import GPT, GPTConfig
 from trainer.run.huggingface import from_hf, hf_config, to_hf
 
 transformers = pytest.importorskip("transformers")
 
-GPT2 = ModelConfig(name="gpt2_small_test", family="gpt2", n_layer=3, n_head=4, n_embd=48, position="learned",
+GPT2 = GPTConfig(name="gpt2_small_test", family="gpt2", init="gpt2", n_layer=3, n_head=4, n_embd=48, position="learned",
                    norm="layernorm", activation="gelu", tied=True, bias=True)  # fmt: skip
 
 
-def random_hf(config: ModelConfig, vocab_size: int, seq_len: int):
+def random_hf(config: GPTConfig, vocab_size: int, seq_len: int):
     """A GPT2LMHeadModel in which every tensor is random: fresh biases are zeros and would hide a mix-up."""
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(hf_config(config, vocab_size, seq_len)).eval()
@@ -24,7 +24,7 @@ def random_hf(config: ModelConfig, vocab_size: int, seq_len: int):
     return model
 
 
-def loaded(state: dict, config: ModelConfig, vocab_size: int, seq_len: int) -> GPT:
+def loaded(state: dict, config: GPTConfig, vocab_size: int, seq_len: int) -> GPT:
     model = GPT(config, vocab_size, seq_len)
     model.load_state_dict(state)
     return model

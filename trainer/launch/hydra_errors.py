@@ -5,22 +5,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common import UserError
-from optim.routing import ROLES
-from trainer.config import keys
+from trainer.config import OPEN_SECTIONS, keys
+from trainer.resolve import one_line, reason
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-OPEN = tuple(f"optim.{role}." for role in ROLES)  # sections whose keys an optimizer's class decides
+RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
+OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)
 
 
 def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     """One line for an exception that composing ``overrides`` over the folder ``configs`` raised."""
-    root = error
+    root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     if isinstance(error, MissingConfigException):
@@ -28,10 +29,10 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
     if isinstance(root, yaml.YAMLError):
-        return f"a configuration file is not valid YAML: {_one_line(root)}"
+        return f"a configuration file is not valid YAML: {one_line(root)}"
     key = _key(root) or _key(error) or _quoted(error)
     if key is None:
-        return _one_line(error)
+        return one_line(error)
     given = _given(key, overrides) or key
     known = set(keys())
     if key not in known and not key.startswith(OPEN):
@@ -40,11 +41,11 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     if inside or f"{key}." in OPEN:
         return f"{given}: {key} is a section, set what is in it: {', '.join(inside) or f'{key}.lr and others'}"
     if "DictConfig with ListConfig" in str(root):
-        return f"{given}: the preset gives this list for each model.family: set {key}.tiny, {key}.gpt2 or {key}.modern"
-    return f"{given}: {_reason(root)}"
+        return f"{given}: the preset gives this list by model.family: set {key}.FAMILY=[…] for your model's family"
+    return f"{given}: {reason(root)}"
 
 
-def refuse_unknown(composed: DictConfig, configs: Path) -> None:
+def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
     Raises:
@@ -65,11 +66,11 @@ def refuse_unknown(composed: DictConfig, configs: Path) -> None:
 
 def _missing_choice(error: MissingConfigException, configs: Path) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(path.stem for path in (configs / group).glob("*.yaml"))
+    options = choices(group, configs)
     if choice.startswith("submitit"):
         return "hydra/launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]'"
     if not group or not options:
-        return _one_line(error)
+        return one_line(error)
     close = difflib.get_close_matches(choice, options, 1)
     mend = f"did you mean {group}={close[0]}? " if close else ""
     return f"{group}={choice}: no such choice; {mend}available: {', '.join(options)}"
@@ -95,8 +96,22 @@ def _given(key: str | None, overrides: Sequence[str]) -> str | None:
     return None
 
 
+def choices(group: str, configs: Path) -> list[str]:
+    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+
+
+def new_name(key: str) -> str | None:
+    """What a key that has another name now is called, or one of Hydra's that stands for ours."""
+    for old, new in RENAMED.items():
+        if f"{key}.".startswith(f"{old}."):
+            return new + key[len(old) :]
+    return None
+
+
 def close_keys(key: str, configs: Path) -> str:
     """A hint at the nearest keys: by their full names, or by their last parts."""
+    if new := new_name(key):
+        return f"; it is called {new}"
     known = list(keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
     close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -106,25 +121,3 @@ def close_keys(key: str, configs: Path) -> str:
         return f"; {section} has {', '.join(name.rpartition('.')[2] for name in siblings)}"
     names = list(dict.fromkeys(close[:1] + same_leaf))
     return f"; did you mean {' or '.join(names)}?" if names else "; see python train.py --help"
-
-
-def _reason(root: BaseException) -> str:
-    """OmegaConf's reason without its trailing context, in the user's words."""
-    line = _one_line(root).rstrip(".")
-    found = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", line)
-    if found:
-        choices = found.group(2).split(", ")
-        close = difflib.get_close_matches(found.group(1), choices, 1)
-        return f"choose one of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
-    if "does not support deletion" in line:
-        return "a key cannot be removed; give it another value"
-    found = re.match(r"Value '(.*)'(?: of type '\w+')? could not be converted to (\w+)", line)
-    if found:
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-        return f"give {kind.get(found.group(2), found.group(2))}"
-    return line[:1].lower() + line[1:]
-
-
-def _one_line(error: BaseException) -> str:
-    text = re.split(r"\n\s*(?:full_key|reference_type|object_type)", str(error))[0]
-    return re.sub(r"\s+", " ", text).strip()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer.model import ModelConfig
+from trainer.model import GPTConfig
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -19,7 +19,7 @@ PLAIN = {"norm1": "ln_1", "norm2": "ln_2", "attn.o": "attn.c_proj", "mlp.fc": "m
 CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # constants that old checkpoints carry along
 
 
-def hf_config(config: ModelConfig, vocab_size: int, seq_len: int) -> "GPT2Config":
+def hf_config(config: GPTConfig, vocab_size: int, seq_len: int) -> "GPT2Config":
     """The transformers configuration of the same architecture. Raises ValueError where GPT-2 cannot express it."""
     check_gpt2(config)
     from transformers import GPT2Config  # here, because it takes seconds and training needs none of it
@@ -30,8 +30,11 @@ def hf_config(config: ModelConfig, vocab_size: int, seq_len: int) -> "GPT2Config
     )  # fmt: skip
 
 
-def check_gpt2(config: ModelConfig) -> None:
+def check_gpt2(config: GPTConfig) -> None:
     """Raise ValueError, naming the setting, unless the architecture is GPT-2's."""
+    if config._target_ != GPTConfig._target_:
+        raise ValueError(f"model._target_={config._target_}: only {GPTConfig._target_} exchanges weights with "
+                         "GPT2LMHeadModel")  # fmt: skip
     wanted = dict(position="learned", norm="layernorm", activation="gelu", tied=True, bias=True, embed_norm=False,
                   qk_norm=False, attention_scale=None, softcap=None)  # fmt: skip
     for key, value in wanted.items():
@@ -40,7 +43,7 @@ def check_gpt2(config: ModelConfig) -> None:
                              "only models with GPT-2's architecture exchange weights with it")  # fmt: skip
 
 
-def to_hf(state_dict: dict[str, Tensor], config: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
+def to_hf(state_dict: dict[str, Tensor], config: GPTConfig, vocab_size: int) -> dict[str, Tensor]:
     """Our whole (unsharded) state dict → GPT2LMHeadModel's. Copies: the result shares no memory with the input.
 
     Raises ValueError where the architecture is not GPT-2's, KeyError where a tensor is missing."""
@@ -60,7 +63,7 @@ def to_hf(state_dict: dict[str, Tensor], config: ModelConfig, vocab_size: int) -
     return result
 
 
-def from_hf(hf_state_dict: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def from_hf(hf_state_dict: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """GPT2LMHeadModel's (or GPT2Model's) state dict → ours, with the vocabulary padded to a multiple of 128.
 
     Raises ValueError where the architecture is not GPT-2's, where a tensor is missing or unknown, or where the head is
