@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from common import UserError
-from trainer.config import Config
+from trainer.config import Config, register
 from trainer.launch import processes
 from trainer.launch.compose import CONFIGS, check, hydra_initialized, to_hydra
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, explain
@@ -33,6 +33,7 @@ def main(train: Callable[[Config], None]) -> None:
 
     Exit code 1 and one line ``error: …`` for what the user can mend; of a sweep also if a job has not finished.
     """
+    register()  # --help composes too
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a defect shows its whole trace
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a sign ends no run
@@ -40,11 +41,8 @@ def main(train: Callable[[Config], None]) -> None:
     try:
         sweep = parse_command_line()
         hydra.main(str(CONFIGS), "train", version_base="1.3")(lambda composed: run_job(composed, train, sweep))()
-    except UserError as error:
-        report_error(error)
-        sys.exit(1)
-    except COMPOSITION_ERRORS as error:
-        report_error(UserError(explain(error, sys.argv[1:], CONFIGS)))
+    except (UserError, *COMPOSITION_ERRORS) as error:
+        report_error(error if isinstance(error, UserError) else UserError(explain(error, sys.argv[1:], CONFIGS)))
         sys.exit(1)
     except RuntimeError as error:
         if sweep is None or not type(error).__module__.startswith("submitit."):
@@ -78,7 +76,7 @@ def parse_command_line() -> Sweep | None:
     overrides = [to_hydra(override) for override in args.overrides]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in args.overrides] + overrides
     sweep = None if info_only else compose_jobs(overrides, args.multirun)
-    if sweep is None or args.cfg:
+    if not sweep or args.cfg:
         return None
     if processes.is_submitit(sweep.launcher):
         processes.prepare_submitit(sweep.launcher)
@@ -103,7 +101,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | No
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(params + list(overrides))
             jobs = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
             swept_keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
-            sweep = Sweep(sweep_folder(whole.hydra.sweep.dir), swept_keys, launcher._target_)
+            sweep = Sweep(broadcast_rank0("sweep", lambda: sweep_folder(whole.hydra)), swept_keys, launcher._target_)
         elif processes.is_submitit(launcher._target_):
             raise UserError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
         composed = [hydra.compose("train", overrides=job) for job in jobs]
@@ -121,5 +119,5 @@ def check_plugins(settings: DictConfig) -> None:
         raise UserError("hydra/launcher starts the processes itself: start with python train.py -m, without torchrun")
 
 
-def sweep_folder(given: str) -> str:
-    return broadcast_rank0("sweep", lambda: given if given != "." else f"runs/{time.strftime('%Y%m%d-%H%M%S')}-sweep")
+def sweep_folder(settings: DictConfig) -> str:
+    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-sweep" if settings.sweep.dir == "." else settings.sweep.dir

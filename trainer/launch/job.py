@@ -1,4 +1,4 @@
-"""One job of a command line: take the run's directory, then train in this process or in processes of its own."""
+"""One job of a command line: its run directory, then training in this process or in processes of its own."""
 
 import gc
 import os

@@ -94,23 +94,25 @@ def _join(host: str, port: int) -> dist.TCPStore:
 
 
 def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:
-    """``compute()`` of rank 0, on every rank.  Workers that torchrun restarts get what the first ones agreed on.
+    """Rank 0's ``compute()``, value or error, on every rank, before there is a process group.
+
+    Workers that torchrun restarts get what the first ones got.
 
     Raises:
-        UserError: on every rank, if ``compute`` raised it or a UserError.
+        UserError: on every rank, if ``compute`` raised it.
     """
     if world_size() == 1:
         return compute()
     if rank() == 0 and not store().check([key]):
         try:
-            said = {"value": compute()}
+            message = {"value": compute()}
         except UserError as error:
-            said = {"error": str(error)}
-        store().set(key, json.dumps(said))
-    said = json.loads(store().get(key))
-    if "error" in said:
-        raise UserError(said["error"])
-    return said["value"]
+            message = {"error": str(error)}
+        store().set(key, json.dumps(message))
+    message = json.loads(store().get(key))
+    if "error" in message:
+        raise UserError(message["error"])
+    return message["value"]
 
 
 def reinit_rendezvous(number: int) -> None:

@@ -47,14 +47,13 @@ class Sweep:
     statuses: dict[int, str] = field(default_factory=dict)  # by job, what this process knows of the unfinished
 
     def add(self, config: Config, overrides: Sequence[str], name: str | None) -> None:
-        """Name a job after what varies, and give it a directory in the sweep's folder.
+        """Name a job after what varies in its ``overrides``, and give it a directory in the sweep's folder.
 
         Args:
-            overrides: the job's.
             name: ``run.name``, if the user chose it.
 
         Raises:
-            UserError: its directory would be that of another job, or of all.
+            UserError: two jobs would share a directory.
         """
         if config.run.dir:
             raise UserError(
