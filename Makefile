@@ -1,10 +1,10 @@
-# make train   install, then the main job on the embedded text          make lint    ruff
+# make train   install, then the main job on the embedded text          make lint    ruff, mypy
 # make test    install, then every test                                 make bench   benchmarks
 # make soak    the long campaigns                                       make clean   remove caches
 PYTHON := $(shell command -v python3.11 || command -v python3)
 PY     := .venv/bin/python
-STAMP  := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
-PIP    := $(PY) -m pip install --disable-pip-version-check --no-warn-script-location --quiet --progress-bar off
+STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+PIP    := $(PY) -m pip install --disable-pip-version-check --no-warn-script-location --quiet --progress-bar off -c constraints.txt
 
 .PHONY: train test soak lint bench clean install
 train: install
@@ -28,18 +28,19 @@ bench: install
 
 lint: install
 	$(PY) -m ruff check .
+	$(PY) -m mypy --strict optim
 
 install: $(STAMP)
 
 # torch comes first and alone, so that no other package draws in a build for other hardware.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "installing torch"
-	@$(PIP) $$($(PY) -c 'import tomllib; print(next(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch==")))')
-	@echo "installing nanomuon and what it needs"
-	@$(PIP) -e '.[sample,dev]'
+	@$(PIP) torch
+	@echo "installing what the trainer and the tests need"
+	@$(PIP) -e '.[dev]'
 	@rm -f .venv/.installed-* && touch $(STAMP)
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -6,22 +6,28 @@ The names below are imported when first used: processes that only tokenize do wi
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-_WHERE = {
-    "IGNORE_INDEX": "loader",
-    "DataConfig": "config",
-    "Loader": "loader",
-    "Split": "split",
-    "document_ids": "loader",
-    "eval_batches": "loader",
-    "load_tokenizer": "tokenizer",
-    "open_split": "split",
-    "prepare": "split",
+# ruff: noqa: F401
+if TYPE_CHECKING:
+    from data.build import prepare
+    from data.config import DataConfig
+    from data.loader import IGNORE_INDEX, Loader, document_ids, eval_batches
+    from data.split import TrainValSplit, open_split
+    from data.tokenizer import load_tokenizer
+
+_NAMES = {
+    "build": ["prepare"],
+    "config": ["DataConfig"],
+    "loader": ["IGNORE_INDEX", "Loader", "document_ids", "eval_batches"],
+    "split": ["TrainValSplit", "open_split"],
+    "tokenizer": ["load_tokenizer"],
 }
-__all__ = list(_WHERE)
+__all__ = [name for names in _NAMES.values() for name in names]
 
 
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module 'data' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"data.{_WHERE[name]}"), name)
+def __getattr__(name: str) -> Any:
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"data.{module}"), name)
+    raise AttributeError(f"module 'data' has no attribute {name!r}")

@@ -9,26 +9,27 @@ Threads do, not processes: tiktoken lets go of the interpreter lock while it enc
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common import UserError, write_json
 from data import manifest
 from data.config import DataConfig
-from data.documents import BadDocument, Batch
-from data.local import LocalText
+from data.documents import BadDocument, Batch, Document, Source
+from data.download import download
+from data.lock import folder_lock
 from data.shards import token_dtype
-from data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
+from data.sources import open_source
+from data.tokenizer import Tokenizer, load_tokenizer
 from data.writer import ShardWriter, TooLittleText
 
 PROGRESS = "progress.json"
@@ -39,31 +40,43 @@ HUGE = 1_000_000  # characters of a document that is counted as huge
 Report = Callable[[int, float | None], None]  # (tokens so far, fraction of the work or None if unknown)
 
 
-class Encoded(NamedTuple):
+class EncodedBatch(NamedTuple):
     tokens: np.ndarray  # of the shards' dtype
     starts: list[int]  # where each written document begins
-    counts: Counter  # bad documents by kind
+    counts: Counter[str]  # bad documents by kind
 
 
-def build(config: DataConfig, report: Report = lambda tokens, fraction: None) -> dict:
+def prepare(config: DataConfig) -> None:
+    """What training can do by itself before it opens the shards; safe to repeat and to run in several processes.
+
+    data=sample is written on first use, and data.download=true fetches ready-made shards. Everything else is left
+    to scripts/prepare_data.py. Raises UserError.
+    """
+    config.check()
+    try:
+        if config.source == "sample":
+            build(config, wait=True)
+        elif config.download:
+            download(config)
+    except OSError as error:
+        raise UserError(f"data.dir={config.folder}: cannot be written ({error.strerror}); choose another") from None
+
+
+def build(config: DataConfig, report: Report | None = None, wait: bool = False) -> dict[str, Any]:
     """Prepare `config.folder` from `config.source`, or continue; the manifest. Nothing is done if it is complete.
 
-    Raises UserError: no or unreadable source, a folder with other content, another preparation at work in it.
+    Raises UserError: no or unreadable source, a folder with other content; another preparation at work in it, unless
+    `wait` lets that one finish first.
     """
     config.check()
     folder = config.folder
-    with locked(folder):
+    done = manifest.read_manifest(folder)
+    if done is not None and not (folder / PROGRESS).exists():
+        _start(config, done)
+        return done  # without a lock: a folder that others have prepared may be read-only
+    with folder_lock(folder, wait):
         done = manifest.read_manifest(folder)
-        progress = done or _read_progress(folder)
-        source = open_source(config, progress)
-        tokenizer = load_tokenizer(config.tokenizer or "gpt2")
-        identity = _identity(config, source, tokenizer)
-        if progress is None:
-            if any(folder.glob("*.bin")):
-                raise UserError(f"data.dir={folder}: holds shards of unknown origin; choose another or empty it")
-            progress = {**identity, "cursor": None, "position": 0, "documents": {}}
-            write_json(folder / PROGRESS, progress)
-        _check_same(folder, progress, identity)
+        source, tokenizer, progress = _start(config, done or _read_progress(folder))
         if done is None:
             try:
                 done = _run(config, source, tokenizer, progress, report)
@@ -80,23 +93,29 @@ def _clear(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def open_source(config: DataConfig, progress: dict | None):
-    """The text that `data.source` names. A hub source stays at the revision with which it was begun."""
-    if config.source.startswith("hub:"):
-        from data.fineweb import HubText
+def _start(config: DataConfig, progress: dict[str, Any] | None) -> tuple[Source, Tokenizer, dict[str, Any]]:
+    """Source, tokenizer and progress of a preparation, new or continued. Raises UserError if it is another one's."""
+    source = open_source(config, (progress or {}).get("revision"))
+    tokenizer = load_tokenizer(config.tokenizer or "gpt2")
+    limits = {key: getattr(config, key) for key in ("tokens", "shard_tokens", "val_tokens")}
+    settings = {"content": source.identity, **limits}
+    identity = manifest.describe(config.name, source.name, source.revision, settings, tokenizer)
+    if progress is None:
+        if any(config.folder.glob("*.bin")):
+            raise UserError(f"data.dir={config.folder}: holds shards of unknown origin; choose another or empty it")
+        progress = {**identity, "cursor": None, "position": 0, "documents": {}}
+    _check_same_identity(config.folder, progress, identity)
+    return source, tokenizer, progress
 
-        return HubText(config.source, config.revision or (progress or {}).get("revision"))
-    if config.source in ("", "shards", "sample"):
-        raise UserError(
-            f"data.source={config.source!r}: nothing to prepare; name a folder: data=local data.source=FOLDER"
-        )
-    return LocalText(config.source)
 
-
-def _run(config: DataConfig, source, tokenizer, progress: dict, report: Report) -> dict:
-    folder, first = config.folder, config.val_tokens or config.shard_tokens
+def _run(
+    config: DataConfig, source: Source, tokenizer: Tokenizer, progress: dict[str, Any], report: Report | None
+) -> dict[str, Any]:
+    folder, dtype = config.folder, token_dtype(tokenizer.vocab_size)
+    val_tokens = config.val_tokens or _count_val_tokens(source, tokenizer, dtype)
+    first = val_tokens or config.shard_tokens
     limit = None if config.tokens is None else first + config.tokens
-    dtype = token_dtype(tokenizer.vocab_size)
+    write_json(folder / PROGRESS, progress)  # from now on the folder is this preparation's
     writer = ShardWriter(folder, config.name, dtype, first, config.shard_tokens, progress["position"])
     counts, saved = Counter(progress["documents"]), time.monotonic()
     try:
@@ -112,29 +131,37 @@ def _run(config: DataConfig, source, tokenizer, progress: dict, report: Report) 
                 writer.sync()
                 write_json(folder / PROGRESS, progress)
                 saved = time.monotonic()
-            report(writer.position, batch.fraction if limit is None else writer.position / limit)
+            if report is not None:
+                report(writer.position, batch.fraction if limit is None else writer.position / limit)
         if not counts["written"]:
             bad = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if count) or "no row at all"
-            raise TooLittleText(
-                f"data.source={config.source} holds no document with a text ({bad}): the column must be called `text`"
-            )
-        files = writer.finish(hold_out=config.val_tokens is None)
+            raise TooLittleText(f"data.source={config.source} holds no text ({bad}); its column must be called `text`")
+        files = writer.finish(hold_out=val_tokens is None)
     finally:
         writer.close()
-    content = {key: progress[key] for key in ("name", "source", "revision", "settings", "tokenizer", "documents")}
-    return manifest.write_manifest(folder, {**content, "shards": [manifest.describe_shard(file) for file in files]})
+    identity = {key: progress[key] for key in ("name", "source", "revision", "settings", "tokenizer")}
+    return manifest.write_manifest(folder, identity, progress["documents"], files)
+
+
+def _count_val_tokens(source: Source, tokenizer: Tokenizer, dtype: np.dtype) -> int | None:
+    """Tokens of the documents that the source itself holds out for validation, None if it holds out none."""
+    count = getattr(source, "val_documents", None)
+    if count is None:
+        return None
+    documents = (document for batch in source.batches(None) for document in batch.documents)
+    return len(encode(tokenizer, list(islice(documents, count)), dtype).tokens)
 
 
 def _encode_in_order(
-    source, cursor: dict | None, tokenizer, dtype: np.dtype, workers: int | None
-) -> Iterator[tuple[Batch, Encoded]]:
+    source: Source, cursor: dict[str, Any] | None, tokenizer: Tokenizer, dtype: np.dtype, workers: int | None
+) -> Iterator[tuple[Batch, EncodedBatch]]:
     """The batches of the source, tokenized several at a time, in their order."""
     workers = workers or len(os.sched_getaffinity(0))
-    waiting: deque = deque()
+    waiting: deque[tuple[Batch, Future[EncodedBatch]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="tokenize") as pool:
         try:
             for batch in source.batches(cursor):
-                waiting.append((batch, pool.submit(encode, tokenizer, batch.items, dtype)))
+                waiting.append((batch, pool.submit(encode, tokenizer, batch.documents, dtype)))
                 if len(waiting) > 2 * workers:  # enough to keep every thread busy, little enough to hold in memory
                     batch, future = waiting.popleft()
                     yield batch, future.result()
@@ -145,11 +172,12 @@ def _encode_in_order(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def encode(tokenizer: BPETokenizer | ByteTokenizer, items: list, dtype: np.dtype) -> Encoded:
+def encode(tokenizer: Tokenizer, documents: list[Document], dtype: np.dtype) -> EncodedBatch:
     """Tokenize a batch's documents. Bad ones are counted, and left out where they have no text; see docs/data.md."""
-    pieces, starts, length, counts = [], [], 0, Counter()
+    pieces: list[np.ndarray] = [np.empty(0, dtype)]
+    starts, length, counts = list[int](), 0, Counter[str]()
     start = np.array([tokenizer.eos], dtype)
-    for decode, raw in items:
+    for raw, decode in documents:
         try:
             text = decode(raw)
             tokens = tokenizer.encode_numpy(text)
@@ -163,66 +191,31 @@ def encode(tokenizer: BPETokenizer | ByteTokenizer, items: list, dtype: np.dtype
         starts.append(length)
         length += 1 + len(tokens)
         pieces += [start, tokens.astype(dtype)]
-    return Encoded(np.concatenate(pieces) if pieces else np.empty(0, dtype), starts, counts)
+    return EncodedBatch(np.concatenate(pieces), starts, counts)
 
 
-def _identity(config: DataConfig, source, tokenizer) -> dict:
-    """What decides the bytes: a folder is continued only under the same."""
-    return {
-        "name": config.name,
-        "source": source.name,
-        "revision": source.revision,
-        "settings": {
-            "content": source.identity,
-            "tokens": config.tokens,
-            "shard_tokens": config.shard_tokens,
-            "val_tokens": config.val_tokens,
-        },
-        "tokenizer": {key: getattr(tokenizer, key) for key in ("name", "vocab_size", "sha256")},
-    }
-
-
-def _check_same(folder: Path, before: dict, now: dict) -> None:
-    before, now = ({**each, **each.get("settings", {})} for each in (before, now))
+def _check_same_identity(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A folder is continued only under what decided its bytes before."""
+    before, now = (
+        {key: each[key] for key in ("name", "source", "revision")}
+        | {"tokenizer": each["tokenizer"]["name"], "vocabulary": each["tokenizer"]["sha256"], **each["settings"]}
+        for each in (before, now)
+    )
     for key in now:
-        if key != "settings" and before.get(key) != now[key]:
-            raise UserError(
-                f"data.dir={folder}: holds data prepared with another {key} ({before.get(key)}, now {now[key]}); "
-                "choose another data.dir or empty it"
-            )
+        if key in before and before[key] != now[key]:  # older manifests of the sample have no settings
+            change = f"with another {key} ({before[key]}, now {now[key]})"
+            raise UserError(f"data.dir={folder}: holds data prepared {change}; choose another or empty it")
 
 
-def _read_progress(folder: Path) -> dict | None:
+def _read_progress(folder: Path) -> dict[str, Any] | None:
     path = folder / PROGRESS
     try:
         progress = json.loads(path.read_bytes())
-        known = isinstance(progress["position"], int) and isinstance(progress["documents"], dict)
-        if not known or not isinstance(progress["cursor"], dict | None):
+        valid = isinstance(progress["position"], int) and isinstance(progress["documents"], dict)
+        if not valid or not isinstance(progress["cursor"], dict | None):
             raise TypeError
         return progress
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: corrupt; empty the folder and start again") from None
-
-
-@contextmanager
-def locked(folder: Path, wait: bool = False):
-    """Hold a folder, made if needed, for oneself; the lock goes with the process, however it ends.
-
-    A folder that is still empty at the end is removed. Raises UserError if another process holds it and not `wait`.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"data.dir={folder}: cannot be used ({error.strerror})") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    except BlockingIOError:
-        raise UserError(f"data.dir={folder}: another preparation is at work there") from None
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
-        os.close(descriptor)

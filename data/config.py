@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import UserError
 
@@ -12,9 +14,9 @@ from common import UserError
 @dataclass
 class DataConfig:
     name: str = "sample"  # names the default folder and the shard files
-    source: str = (
-        "sample"  # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
-    )
+    # sample | shards | a folder of .parquet, .jsonl[.gz|.zst], .txt | hub:OWNER/DATASET[:SUBSET]
+    # | {_target_: MODULE.CLASS, SETTING: VALUE, …}, a source of one's own: data/documents.py
+    source: Any = "sample"
     pretokenized: str | None = None  # OWNER/DATASET on the hub that holds ready-made shards
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
@@ -28,19 +30,21 @@ class DataConfig:
     workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:
-        """Raises UserError (a ValueError) with one line that names the key, the value and the mend."""
+        """Raises UserError (a ValueError) with one line that names the key, the value and what to do."""
         for key, least in [("tokens", 1), ("val_tokens", 1), ("shard_tokens", 1), ("workers", 1)]:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(f"data.{key}={value}: must be at least {least}")
         if self.shard_tokens >= 2**31:
-            raise UserError(
-                f"data.shard_tokens={self.shard_tokens}: a shard's header counts at most {2**31 - 1} tokens"
-            )
+            raise UserError(f"data.shard_tokens={self.shard_tokens}: a shard holds at most {2**31 - 1} tokens")
         if self.order not in ("shuffled", "sequential"):
             raise UserError(f"data.order={self.order}: choose shuffled or sequential")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
+        if not isinstance(self.source, str | Mapping):
+            raise UserError(f"data.source={self.source}: give a folder as text, such as ./{self.source}")
+        if isinstance(self.source, Mapping) and "." not in str(target := self.source.get("_target_")):
+            raise UserError(f"data.source._target_={target}: name a class as MODULE.CLASS, such as mine.MySource")
         if self.source == "shards" and self.dir is None:
             raise UserError("data.dir is not set: data=shards needs data.dir=FOLDER with *_train_*.bin and *_val_*.bin")
         if self.download and self.pretokenized is None:

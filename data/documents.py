@@ -1,49 +1,21 @@
-"""What a source of text yields, and how its raw documents become strings.
+"""What a source of text is: anything that names itself and yields its documents in a fixed order.
 
-A source reads raw bytes in order and says where it stands; decoding is left to the threads that tokenize.
+A source reads raw documents and says where it stands; decoding them is left to the threads that tokenize.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 BATCH_DOCUMENTS, BATCH_BYTES = 256, 2**20
+
+Cursor = dict[str, Any]  # JSON-able: where a source continues
 
 
 class BadDocument(Exception):
     """A document that cannot be tokenized; its argument is the kind under which the manifest counts it."""
-
-
-class Batch(NamedTuple):
-    """Neighbouring documents of a source."""
-
-    items: list[tuple[Callable[[Any], str], Any]]  # each document raw, with what decodes it
-    cursor: dict  # JSON-able: where the source continues after this batch
-    fraction: float | None  # how much of the source has been read by then, 0…1, if it can be known
-
-
-class Item(NamedTuple):
-    """One raw document, and where the source stands after it."""
-
-    decode: Callable[[Any], str]
-    raw: Any
-    cursor: Callable[[], dict]  # called once a batch only: a cursor can be costly
-    fraction: float | None
-
-
-def batches(items: Iterable[Item]) -> Iterator[Batch]:
-    """Group documents; where batches end depends on the documents since the last end alone, so resuming repeats it."""
-    group, size = [], 0
-    for item in items:
-        group.append((item.decode, item.raw))
-        size += len(item.raw or "")
-        if len(group) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
-            yield Batch(group, item.cursor(), item.fraction)
-            group, size = [], 0
-    if group:
-        yield Batch(group, item.cursor(), item.fraction)
 
 
 def decode_text(raw: bytes | str | None) -> str:
@@ -64,3 +36,54 @@ def decode_json(line: bytes) -> str:
         raise BadDocument("invalid_json") from None
     text = row.get("text") if isinstance(row, dict) else None
     return decode_text(text if isinstance(text, str) else None)
+
+
+class Document(NamedTuple):
+    """One raw document, and the function that makes its text of it."""
+
+    raw: Any
+    decode: Callable[[Any], str] = decode_text  # runs on a thread; raises BadDocument
+
+
+class Batch(NamedTuple):
+    """Neighbouring documents of a source."""
+
+    documents: list[Document]
+    cursor: Cursor  # where the source continues after this batch
+    fraction: float | None  # how much of the source has been read by then, 0…1, if it can be known
+
+
+class Source(Protocol):
+    """What `data.source._target_` names a class of; the settings beside `_target_` are its constructor's arguments.
+
+    A folder is continued only by a source of the same `name`, `revision` and `identity`; one of the last two may be
+    None. A source may also have `val_documents`, an int: the first so many documents are for validation, unless
+    `data.val_tokens` says how much is.
+    """
+
+    @property
+    def name(self) -> str: ...  # for the manifest
+    @property
+    def revision(self) -> str | None: ...  # of what is read from elsewhere
+    @property
+    def identity(self) -> str | None: ...  # changes with the text, and with every setting that changes the text
+
+    def batches(self, cursor: Cursor | None) -> Iterator[Batch]:
+        """From `cursor` (one that a batch had, after a round trip through JSON) or the beginning: always the same."""
+        ...
+
+
+def batch_documents(documents: Iterable[tuple[Document, Cursor, float | None]]) -> Iterator[Batch]:
+    """Group (document, cursor after it, fraction read by then) into batches.
+
+    Where batches end depends on the documents since the last end alone, so resuming repeats it.
+    """
+    group, size = list[Document](), 0
+    for document, cursor, fraction in documents:
+        group.append(document)
+        size += len(document.raw or "")
+        if len(group) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
+            yield Batch(group, cursor, fraction)
+            group, size = [], 0
+    if group:
+        yield Batch(group, cursor, fraction)

@@ -27,7 +27,6 @@ from data.shards import open_shard
 
 Batch = tuple[Tensor, Tensor]
 IGNORE_INDEX = -100  # the target that cross-entropy leaves out
-UNLIMITED = 2**32  # more than any token of the format
 
 
 class Loader:
@@ -54,14 +53,12 @@ class Loader:
         if order not in ("sequential", "shuffled"):
             raise UserError(f"data.order={order}: choose sequential or shuffled")
         self.seq_len, self.batch_sequences, self.order, self.seed = seq_len, batch_sequences, order, seed
-        self.rank, self.device, self.limit = rank, torch.device(device), vocab_size or UNLIMITED
+        self.rank, self.device, self.vocab_size = rank, torch.device(device), vocab_size
         self.local_sequences = batch_sequences // world_size
         self.micro_batch = micro_batch or self.local_sequences
         if batch_sequences % (world_size * self.micro_batch):
-            raise UserError(
-                f"a batch of {batch_sequences} sequences does not divide into {world_size} ranks "
-                f"x micro-batches of {self.micro_batch}"
-            )
+            parts = f"{world_size} ranks x micro-batches of {self.micro_batch}"
+            raise UserError(f"a batch of {batch_sequences} sequences does not divide into {parts}")
         self.files = [Path(file) for file in files]
         # Plain views: slicing a np.memmap itself costs several times as much as copying a window.
         self.shards = [np.asarray(open_shard(file)) for file in self.files]
@@ -70,11 +67,9 @@ class Loader:
         self._ends = np.cumsum([(len(shard) - 1) // unit for shard in self.shards], dtype=np.int64)
         self.windows_per_epoch = int(self._ends[-1]) * unit // seq_len if self.shards else 0
         if self.windows_per_epoch < (1 if order == "sequential" else batch_sequences):
-            held = sum(map(len, self.shards))
-            raise UserError(
-                f"{len(self.files)} training shards with {held} tokens hold less than one batch of "
-                f"{batch_sequences} x {seq_len} tokens: take a smaller train.batch_tokens or prepare more data"
-            )
+            given = f"{len(self.files)} training shards with {sum(map(len, self.shards))} tokens"
+            batch = f"one batch of {batch_sequences} x {seq_len} tokens"
+            raise UserError(f"{given} hold less than {batch}: take a smaller train.batch_tokens or prepare more data")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._next: tuple[int, Future] | None = None
 
@@ -87,7 +82,7 @@ class Loader:
         ready = prefetched[1] if prefetched and prefetched[0] == step else self._worker.submit(self._read, step)
         pairs = ready.result()
         self._next = (step + 1, self._worker.submit(self._read, step + 1))
-        return [tuple(part.to(self.device, non_blocking=True) for part in pair) for pair in pairs]
+        return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in pairs]
 
     def windows(self, step: int) -> list[tuple[int, int]]:
         """The whole global batch of `step` as (shard, offset of its first token) pairs, for every rank alike."""
@@ -118,22 +113,23 @@ class Loader:
         length = self.seq_len + 1
         windows = self.windows(step)[mine]
         rows = np.stack([self.shards[shard][offset : offset + length] for shard, offset in windows])
-        for row in np.flatnonzero(rows.max(axis=1) >= self.limit):
-            refuse(self.files[windows[row][0]], windows[row][1], rows[row], self.limit)
-        pin = self.device.type == "cuda"
-        pairs = []
-        for part in np.split(rows, len(rows) // self.micro_batch):
-            pair = [torch.from_numpy(view.astype(np.int64)) for view in (part[:, :-1], part[:, 1:])]
-            pairs.append(tuple(tensor.pin_memory() if pin else tensor for tensor in pair))
-        return pairs
+        if self.vocab_size is not None and rows.max() >= self.vocab_size:
+            for (shard, offset), row in zip(windows, rows, strict=True):
+                check_vocabulary(self.files[shard], offset, row, self.vocab_size)
+        parts = np.split(rows, len(rows) // self.micro_batch)
+        return [(self._tensor(part[:, :-1]), self._tensor(part[:, 1:])) for part in parts]
+
+    def _tensor(self, tokens: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(tokens.astype(np.int64))
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
 
-def refuse(file: Path, place: int, tokens: np.ndarray, vocab_size: int) -> None:
-    """Raises the UserError for a window with a token that is not in the vocabulary."""
-    raise UserError(
-        f"{file}: token {int(tokens.max())} near place {place} is not in the vocabulary of {vocab_size}: "
-        "check data.tokenizer and the file"
-    )
+def check_vocabulary(file: Path, offset: int, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises UserError if a window, the tokens from `offset` on, has one that is not in the vocabulary."""
+    largest = int(tokens.max())
+    if largest >= vocab_size:
+        where = f"{file}: token {largest} near place {offset}"
+        raise UserError(f"{where} is not in the vocabulary of {vocab_size}: check data.tokenizer and the file")
 
 
 def document_ids(inputs: Tensor, eos: int) -> Tensor:
@@ -180,8 +176,8 @@ def eval_batches(
         targets = torch.full((micro_batch, seq_len), IGNORE_INDEX, dtype=torch.int64)
         for row, (shard, offset, count) in enumerate(mine[start : start + micro_batch]):
             tokens_read = shards[shard][offset : offset + count + 1]
-            if tokens_read.max() >= (vocab_size or UNLIMITED):
-                refuse(Path(files[shard]), offset, tokens_read, vocab_size)
+            if vocab_size is not None:
+                check_vocabulary(Path(files[shard]), offset, tokens_read, vocab_size)
             window = torch.from_numpy(tokens_read.astype(np.int64))
             inputs[row, :count], targets[row, :count] = window[:-1], window[1:]
         yield inputs.to(device), targets.to(device)

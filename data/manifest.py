@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common import UserError, write_json
-from data.shards import HEADER_BYTES, open_shard
+from data.shards import open_shard
+from data.tokenizer import Tokenizer
 
 NAME = "manifest.json"
 FORMAT = 1
-KEYS = {
+KEYS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "name": str,
     "source": str,
     "revision": (str, type(None)),
-    "settings": dict,  # those that decide the bytes: a folder is continued only with the same
+    "settings": dict,  # those that decide the bytes
     "tokenizer": dict,  # name, vocab_size, sha256
     "documents": dict,  # written, and the counts of each kind of bad document
     "tokens": dict,  # train, val
@@ -31,7 +32,7 @@ KEYS = {
 }
 
 
-def _checksum(content: dict) -> str:
+def _checksum(content: dict[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -41,18 +42,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe_shard(path: Path) -> dict:
-    """The manifest's entry for one shard."""
-    return {"file": path.name, "tokens": len(open_shard(path)), "sha256": file_sha256(path)}
+def describe(name: str, source: str, revision: str | None, settings: dict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides the bytes of a folder's shards: the first entries of its manifest."""
+    vocabulary = {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256}
+    return {"name": name, "source": source, "revision": revision, "settings": settings, "tokenizer": vocabulary}
 
 
-def write_manifest(folder: Path, content: dict) -> dict:
-    """Complete `content` with format, token totals and checksum, write it atomically, and return it."""
-    totals = {
-        split: sum(shard["tokens"] for shard in content["shards"] if split_of(shard["file"]) == split)
-        for split in ("train", "val")
-    }
-    content = {"format": FORMAT, **content, "tokens": totals}
+def write_manifest(folder: Path, identity: dict, documents: dict[str, int], files: list[Path]) -> dict[str, Any]:
+    """Write the manifest of the shards `files`, atomically, and return it. `identity`: from `describe`."""
+    totals, shards = {"train": 0, "val": 0}, []
+    for file in files:
+        shards.append({"file": file.name, "tokens": len(open_shard(file)), "sha256": file_sha256(file)})
+        totals[split_of(file.name)] += len(open_shard(file))
+    content = {"format": FORMAT, **identity, "documents": documents, "shards": shards, "tokens": totals}
     content["checksum"] = _checksum(content)
     write_json(folder / NAME, content)
     return content
@@ -63,12 +65,12 @@ def split_of(file: str) -> str:
     return "val" if "_val_" in file else "train"
 
 
-def read_manifest(folder: Path) -> dict | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, None without one. Raises UserError if it was altered or is not a manifest."""
     path = folder / NAME
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
@@ -84,48 +86,55 @@ def read_manifest(folder: Path) -> dict | None:
     return content
 
 
-def check_folder(folder: Path, manifest: dict) -> None:
-    """The cheap part of verification: every shard is there, opens, and holds the tokens that the manifest counts.
+def check_folder(folder: Path, manifest: dict[str, Any]) -> None:
+    """The cheap part of verification: the shards are those of the manifest, open, and hold the tokens it counts.
 
-    Raises UserError naming the file and the fault.
+    Raises UserError naming the file and what is wrong with it.
     """
     for entry in manifest["shards"]:
-        held = len(open_shard(folder / entry["file"]))
-        if held != entry["tokens"]:
-            raise UserError(f"{folder / entry['file']}: holds {held} tokens, the manifest says {entry['tokens']}")
+        _check_count(folder / entry["file"], open_shard(folder / entry["file"]), entry)
+    for line in _unknown(folder, manifest):
+        raise UserError(f"{line}; remove it or prepare the folder anew")
 
 
-def faults(folder: Path, progress: Callable[[str, int], None] = lambda file, size: None) -> list[str]:
-    """Everything wrong with a folder of shards, one line each: headers, sizes, token range, sha256, strays.
+def verify_folder(folder: Path) -> list[str]:
+    """Everything wrong with a folder of shards, one line each: headers, sizes, token range, sha256, unknown files.
 
-    Without a manifest only headers and sizes can be checked. `progress(file, bytes)` is called after each shard.
+    Without a manifest only headers and sizes can be checked.
     """
     try:
         manifest = read_manifest(folder)
     except UserError as error:
         return [str(error)]
-    files = sorted(folder.glob("*.bin"))
+    files = [file.name for file in sorted(folder.glob("*.bin"))]
     if manifest is None and not files:
         return [f"{folder}: {'holds no shards' if folder.is_dir() else 'no such folder'}"]
-    entries = {entry["file"]: entry for entry in manifest["shards"]} if manifest else {}
-    names = entries or [file.name for file in files]
-    found = [f"{file}: not in the manifest" for file in files if file.name not in names]
-    for name in names:
+    problems = _unknown(folder, manifest) if manifest else []
+    for entry in manifest["shards"] if manifest else [{"file": file} for file in files]:
+        path = folder / entry["file"]
         try:
-            tokens = open_shard(folder / name)
+            tokens = open_shard(path)
             if manifest:
-                _check_content(folder / name, tokens, entries[name], manifest["tokenizer"]["vocab_size"])
-            progress(name, HEADER_BYTES + tokens.nbytes)
+                _check_content(path, tokens, entry, manifest["tokenizer"]["vocab_size"])
         except UserError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
-def _check_content(path: Path, tokens: np.ndarray, entry: dict, vocab_size: int) -> None:
+def _unknown(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    known = {entry["file"] for entry in manifest["shards"]}
+    return [f"{file}: not in the manifest" for file in sorted(folder.glob("*.bin")) if file.name not in known]
+
+
+def _check_count(path: Path, tokens: np.ndarray, entry: dict[str, Any]) -> None:
+    if len(tokens) != entry["tokens"]:
+        raise UserError(f"{path}: holds {len(tokens)} tokens, the manifest says {entry['tokens']}")
+
+
+def _check_content(path: Path, tokens: np.ndarray, entry: dict[str, Any], vocab_size: int) -> None:
     largest = int(tokens.max())
     if largest >= vocab_size:
         raise UserError(f"{path}: token {largest} is not in the vocabulary of {vocab_size}")
-    if len(tokens) != entry["tokens"]:
-        raise UserError(f"{path}: holds {len(tokens)} tokens, the manifest says {entry['tokens']}")
+    _check_count(path, tokens, entry)
     if file_sha256(path) != entry["sha256"]:
         raise UserError(f"{path}: its sha256 is not the manifest's: the content has changed")

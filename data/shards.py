@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from common import UserError, atomic_write
 
 HEADER_BYTES = 256 * 4
-FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+FORMATS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 MAX_TOKENS = 2**31 - 1  # the count is an int32
 
 
@@ -33,7 +34,7 @@ def header(n_tokens: int, dtype: np.dtype) -> bytes:
     return fields.tobytes()
 
 
-def write_shard(path: Path | str, tokens, dtype: np.dtype | type = np.uint16) -> None:
+def write_shard(path: Path | str, tokens: ArrayLike, dtype: DTypeLike = np.uint16) -> None:
     """Write one shard, atomically. `tokens`: integers [n]; `dtype`: uint16, or uint32 for vocabularies over 65,536.
 
     Raises UserError if a token does not fit the dtype.
@@ -52,7 +53,7 @@ def write_shard(path: Path | str, tokens, dtype: np.dtype | type = np.uint16) ->
 def open_shard(path: Path | str) -> np.memmap:
     """The tokens of a shard, memory-mapped read-only: uint16 or uint32 [n_tokens].
 
-    Checks magic, version, count and file size. Raises UserError naming the file and the fault.
+    Checks magic, version, count and file size. Raises UserError naming the file and what is wrong with it.
     """
     path = Path(path)
     try:

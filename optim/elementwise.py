@@ -3,43 +3,31 @@
 They act on each rank's own shard: no communication, whatever the sharding.
 """
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
-from optim.matrix import local
-
-Tensors = list[Tensor]
+from .base import Group, Optimizer, Tensors, check_fraction, local
 
 
-class Elementwise(torch.optim.Optimizer):
+class Elementwise(Optimizer):
     """Base of the rules below: state named by ``buffers``, shaped and sharded like its parameter, from the start."""
 
     buffers: tuple[str, ...] = ()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             for name in self.buffers:
                 self.state[param][name] = torch.zeros_like(param, memory_format=torch.preserve_format)
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def update_params(self) -> None:
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             buffers = [[local(self.state[p][name]) for p in params] for name in self.buffers]
             if params:
                 self.update(group, [local(p) for p in params], [local(p.grad) for p in params], *buffers)
-        return loss
 
-    def update(self, group: dict[str, Any], params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
+    def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         """The rule, on local tensors; ``buffers`` in the order of their names.  Must not change ``grads``."""
         raise NotImplementedError
 
@@ -62,11 +50,12 @@ class Signum(Elementwise):
 
     buffers = ("momentum",)
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0):
-        _check_fractions(momentum=momentum)
+    def __init__(self, params: ParamsT, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0):
+        check_fraction(momentum=momentum)
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
-    def update(self, group, params, grads, momenta):
+    def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
+        (momenta,) = buffers
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         _decay(group, params)
         torch._foreach_add_(params, torch._foreach_sign(momenta), alpha=-group["lr"])
@@ -89,15 +78,16 @@ class Lion(Elementwise):
 
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
     ):
-        _check_fractions(betas=betas)
+        check_fraction(betas=betas)
         super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay))
 
-    def update(self, group, params, grads, momenta):
+    def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
+        (momenta,) = buffers
         beta1, beta2 = group["betas"]
         signs = torch._foreach_lerp(momenta, grads, 1 - beta1)
         torch._foreach_sign_(signs)
@@ -119,10 +109,11 @@ class AdagradInside(Elementwise):
 
     buffers = ("sum_of_squares",)
 
-    def __init__(self, params: Iterable, lr: float = 1e-2, eps: float = 1e-6):
+    def __init__(self, params: ParamsT, lr: float = 1e-2, eps: float = 1e-6):
         super().__init__(params, dict(lr=lr, eps=eps))
 
-    def update(self, group, params, grads, squares):
+    def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
+        (squares,) = buffers
         torch._foreach_addcmul_(squares, grads, grads)
         _divide_inside(group, params, grads, squares)
 
@@ -144,17 +135,18 @@ class RMSpropInside(Elementwise):
 
     buffers = ("mean_square",)
 
-    def __init__(self, params: Iterable, lr: float = 1e-2, gamma: float = 0.9, eps: float = 1e-6):
-        _check_fractions(gamma=gamma)
+    def __init__(self, params: ParamsT, lr: float = 1e-2, gamma: float = 0.9, eps: float = 1e-6):
+        check_fraction(gamma=gamma)
         super().__init__(params, dict(lr=lr, gamma=gamma, eps=eps))
 
-    def update(self, group, params, grads, squares):
+    def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
+        (squares,) = buffers
         torch._foreach_mul_(squares, group["gamma"])
         torch._foreach_addcmul_(squares, grads, grads, 1 - group["gamma"])
         _divide_inside(group, params, grads, squares)
 
 
-def _divide_inside(group: dict[str, Any], params: Tensors, grads: Tensors, squares: Tensors) -> None:
+def _divide_inside(group: Group, params: Tensors, grads: Tensors, squares: Tensors) -> None:
     """W <- W - lr G / sqrt(V + eps), with 0 where G = 0 whatever eps."""
     roots = torch._foreach_add(squares, group["eps"])
     torch._foreach_sqrt_(roots)
@@ -162,13 +154,6 @@ def _divide_inside(group: dict[str, Any], params: Tensors, grads: Tensors, squar
     torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
 
 
-def _decay(group: dict[str, Any], params: Tensors) -> None:
+def _decay(group: Group, params: Tensors) -> None:
     if group["weight_decay"]:
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-
-
-def _check_fractions(**settings: float | tuple[float, ...]) -> None:
-    for name, value in settings.items():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if not 0.0 <= part < 1.0:
-                raise ValueError(f"{name}={value} is not in [0, 1)")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from optim.polar import finite_part, polar
+from .polar import finite_part, polar
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def dual_norm(x: Tensor, kind: str) -> Tensor:
 def lmo(x: Tensor, kind: str, polar_method: str = "svd", polar_steps: int | None = None) -> Tensor:
     """argmin <x, w> over ‖w‖ <= 1, in x's shape and dtype; 0 for 0, and never finite where x is NaN.
 
-    polar_method, polar_steps: how the kinds made of UVᵀ (spectral, rms_to_rms) get it, see `optim.polar.polar`.
+    polar_method, polar_steps: how the kinds made of UVᵀ (spectral, rms_to_rms) get it, see `polar`.
     """
     return _find(x, kind).ascent(x, lambda y: polar(y, polar_method, polar_steps)).neg_()
 
@@ -73,7 +73,8 @@ def _gain(x: Tensor) -> float:
 
 
 def _entries(x: Tensor, p: float) -> Tensor:
-    return vector_norm(x, p, dim=_dims(x))
+    norm: Tensor = vector_norm(x, p, dim=_dims(x))
+    return norm
 
 
 def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -3,8 +3,6 @@
 import math
 from functools import lru_cache
 
-import numpy as np
-
 Quintic = tuple[float, float, float]
 """(a, b, c) of the odd polynomial a·x + b·x³ + c·x⁵."""
 
@@ -32,15 +30,26 @@ def minimax_quintic(lower: float, upper: float) -> Quintic:
     lower /= upper  # solved on [lower/upper, 1], where the system is well scaled, and stretched at the end
     inner, last_error = ((3 * lower + 1) / 4, (lower + 3) / 4), math.inf
     for _ in range(100):
-        points = np.array([lower, *inner, 1.0])
-        system = np.stack([points, points**3, points**5, [1.0, -1.0, 1.0, -1.0]], axis=1)
-        a, b, c, error = np.linalg.solve(system, np.ones(4)).tolist()
+        points = (lower, *inner, 1.0)
+        a, b, c, error = _solve([[x, x**3, x**5, sign, 1.0] for x, sign in zip(points, (1, -1, 1, -1), strict=True)])
         if abs(error - last_error) <= 1e-15:
             break
         root = math.sqrt(9 * b * b - 20 * a * c)
         inner = math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))
         last_error = error
     return a / upper, b / upper**3, c / upper**5
+
+
+def _solve(rows: list[list[float]]) -> list[float]:
+    """x of A x = y, from the rows of [A | y], by Gauss-Jordan elimination with partial pivoting: by hand, so that the
+    coefficients are the same on every machine, and exist also while tensors are fake or traced."""
+    for k in range(len(rows)):
+        sizes = [abs(row[k]) for row in rows[k:]]
+        pivot = rows.pop(k + sizes.index(max(sizes)))
+        pivot = [x / pivot[k] for x in pivot]
+        rows = [[x - row[k] * y for x, y in zip(row, pivot, strict=True)] for row in rows]
+        rows.insert(k, pivot)
+    return [row[-1] for row in rows]
 
 
 @lru_cache(maxsize=64)
@@ -62,15 +71,20 @@ def polar_express_coefficients(
             "polar_express_coefficients needs steps >= 1, 0 < lower <= 1, 0 <= cushion < 1 and safety >= 0, "
             f"got steps={steps}, lower={lower}, cushion={cushion}, safety={safety}"
         )
-    upper, result = 1.0, []
+    upper: float = 1.0
+    result: list[Quintic] = []
     for step in range(steps):
         fit = minimax_quintic(max(lower, cushion * upper), upper)
         if cushion * upper > lower:
             centre = (evaluate(fit, lower) + evaluate(fit, upper)) / 2
-            fit = tuple(x / centre for x in fit)
+            fit = _divided(fit, (centre, centre, centre))
         # The interval follows the shrunk polynomial even where the last one, published unshrunk, ends the list.
-        shrunk = tuple(x / (1 + safety) ** power for x, power in zip(fit, (1, 3, 5), strict=True))
+        shrunk = _divided(fit, (1 + safety, (1 + safety) ** 3, (1 + safety) ** 5))
         result.append(shrunk if step < steps - 1 else fit)
         lower = min(evaluate(shrunk, lower), 1.0)  # rounding may carry it past upper
         upper = 2 - lower
     return tuple(result)
+
+
+def _divided(x: Quintic, y: Quintic) -> Quintic:
+    return x[0] / y[0], x[1] / y[1], x[2] / y[2]

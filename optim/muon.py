@@ -1,12 +1,14 @@
 """Muon: momentum, orthogonalized (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)."""
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from optim.matrix import Group, MatrixOptimizer
-from optim.polar import polar, polar_flops, polar_workspace
+from .base import check_choice, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT, Tensors
+from .polar import polar, polar_flops, polar_workspace
 
 SCALES = {
     # Jordan's choice: a tall matrix takes a longer step.
@@ -22,14 +24,14 @@ class Muon(MatrixOptimizer):
     """M <- mu M + (1-mu) G;  U = (1-mu) G + mu M if nesterov else M;  W <- (1-lr wd) W - lr scale polar(U).
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: length of a step in spectral norm, before ``scale``.
         momentum: mu, in [0, 1).
         nesterov: look ahead by one gradient.
         weight_decay: decoupled, multiplied by lr.
         cautious: decay only where update * weight >= 0.
         scale: ``keller``, ``match_rms`` or ``rms_to_rms``.
-        polar: method of ``optim.polar``.
+        polar: method of ``POLAR_METHODS``.
         polar_steps: iterations (``None``: the method's default).
 
     Raises:
@@ -40,7 +42,7 @@ class Muon(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 0.02,
         momentum: float = 0.95,
         nesterov: bool = True,
@@ -49,12 +51,10 @@ class Muon(MatrixOptimizer):
         scale: str = "keller",
         polar: str = "polar_express",
         polar_steps: int | None = None,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum={momentum} is not in [0, 1)")
-        if scale not in SCALES:
-            raise ValueError(f"scale={scale} is unknown: choose one of {', '.join(SCALES)}")
+        check_fraction(momentum=momentum)
+        check_choice(SCALES, scale=scale)
         polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, cautious=cautious)
         super().__init__(params, dict(settings, scale=scale, polar=polar, polar_steps=polar_steps), **engine)
@@ -62,10 +62,10 @@ class Muon(MatrixOptimizer):
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
-    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+    def prepare(self, group: Group, grads: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
         momenta = [state["momentum"] for state in states]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        return torch._foreach_lerp(momenta, grads, 1 - group["momentum"]) if group["nesterov"] else momenta
+        return list(torch._foreach_lerp(momenta, grads, 1 - group["momentum"])) if group["nesterov"] else momenta
 
     def precondition(self, group: Group, stack: Tensor, state: dict[str, Tensor]) -> Tensor:
         return polar(stack, group["polar"], group["polar_steps"], overwrite=True)

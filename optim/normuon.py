@@ -1,10 +1,14 @@
 """NorMuon: Muon with a second moment per neuron (Li et al. 2025, arXiv 2510.05491, algorithm 1)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from optim.matrix import Group
-from optim.muon import Muon
+from .base import check_fraction
+from .matrix import Group, ParamsT
+from .muon import Muon
+from .stacks import frobenius_norm
 
 
 class NorMuon(Muon):
@@ -15,7 +19,7 @@ class NorMuon(Muon):
     polar factor of full rank, ``scale="match_rms"`` is the paper's step 0.2 lr sqrt(m n) / ||O'||_F.
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: as for Muon, whose other settings are accepted too.
         beta2: decay of the row statistics, in [0, 1).
         eps: added to the root of the row statistics.
@@ -27,15 +31,14 @@ class NorMuon(Muon):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 0.02,
         beta2: float = 0.95,
         eps: float = 1e-8,
         scale: str = "match_rms",
-        **muon,
+        **muon: Any,
     ):
-        if not 0.0 <= beta2 < 1.0:
-            raise ValueError(f"beta2={beta2} is not in [0, 1)")
+        check_fraction(beta2=beta2)
         super().__init__(params, lr, scale=scale, **muon)
         for settings in (self.defaults, *self.param_groups):
             settings.setdefault("beta2", beta2)
@@ -49,14 +52,11 @@ class NorMuon(Muon):
         mean_square = state["row_mean_square"]
         update = super().precondition(group, stack, state).to(mean_square.dtype)
         mean_square.lerp_(update.square().mean(-1), 1 - group["beta2"])
-        normalised = update / (mean_square.sqrt() + group["eps"]).unsqueeze(-1)
-        return normalised.mul_(_norm(update) / _norm(normalised).clamp_min(torch.finfo(update.dtype).tiny))
+        normalised: Tensor = update / (mean_square.sqrt() + group["eps"]).unsqueeze(-1)
+        length = frobenius_norm(normalised).clamp_min(torch.finfo(update.dtype).tiny)
+        return normalised.mul_(frobenius_norm(update) / length)
 
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         wide = torch.promote_types(dtype, torch.float32).itemsize
         update_and_square = 2.0 * shape[0] * shape[1] * wide
         return max(super().workspace(group, shape, dtype), update_and_square)
-
-
-def _norm(stack: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,26 +12,22 @@ IN_FLIGHT = 3
 
 
 @dataclass(frozen=True)
-class Item:
-    """One matrix as the plan sees it: whole shape ``(rows, ...)``, the rule's FLOPs, the stack it may join, and the
-    bytes that its owner allocates to compute it, the stack's part included."""
+class MatrixSpec:
+    """One parameter as the plan sees it, e.g. a layer's (3072, 768) or an expert stack (8, 3072, 768)."""
 
-    shape: tuple[int, ...]
-    flops: float
-    stack: tuple
-    workspace: float = 0.0
+    shape: tuple[int, ...]  # of the whole
+    flops: float  # of the rule
+    stack: tuple[int, ...]  # (group, m, n): parameters of equal ones are computed as one stack
+    workspace: float = 0.0  # bytes that its owner allocates to compute it, its part of the stack included
 
     @property
     def row_numel(self) -> int:
         """Elements of one row of dimension 0."""
-        numel = 1
-        for size in self.shape[1:]:
-            numel *= size
-        return numel
+        return math.prod(self.shape[1:])
 
     @property
     def numel(self) -> int:
-        return self.shape[0] * self.row_numel
+        return math.prod(self.shape)
 
 
 @lru_cache(maxsize=65536)
@@ -41,7 +38,7 @@ def shard_rows(rows: int, world_size: int, rank: int) -> int:
 
 
 def assign_owners(flops: Sequence[float], world_size: int) -> list[int]:
-    """Owner rank of every item: largest first onto the least loaded rank, then swaps that relieve the heaviest.
+    """Owner rank of every matrix: largest first onto the least loaded rank, then swaps that relieve the heaviest.
 
     Deterministic, so that every rank computes the same answer.  Graham's bound for largest-first is 4/3 of the
     ideal makespan; the swaps bring it within a few percent when ranks hold four or more matrices.
@@ -61,7 +58,7 @@ def assign_owners(flops: Sequence[float], world_size: int) -> list[int]:
 
 
 def _relieve_heaviest(flops: Sequence[float], owners: list[int], loads: list[float]) -> bool:
-    """Swap one item of the heaviest rank for a lighter one elsewhere if that lowers the larger of both loads."""
+    """Swap one matrix of the heaviest rank for a lighter one elsewhere if that lowers the larger of both loads."""
     heavy = max(range(len(loads)), key=lambda r: (loads[r], -r))
     best = None
     seen = set()
@@ -83,35 +80,36 @@ def _relieve_heaviest(flops: Sequence[float], owners: list[int], loads: list[flo
 
 
 class Plan:
-    """Owners and buckets of a list of items over ``world_size`` ranks; pure arithmetic, equal on every rank.
+    """Owners and buckets of a list of matrices over ``world_size`` ranks; pure arithmetic, equal on every rank.
 
     ``bucket_elements`` caps the elements of the whole matrices that one owner holds in one bucket, counted as if every
-    shard had the rows of the largest, and ``bucket_workspace`` the bytes to compute them; an item above either travels
+    shard had the rows of the largest, and ``bucket_workspace`` the bytes to compute them; one above either travels
     alone.  The first cap is lower where an owner's matrices would otherwise make fewer than ``IN_FLIGHT`` buckets: with
     a single one, nothing is computed while matrices travel, and all memory is new.
     """
 
     def __init__(
-        self, items: Sequence[Item], world_size: int, bucket_elements: int, bucket_workspace: float = float("inf")
+        self, specs: Sequence[MatrixSpec], world_size: int, bucket_elements: int, bucket_workspace: float = float("inf")
     ):
-        self.items, self.world_size, self.bucket_workspace = list(items), world_size, bucket_workspace
-        self.owners = assign_owners([item.flops for item in items], world_size)
+        self.specs, self.world_size, self.bucket_workspace = list(specs), world_size, bucket_workspace
+        self.owners = assign_owners([spec.flops for spec in self.specs], world_size)
         owned = [0] * world_size
-        for item, owner in zip(self.items, self.owners, strict=True):
-            owned[owner] += self._padded(item)
+        for spec, owner in zip(self.specs, self.owners, strict=True):
+            owned[owner] += self._padded(spec)
         self.bucket_elements = max(1, min(bucket_elements, -(-max(owned) // IN_FLIGHT)))
 
     def digest(self) -> int:
         """A 62-bit hash of everything on which ranks must agree."""
-        text = repr((self.items, self.world_size, self.bucket_elements, self.bucket_workspace, self.owners))
+        text = repr((self.specs, self.world_size, self.bucket_elements, self.bucket_workspace, self.owners))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
     def buckets(self, active: Sequence[int]) -> list[list[list[int]]]:
-        """``buckets[b][rank]``: the active items that ``rank`` owns in bucket ``b``, equal stacks side by side."""
+        """``buckets[b][rank]``: the active matrices that ``rank`` owns in bucket ``b``, equal stacks side by side;
+        e.g. [[[0, 3], [1, 2]], [[4], [5]]] for six matrices, two ranks and two buckets."""
         queues = [
             sorted(
                 (i for i in active if self.owners[i] == rank),
-                key=lambda i: (-self.items[i].flops, repr(self.items[i].stack), i),
+                key=lambda i: (-self.specs[i].flops, repr(self.specs[i].stack), i),
             )
             for rank in range(self.world_size)
         ]
@@ -121,26 +119,27 @@ class Plan:
         return buckets
 
     def _take(self, queue: list[int]) -> list[int]:
-        taken, elements, workspace = [], 0, 0.0
+        taken: list[int] = []
+        elements, workspace = 0, 0.0
         while queue:
-            elements += self._padded(self.items[queue[0]])
-            workspace += self.items[queue[0]].workspace
+            elements += self._padded(self.specs[queue[0]])
+            workspace += self.specs[queue[0]].workspace
             if taken and (elements > self.bucket_elements or workspace > self.bucket_workspace):
                 break
             taken.append(queue.pop(0))
         return taken
 
-    def _padded(self, item: Item) -> int:
-        return shard_rows(item.shape[0], self.world_size, 0) * self.world_size * item.row_numel
+    def _padded(self, spec: MatrixSpec) -> int:
+        return shard_rows(spec.shape[0], self.world_size, 0) * self.world_size * spec.row_numel
 
-    def shard_numel(self, item: int, rank: int) -> int:
-        """Elements of ``item`` that ``rank`` holds."""
-        return shard_rows(self.items[item].shape[0], self.world_size, rank) * self.items[item].row_numel
+    def shard_numel(self, index: int, rank: int) -> int:
+        """Elements of matrix ``index`` that ``rank`` holds."""
+        return shard_rows(self.specs[index].shape[0], self.world_size, rank) * self.specs[index].row_numel
 
     def elements_sent(self, rank: int, active: Sequence[int]) -> int:
         """Elements that ``rank`` sends to others in one step over sharded parameters (the formula above)."""
         sent = 0
         for i in active:
             mine = self.shard_numel(i, rank)
-            sent += self.items[i].numel - mine if self.owners[i] == rank else mine
+            sent += self.specs[i].numel - mine if self.owners[i] == rank else mine
         return sent

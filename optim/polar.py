@@ -18,8 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from optim import symmetric
-from optim.minimax import Quintic, polar_express_coefficients
+from . import symmetric
+from .minimax import Quintic, polar_express_coefficients
 
 CACHE_BYTES = 2**21
 """On a CPU a stack is worked through in pieces of about this size, which stay in the cache between products."""
@@ -29,6 +29,7 @@ BLOCK_ROWS, MAX_BLOCKS = 96, 4
 
 
 Form = str | Sequence[int]
+Segments = list[Sequence[Quintic]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def newton_schulz(
 def _pieces(x: Tensor) -> Sequence[Tensor]:
     if x.device.type != "cpu":
         return (x,)
-    return x.split(max(1, CACHE_BYTES // max(1, x.element_size() * x.shape[-2] * x.shape[-1])))
+    return torch.split(x, max(1, CACHE_BYTES // max(1, x.element_size() * x.shape[-2] * x.shape[-1])))
 
 
 def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
@@ -101,7 +102,7 @@ def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
     out.mul_((norm * (1 + safety)).clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_())
 
 
-def _apply(segments: list[Sequence[Quintic]], x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:
+def _apply(segments: Segments, x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:
     """Run the segments on x [b, m, n], m <= n, by turns in x and y.
 
     r, p and, where a segment has several steps, two more [b, m, m] are overwritten.
@@ -147,7 +148,7 @@ def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alp
             out.narrow(1, 0, top).narrow(2, top, bottom - top).copy_(strip.narrow(2, 0, top).mT)
 
 
-def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> list:
+def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int], dtype: torch.dtype) -> Segments:
     """Split the steps at the points where the Gram form returns to X.
 
     Rounding in R is amplified by (Π aᵢ)² over the updates of R that have no return to X between them. Where that stays
@@ -169,11 +170,11 @@ def _segments(coefficients: Sequence[Quintic], form: Form, shape: Sequence[int],
     return _split(coefficients, returns[form] if isinstance(form, str) else form)
 
 
-def _split(coefficients: Sequence[Quintic], returns: Sequence[int]) -> list[Sequence[Quintic]]:
+def _split(coefficients: Sequence[Quintic], returns: Sequence[int]) -> Segments:
     return [coefficients[i:j] for i, j in pairwise([0, *returns, len(coefficients)])]
 
 
-def _flops(shape: Sequence[int], segments: Sequence[Sequence[Quintic]]) -> float:
+def _flops(shape: Sequence[int], segments: Segments) -> float:
     short, long = sorted(shape[-2:])
     products = sum(3 * (len(segment) - 1) + sum(c != 0 for _, _, c in segment) for segment in segments)
     return float(math.prod(shape[:-2]) * (4 * short**2 * long * len(segments) + 2 * short**3 * products))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from optim.polar import finite_part
+from .polar import finite_part
 
 ROOT_METHODS = ("eigh", "newton")
 NEWTON_STEPS = 100
@@ -58,7 +58,7 @@ def _finite_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(a)
         failed = not (values.isfinite().all() and vectors.isfinite().all())
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it in its __all__
         failed = True
     if failed:
         values, vectors = (x.to(a.dtype) for x in torch.linalg.eigh(a.double()))

@@ -11,13 +11,15 @@ Every parameter has exactly one role:
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from optim.matrix import MatrixOptimizer
+from .matrix import RENAMED, MatrixOptimizer
 
 ROLES = ("matrix", "embedding", "head", "scalar")
 
@@ -55,14 +57,18 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
         optimizer = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{where}._target_={target}: no such class ({error}); such as torch.optim.AdamW") from None
+    if not isinstance(optimizer, type):
+        raise ValueError(f"{where}._target_={target}: not a class; such as torch.optim.AdamW")
     kwargs = {key: value for key, value in settings.items() if key != "_target_"}
     accepted = _settings_of(optimizer)
     for key, value in kwargs.items():
+        if RENAMED.get(key) in accepted and key not in accepted:
+            raise ValueError(f"{where}.{key}={value}: this setting is now called {RENAMED[key]}")
         if key not in accepted:
             close = difflib.get_close_matches(key, accepted, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted)}"
             raise ValueError(f"{where}.{key}={value}: {target} has no such setting; {hint}")
-    for key in ("dtype", "wire"):
+    for key in ("dtype", "comm_dtype"):
         if isinstance(kwargs.get(key), str):
             kwargs[key] = _dtype(kwargs[key], f"{where}.{key}")
     return optimizer, {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
@@ -79,14 +85,19 @@ def _settings_of(optimizer: type) -> list[str]:
     """Keyword arguments of a class; ``**kwargs`` stands for those of its bases."""
     names: list[str] = []
     for cls in optimizer.__mro__:
-        parameters = inspect.signature(cls.__init__).parameters.values()
+        parameters = inspect.signature(cls).parameters.values()
         names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return [name for name in dict.fromkeys(names) if name not in ("self", "params", "defaults", "process_group")]
+    return [name for name in dict.fromkeys(names) if name not in ("params", "defaults", "process_group")]
 
 
-def build(model: nn.Module, config: Mapping[str, Any], process_group=None, head: str = "lm_head") -> "Optimizers":
+def build(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    process_group: dist.ProcessGroup | None = None,
+    head: str = "lm_head",
+) -> "Optimizers":
     """One optimizer per role from ``config[role] = {"_target_": class path, **settings}``.
 
     Args:
@@ -174,7 +185,7 @@ class Optimizers:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Copy ``tensors`` into the live ones (those that are these very tensors are left) and set ``numbers``.
 
-        State that an optimizer creates in its first step must exist: see :meth:`allocate`.
+        State that an optimizer creates in its first step must exist: see :meth:`init_state`.
         """
         live = self.state_dict()["tensors"]
         for name, value in state["tensors"].items():
@@ -190,7 +201,7 @@ class Optimizers:
                         if full.startswith(prefix):
                             member.state[parameter][full.removeprefix(prefix)] = value
 
-    def allocate(self, names: Iterable[str]) -> None:
+    def init_state(self, names: Iterable[str]) -> None:
         """Create the state that torch's optimizers create in their first step, where ``names`` (as in
         :meth:`state_dict`) has it, and drop it where ``names`` has none.
 
@@ -202,7 +213,7 @@ class Optimizers:
                 continue  # all of its state exists from the start, and a step would communicate
             held = {name for name in self.state_dict()["tensors"] if name.startswith(f"{role}/")}
             if any(name.startswith(f"{role}/") for name in names - held):
-                _step_on_zeros(member)
+                _step_with_zero_gradients(member)
             for group in member.param_groups:
                 for parameter, name in zip(group["params"], group["param_names"], strict=True):
                     if not any(f"{role}/{name}/{key}" in names for key in member.state.get(parameter, {})):
@@ -213,24 +224,31 @@ class Optimizers:
         rows = []
         for role, member in self.members.items():
             tensors = [p for group in member.param_groups for p in group["params"]]
-            kind = type(member)
             rows.append(
                 {
                     "role": role,
                     "tensors": len(tensors),
                     "parameters": sum(p.numel() for p in tensors),
-                    "optimizer": f"{kind.__module__.removesuffix('.' + kind.__name__.lower())}.{kind.__name__}",
+                    "optimizer": class_path(type(member)),
                     "lr": self.base_lr[role][0],
                 }
             )
         return rows
 
 
+def class_path(cls: type) -> str:
+    """The shortest path under which ``cls`` can be imported: torch.optim.AdamW, not torch.optim.adamw.AdamW."""
+    parts = cls.__module__.split(".")
+    modules = [".".join(parts[:end]) for end in range(1, len(parts))]
+    found = [module for module in modules if getattr(sys.modules.get(module), cls.__name__, None) is cls]
+    return f"{[*found, cls.__module__][0]}.{cls.__name__}"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _step_on_zeros(optimizer: torch.optim.Optimizer) -> None:
+def _step_with_zero_gradients(optimizer: torch.optim.Optimizer) -> None:
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0

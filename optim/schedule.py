@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 Schedule = Callable[[int], float]
 
@@ -55,7 +56,7 @@ def build(name: str, *, steps: int, warmup: float = 0, decay: float = 0, final: 
     """
     if name not in SCHEDULES:
         raise ValueError(f"name={name}: no such schedule; choose one of {', '.join(SCHEDULES)}")
-    settings = {"warmup": warmup, "decay": decay, "final": final}
+    settings: dict[str, Any] = {"warmup": warmup, "decay": decay, "final": final}
     accepted = inspect.signature(SCHEDULES[name]).parameters
     for key, value in settings.items():
         if value and key not in accepted:

@@ -1,11 +1,15 @@
 """Shampoo (Gupta, Koren and Singer 2018, arXiv 1802.09568), with the practice of Anil et al. (arXiv 2002.09018) and
 Shi et al. (arXiv 2309.06497): moving averages, blocks, roots every few steps, grafting."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
-from optim.matrix import Group, MatrixOptimizer
-from optim.roots import inverse_root, inverse_root_flops, inverse_root_workspace
+from .base import check_choice, check_count, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
+from .roots import inverse_root, inverse_root_flops, inverse_root_workspace
+from .stacks import frobenius_norm
 
 STATISTICS = ("ema", "sum")
 GRAFTS = ("none", "adam", "sgd")
@@ -19,7 +23,7 @@ class Shampoo(MatrixOptimizer):
     and ``graft="none"`` the step is lr U Vᵀ of the gradient (roots are then pseudo-inverse).
 
     Args:
-        params: weight matrices; see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices; see :class:`MatrixOptimizer`.
         lr: step size; with ``graft="adam"`` as for Adam.
         betas: of the momentum and of the statistics (and of Adam's second moment); each in [0, 1).
         eps: added to the diagonal of L and R before the root; 0 for the pseudo-inverse.
@@ -28,8 +32,9 @@ class Shampoo(MatrixOptimizer):
         one_sided: P = L^-p M for the shorter side alone.
         block: a longer side is cut into the fewest equal parts of at most this length, each block preconditioned and
             grafted alone.
-        every: steps between roots; before that many, roots follow steps 1, 2, 4, 8, ..., as the statistics double.
-        root: ``eigh`` or ``newton``, see :func:`optim.roots.inverse_root`.
+        update_freq: steps between roots; before that many, roots follow steps 1, 2, 4, 8, ..., as the statistics
+            double.
+        root: ``eigh`` or ``newton``, see :func:`inverse_root`.
         graft: whose length the step takes: ``adam``, ``sgd`` (that of M) or ``none``.
         graft_eps: eps of the grafted Adam.
         weight_decay: decoupled, multiplied by lr.
@@ -40,7 +45,7 @@ class Shampoo(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 1.8e-3,
         betas: tuple[float, float] = (0.95, 0.95),
         eps: float = 1e-12,
@@ -48,25 +53,21 @@ class Shampoo(MatrixOptimizer):
         exponent: float | None = None,
         one_sided: bool = False,
         block: int = 8192,
-        every: int = 10,
+        update_freq: int = 10,
         root: str = "eigh",
         graft: str = "adam",
         graft_eps: float = 1e-8,
         weight_decay: float = 0.0,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"betas={tuple(betas)} is not in [0, 1)")
-        for name, value, choices in (("statistics", statistics, STATISTICS), ("graft", graft, GRAFTS)):
-            if value not in choices:
-                raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
-        for name, value in (("every", every), ("block", block)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: give a number of at least 1")
+        check_fraction(betas=betas)
+        check_choice(STATISTICS, statistics=statistics)
+        check_choice(GRAFTS, graft=graft)
+        check_count(update_freq=update_freq, block=block)
         # Says what is wrong with them now, not in the first step.
         inverse_root(torch.zeros(1, 1), _exponent(dict(exponent=exponent, one_sided=one_sided)), eps, root)
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
-        settings |= dict(one_sided=one_sided, block=block, every=every, graft=graft, graft_eps=graft_eps)
+        settings |= dict(one_sided=one_sided, block=block, update_freq=update_freq, graft=graft, graft_eps=graft_eps)
         super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)
         for state in self.state.values():
             for name in ("left_root", "right_root"):
@@ -77,7 +78,7 @@ class Shampoo(MatrixOptimizer):
         k, m, n = shape
         (down, rows), (along, cols) = _cut(m, group["block"]), _cut(n, group["block"])
         blocks = (k, down * along)
-        state = {}
+        state: dict[str, tuple[int, ...]] = {}
         for side in _sides(group, m, n):
             size = rows if side == "left" else cols
             state |= {side: (*blocks, size, size), f"{side}_root": (*blocks, size, size)}
@@ -91,7 +92,7 @@ class Shampoo(MatrixOptimizer):
         _, m, n = stack.shape
         (down, rows), (along, cols) = _cut(m, group["block"]), _cut(n, group["block"])
         sides = _sides(group, m, n)
-        grad = stack.to(state[sides[0]].dtype).unflatten(1, (down, rows)).unflatten(3, (along, cols))
+        grad = stack.to(state[sides[0]].dtype).view(-1, down, rows, along, cols)
         grad = grad.transpose(2, 3).flatten(1, 2)  # [k, blocks, rows, cols]
         for side in sides:
             self._update_statistics(group, side, grad, state)
@@ -100,7 +101,7 @@ class Shampoo(MatrixOptimizer):
         update = state["left_root"] @ momentum if "left" in sides else momentum
         update = update @ state["right_root"] if "right" in sides else update
         update = self._graft(group, update, momentum, grad, state)
-        return update.unflatten(1, (down, along)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return update.view(-1, down, along, rows, cols).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def _update_statistics(self, group: Group, side: str, grad: Tensor, state: dict[str, Tensor]) -> None:
         beta2, step = group["betas"][1], group["step"]
@@ -111,28 +112,27 @@ class Shampoo(MatrixOptimizer):
             correction = 1 - beta2**step
         else:
             state[side].add_(torch.matmul(*factors))
-        if step % group["every"] == 0 or (step < group["every"] and step.bit_count() == 1):
+        if step % group["update_freq"] == 0 or (step < group["update_freq"] and step.bit_count() == 1):
             root = inverse_root(state[side] / correction, _exponent(group), group["eps"], group["root"])
             state[f"{side}_root"].copy_(root)
 
     def _graft(self, group: Group, update: Tensor, momentum: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
         if group["graft"] == "none":
             return update
-        length = _norm(momentum)
+        length = frobenius_norm(momentum)
         if group["graft"] == "adam":
             beta2 = group["betas"][1]
             second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
             root = (second / (1 - beta2 ** group["step"])).sqrt_().add_(group["graft_eps"])
-            length = _norm(momentum / root)
-        return update * (length / _norm(update).clamp_min(torch.finfo(update.dtype).tiny))
+            length = frobenius_norm(momentum / root)
+        return update * (length / frobenius_norm(update).clamp_min(torch.finfo(update.dtype).tiny))
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)
         sides = [rows if side == "left" else cols for side in _sides(group, *shape)]
         products = sum(2 * 2 * size * rows * cols for size in sides)  # statistics, preconditioning
-        return (
-            down * along * (products + sum(inverse_root_flops(size, group["root"]) for size in sides) / group["every"])
-        )
+        roots = sum(inverse_root_flops(size, group["root"]) for size in sides)
+        return float(down * along * (products + roots / group["update_freq"]))
 
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         wide = torch.promote_types(dtype, torch.float32)
@@ -147,7 +147,7 @@ def _exponent(group: Group) -> float:
     """p, by default so that the exponents of the sides in use add up to 1/2, as in U Vᵀ = (G Gᵀ)^(-1/2) G."""
     if group["exponent"] is None:
         return 0.5 if group["one_sided"] else 0.25
-    return group["exponent"]
+    return float(group["exponent"])
 
 
 def _sides(group: Group, m: int, n: int) -> tuple[str, ...]:
@@ -161,7 +161,3 @@ def _cut(size: int, block: int) -> tuple[int, int]:
     """(number of parts, length of a part) of the fewest equal parts of at most ``block``."""
     parts = next(parts for parts in range(-(-size // block), size + 1) if size % parts == 0)
     return parts, size // parts
-
-
-def _norm(blocks: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(blocks, dim=(-2, -1), keepdim=True)

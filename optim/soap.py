@@ -1,10 +1,13 @@
 """SOAP: Adam in the eigenbasis of Shampoo's statistics (Vyas et al. 2024, arXiv 2409.11321, algorithm 3)."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
-from optim.matrix import Group, MatrixOptimizer
-from optim.roots import eigh
+from .base import check_count, check_fraction
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
+from .roots import eigh
 
 SIDES = {"left": -2, "right": -1}
 
@@ -13,16 +16,16 @@ class SOAP(MatrixOptimizer):
     """L <- b2 L + (1-b2) G Gt,  R <- b2 R + (1-b2) Gt G, with eigenvectors QL, QR;  Adam on QLt G QR;  back by QL, QRt.
 
     Everything lives at the matrix's owner.  The first step only initialises the bases (eigh).  Later, after every
-    ``every``-th update, a basis becomes QR(L Q), one power iteration, with its columns and the second moment sorted by
-    the estimated eigenvalues diag(Qt L Q).  The momentum is kept in the bases and turned with them.
+    ``update_freq``-th update, a basis becomes QR(L Q), one power iteration, with its columns and the second moment
+    sorted by the estimated eigenvalues diag(Qt L Q).  The momentum is kept in the bases and turned with them.
 
     Args:
-        params: weight matrices; see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices; see :class:`MatrixOptimizer`.
         lr: as for Adam.
         betas: of the momentum, and of the second moment and statistics; each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: decoupled, multiplied by lr.
-        every: updates between new bases.
+        update_freq: updates between new bases.
         max_dim: a longer side keeps the identity as its basis.
 
     Raises:
@@ -31,30 +34,25 @@ class SOAP(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 3e-3,
         betas: tuple[float, float] = (0.95, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        every: int = 10,
+        update_freq: int = 10,
         max_dim: int = 10000,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"betas={tuple(betas)} is not in [0, 1)")
-        if every < 1:
-            raise ValueError(f"every={every}: give a number of steps, at least 1")
-        settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, every=every, max_dim=max_dim)
-        super().__init__(params, settings, **engine)
+        check_fraction(betas=betas)
+        check_count(update_freq=update_freq)
+        settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        super().__init__(params, settings | dict(update_freq=update_freq, max_dim=max_dim), **engine)
         for state in self.state.values():
-            for side in SIDES:
-                if (
-                    f"{side}_basis" in state
-                ):  # a matrix whose first gradient comes late is under Adam until it has a basis
-                    state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
+            for side in SIDES.keys() & state.keys():  # a matrix whose first gradient comes late starts under Adam
+                state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-        state = {"momentum": shape, "second_moment": shape}
+        state: dict[str, tuple[int, ...]] = {"momentum": shape, "second_moment": shape}
         for side, dim in SIDES.items():
             size = shape[dim]
             if size <= group["max_dim"]:
@@ -65,32 +63,32 @@ class SOAP(MatrixOptimizer):
         grad = stack.to(state["momentum"].dtype)
         updates = group["step"] - 1
         update = self._adam(group, grad, state, updates) if updates else torch.zeros_like(grad)
-        for side, outer in (("left", lambda: grad @ grad.mT), ("right", lambda: grad.mT @ grad)):
+        for side, x in (("left", grad), ("right", grad.mT)):
             if side not in state:
                 continue
-            state[side].lerp_(outer(), 1 - group["betas"][1])
+            state[side].lerp_(x @ x.mT, 1 - group["betas"][1])
             if updates == 0:
-                state[f"{side}_basis"].copy_(_eigenbasis(grad if side == "left" else grad.mT))
-            elif updates % group["every"] == 0:
+                state[f"{side}_basis"].copy_(_eigenbasis(x))
+            elif updates % group["update_freq"] == 0:
                 _power_iteration(state, side)
         return update
 
     def _adam(self, group: Group, grad: Tensor, state: dict[str, Tensor], updates: int) -> Tensor:
         beta1, beta2 = group["betas"]
         left, right = state.get("left_basis"), state.get("right_basis")
-        grad = _turn(grad, left, right)
+        grad = _project(grad, left, right)
         momentum = state["momentum"].lerp_(grad, 1 - beta1)
         second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         root = (second / (1 - beta2**updates)).sqrt_().add_(group["eps"])
         update = (momentum / (1 - beta1**updates)).div_(root)
-        return _turn(update, left if left is None else left.mT, right if right is None else right.mT)
+        return _project(update, left if left is None else left.mT, right if right is None else right.mT)
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         m, n = shape
         total = 12.0 * m * n  # Adam
         for size in shape:
             if size <= group["max_dim"]:  # statistics, there and back; power iteration, QR, momentum
-                total += 3 * 2 * size * m * n + (2 * size**3 + 4 * size**3 + 4 * size * m * n) / group["every"]
+                total += 3 * 2 * size * m * n + (2 * size**3 + 4 * size**3 + 4 * size * m * n) / group["update_freq"]
         return total
 
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
@@ -99,7 +97,7 @@ class SOAP(MatrixOptimizer):
         return 4.0 * wide * (largest**2 + shape[0] * shape[1])  # new bases, or the update
 
 
-def _turn(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+def _project(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """leftᵀ x right, where a missing basis is the identity."""
     x = x if left is None else left.mT @ x
     return x if right is None else x @ right

@@ -1,5 +1,6 @@
 """Stacks of equal matrices: their shape, and their owner's state joined and parted."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 def block_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(number of blocks, fan_out, fan_in) of a parameter."""
     fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
-    return torch.Size(shape[:-2]).numel() * group["split"], fan_out // group["split"], fan_in
+    return math.prod(shape[:-2]) * group["split"], fan_out // group["split"], fan_in
 
 
 def as_parameter(group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -29,4 +30,10 @@ def split_state(stacked: dict[str, Tensor], states: list[dict[str, Tensor]], siz
     if len(states) == 1:
         return
     for key, tensor in stacked.items():
-        torch._foreach_copy_([state[key] for state in states], list(tensor.split(sizes)))
+        torch._foreach_copy_([state[key] for state in states], torch.split(tensor, sizes))
+
+
+def frobenius_norm(stack: Tensor) -> Tensor:
+    """Of every matrix of a stack [..., m, n]: [..., 1, 1]."""
+    norms: Tensor = torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)
+    return norms

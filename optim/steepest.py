@@ -1,11 +1,14 @@
 """Steepest descent under any norm (Bernstein and Newhouse, "Old Optimizer, New Norm", arXiv 2409.20325)."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
-from optim.lmo import NORMS, lmo
-from optim.matrix import Group, MatrixOptimizer
-from optim.polar import polar_flops, polar_workspace
+from .base import check_choice, check_fraction
+from .lmo import NORMS, lmo
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT, Tensors
+from .polar import polar_flops, polar_workspace
 
 FORMS = ("normalised", "regularised")
 POLAR_NORMS = ("spectral", "rms_to_rms")  # their oracle is a polar factor
@@ -18,13 +21,13 @@ class Steepest(MatrixOptimizer):
     ``norm="spectral"`` without momentum is the lecture's last slide: W <- W - lr U Vᵀ.
 
     Args:
-        params: weight matrices (fan_out, fan_in); see :class:`optim.matrix.MatrixOptimizer`.
+        params: weight matrices (fan_out, fan_in); see :class:`MatrixOptimizer`.
         lr: length of a step in the norm (normalised), or 1 / the smoothness constant (regularised).
-        norm: a matrix norm of ``optim.lmo``.
+        norm: a matrix norm of ``NORMS``.
         form: ``normalised`` or ``regularised``.
         momentum: mu, in [0, 1).
         weight_decay: decoupled, multiplied by lr.
-        polar: method of ``optim.polar`` for the norms that need a polar factor.
+        polar: method of ``POLAR_METHODS`` for the norms that need a polar factor.
         polar_steps: iterations (``None``: the method's default).
 
     Raises:
@@ -35,7 +38,7 @@ class Steepest(MatrixOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 0.02,
         norm: str = "spectral",
         form: str = "normalised",
@@ -43,13 +46,11 @@ class Steepest(MatrixOptimizer):
         weight_decay: float = 0.0,
         polar: str = "polar_express",
         polar_steps: int | None = None,
-        **engine,
+        **engine: Unpack[EngineSettings],
     ):
-        for name, value, choices in (("norm", norm, NORMS), ("form", form, FORMS)):
-            if value not in choices:
-                raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum={momentum} is not in [0, 1)")
+        check_choice(NORMS, norm=norm)
+        check_choice(FORMS, form=form)
+        check_fraction(momentum=momentum)
         polar_flops((2, 2), polar, polar_steps)
         settings = dict(lr=lr, norm=norm, form=form, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, dict(settings, polar=polar, polar_steps=polar_steps), **engine)
@@ -59,7 +60,7 @@ class Steepest(MatrixOptimizer):
             return {}
         return {"momentum": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
-    def prepare(self, group: Group, grads: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+    def prepare(self, group: Group, grads: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
         if not group["momentum"]:
             return grads
         momenta = [state["momentum"] for state in states]

@@ -1,11 +1,13 @@
 """A Triton kernel for products that are known to be symmetric: half of the tiles, each written twice.
 
-Never needed: `optim/polar.py` uses torch's products without it. NANOMUON_TRITON=1 turns it on, on CUDA, for the dtypes
+Never needed: polar.py uses torch's products without it. NANOMUON_TRITON=1 turns it on, on CUDA, for the dtypes
 in DTYPES. It has been compared with torch's products in Triton's interpreter only, and never been timed.
+Types are ignored where Triton may be missing.
 """
 
 import functools
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ def is_on() -> bool:
     if os.environ.get("NANOMUON_TRITON", "0") in ("", "0"):
         return False
     try:
-        import triton  # noqa: F401
+        import triton  # type: ignore[import, unused-ignore]  # noqa: F401
     except ImportError:
         raise RuntimeError("NANOMUON_TRITON=1 needs Triton: pip install triton, or unset it") from None
     return True
@@ -41,12 +43,12 @@ def symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alph
 
 
 @functools.cache
-def _kernel():
+def _kernel() -> Any:
     import triton
-    import triton.language as tl
+    import triton.language as tl  # type: ignore[import, unused-ignore]
 
-    @triton.jit
-    def kernel(
+    @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+    def kernel(  # type: ignore[no-untyped-def]  # Triton takes annotations for its own
         a, b, out, rows, inner, a_s, a_m, a_k, b_s, b_k, b_m, o_s, o_m, o_n, alpha, beta,
         SIZE: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip

@@ -10,21 +10,22 @@ fsync included.  Asynchronous: until training may go on.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import hydra
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer.config import register, validate, world_size
-from trainer.launch.cli import CONFIGS
-from trainer.launch.rendezvous import agree
-from trainer.loop import Trainer
-from trainer.parallel import teardown
-from trainer.run import storage
-from trainer.run.checkpoint import CheckpointError
-from trainer.run.dcp_index import read_index
-from trainer.run.directory import claim
+from trainer.config import world_size  # noqa: E402
+from trainer.launch import load_config  # noqa: E402
+from trainer.launch.rendezvous import broadcast_rank0  # noqa: E402
+from trainer.loop import Trainer  # noqa: E402
+from trainer.parallel import teardown  # noqa: E402
+from trainer.run import storage  # noqa: E402
+from trainer.run.checkpoint import CheckpointError  # noqa: E402
+from trainer.run.dcp_index import read_index  # noqa: E402
+from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 
 def main() -> None:
@@ -46,12 +47,9 @@ def main() -> None:
 
 def build(overrides: list[str], folder: str) -> Trainer:
     """A Trainer after its first update, so that all optimizer state exists."""
-    register()
-    with hydra.initialize_config_dir(str(CONFIGS), job_name="bench", version_base="1.3"):
-        composed = hydra.compose("train", overrides=["experiment=smoke", *overrides])
-    config = validate(composed, world_size())
+    config = load_config(["experiment=smoke", *overrides], world_size())
     config.run.dir = f"{folder}/run"
-    config.run.dir = agree("run", lambda: claim(config))
+    config.run.dir = broadcast_rank0("run", lambda: acquire_run_dir(config))
     trainer = Trainer(config)
     trainer.checkpoints.before_commit = lambda: None  # there is no record
     trainer.update(0)

@@ -26,12 +26,12 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.build import build  # noqa: E402
+from data.build import build, prepare  # noqa: E402
 from data.config import DataConfig  # noqa: E402
 from data.loader import Loader  # noqa: E402
-from data.sample import documents  # noqa: E402
 from data.shards import header, open_shard, write_shard  # noqa: E402
-from data.split import open_split, prepare  # noqa: E402
+from data.sources.sample import SampleText  # noqa: E402
+from data.split import open_split  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
 from trainer.model import GPT, GPTConfig  # noqa: E402
 
@@ -49,13 +49,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def verdict(text: str, met: bool) -> None:
+def print_result(text: str, met: bool) -> None:
     print(f"{text}: {'met' if met else 'NOT MET'}", flush=True)
 
 
 def preparation(folder: Path) -> None:
     """`build` from parquet to shards against tiktoken alone on the same texts, already in memory."""
-    paragraphs = [p for part in documents() for document in part for p in document.split("\n")]
+    paragraphs = [paragraph for text in SampleText().texts for paragraph in text.split("\n")]
     texts = ["\n".join(paragraphs[i : i + 10]) for i in range(0, len(paragraphs), 10)] * 6  # ≈ 740 tokens each
     (folder / "text").mkdir()
     pq.write_table(pa.table({"text": texts}), folder / "text" / "a.parquet", row_group_size=1000)
@@ -69,7 +69,7 @@ def preparation(folder: Path) -> None:
         best["bare"] = min(best["bare"], bare)
     rate = {name: tokens / least / 1e6 for name, least in best.items()}
     ratio = rate["build"] / rate["bare"]
-    verdict(
+    print_result(
         f"preparation: {rate['build']:.2f}M tokens/s, bare encode_ordinary_batch {rate['bare']:.2f}M tokens/s, "
         f"ratio {ratio:.2f} (at least 0.85)",
         ratio >= 0.85,
@@ -100,7 +100,7 @@ def throughput(folder: Path) -> None:
         cpu = (time.process_time() - cpu) / ROUNDS
         loader.close()
         rate, cpu_rate = (STEPS * 512 * 1024 / each / 1e6 for each in (best, cpu))
-        verdict(
+        print_result(
             f"loader, {order}: {rate:.0f}M tokens/s (at least 50M), {cpu_rate:.0f}M for each second of processor time",
             rate >= 50,
         )
@@ -129,7 +129,7 @@ def share_of_a_step(folder: Path) -> None:
     reading = [seconds(lambda step=step: loader._read(step)) for step in range(20)]
     loader.close()
     wait, step, read = (1e3 * float(np.median(each)) for each in (loading, stepping, reading))
-    verdict(
+    print_result(
         f"loader in a smoke step: {wait:.2f} ms of {step:.0f} ms, {100 * wait / step:.2f}% (below 1%); "
         f"without reading ahead it would wait {read:.2f} ms",
         wait < 0.01 * step,
@@ -163,7 +163,7 @@ def hundred_shards(folder: Path) -> None:
             file.truncate(1024 + 2 * 10**8)
     files = sorted(folder.glob("*.bin"))
     took = seconds(lambda: [open_shard(file) for file in files])
-    verdict(f"opening 100 shards: {1e3 * took:.1f} ms (below 1 s)", took < 1)
+    print_result(f"opening 100 shards: {1e3 * took:.1f} ms (below 1 s)", took < 1)
     gc.collect()
     before, used = anonymous_memory(), 0
     loader = Loader(files, seq_len=1024, batch_sequences=512, order="shuffled")
@@ -172,7 +172,7 @@ def hundred_shards(folder: Path) -> None:
         used = max(used, anonymous_memory() - before)
     del windows
     loader.close()
-    verdict(f"shuffled order over 10B tokens: {used / 1e6:.1f} MB (below 50 MB)", used < 50e6)
+    print_result(f"shuffled order over 10B tokens: {used / 1e6:.1f} MB (below 50 MB)", used < 50e6)
 
 
 def anonymous_memory() -> int:

@@ -15,6 +15,7 @@ import argparse
 import importlib
 import os
 import statistics
+import sys
 import time
 import types
 import warnings
@@ -27,10 +28,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from optim import Muon
-from optim.matrix import local
-from optim.minimax import polar_express_coefficients
-from optim.polar import polar
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from optim import Muon  # noqa: E402
+from optim.matrix import local  # noqa: E402
+from optim.minimax import polar_express_coefficients  # noqa: E402
+from optim.polar import polar  # noqa: E402
 
 STANDARD = "newton_schulz5"  # the one iteration that every contender knows; here in float32 for all
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
@@ -178,7 +181,7 @@ def dion_in_float32():
 BUILDERS = {
     SAME: lambda params: Muon(params, polar=STANDARD),
     DEFAULT: Muon,
-    OUR_HALF_WIRE: lambda params: Muon(params, polar=STANDARD, wire=torch.bfloat16),
+    OUR_HALF_WIRE: lambda params: Muon(params, polar=STANDARD, comm_dtype=torch.bfloat16),
     EVERYWHERE: GatherEverywhere,
     "torch.optim.Muon": torch_muon,
     "muon-fsdp2": muon_fsdp2,

@@ -10,13 +10,17 @@ Ratios are medians over the repeats, with (min-max); each repeat times every con
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from optim.minimax import polar_express_coefficients
-from optim.polar import POLAR_METHODS, Iteration, _segments, newton_schulz, polar
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from optim.minimax import polar_express_coefficients  # noqa: E402
+from optim.polar import POLAR_METHODS, Iteration, _segments, newton_schulz, polar  # noqa: E402
 
 
 def bare_products(x: torch.Tensor, segments) -> Callable[[], None]:

@@ -18,22 +18,23 @@ import io
 import multiprocessing
 import multiprocessing.connection
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from torch import nn
 
-from data.shards import write_shard
-from data.split import Split
-from trainer import loop
-from trainer.config import register, validate
-from trainer.launch.cli import CONFIGS
-from trainer.run.directory import claim
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.shards import write_shard  # noqa: E402
+from data.split import TrainValSplit  # noqa: E402
+from trainer import loop  # noqa: E402
+from trainer.launch import load_config  # noqa: E402
+from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
 LR, BETAS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 10
@@ -53,7 +54,7 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
     shards = [folder / f"it_{part}_000000.bin" for part in ("val", "train")]
     for shard in shards:
         write_shard(shard, tokens)
-    loop.open_split = lambda config: Split(shards[1:], shards[:1], "letters", VOCABULARY, 0)
+    loop.open_split = lambda config: TrainValSplit(shards[1:], shards[:1], "letters", VOCABULARY, 0)
     settings = [f"model.n_layer={LAYERS}", f"model.n_head={HEADS}", f"model.n_embd={WIDTH}", "model.family=gpt2",
                 "model.init=gpt2", "model.norm=layernorm", "model.activation=gelu_erf", "model.tied=true"]  # fmt: skip
     for role in ("matrix", "embedding", "head", "scalar"):
@@ -64,10 +65,8 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
                  f"train.seq_len={LENGTH}", f"train.batch_tokens={SEQUENCES * LENGTH}", "train.steps=1000000",
                  f"train.micro_batch={SEQUENCES}", f"train.clip={CLIP}", "train.dtype=float32",
                  "eval.every=1000000", "eval.tokens=768", f"run.dir={folder / 'run'}"]  # fmt: skip
-    register()
-    with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-        config = validate(hydra.compose("train", overrides=settings), 1)
-    config.run.dir = claim(config)
+    config = load_config(settings)
+    config.run.dir = acquire_run_dir(config)
     trainer = loop.Trainer(config)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.record.start(trainer.optimizers.table(), trainer.model.flops_per_token(), step=0, unfinished=True)

@@ -11,8 +11,10 @@ collective cannot hide; FLOPs are those of the products that the rule makes, on 
 
 import argparse
 import math
+import sys
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,8 +25,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from optim import SOAP, Muon, NorMuon, Shampoo
-from optim.matrix import local
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from optim import SOAP, Muon, NorMuon, Shampoo  # noqa: E402
+from optim.matrix import local  # noqa: E402
 
 Shapes = list[tuple[int, int]]
 STATE_PER_MATRIX = {  # elements for an m x n matrix, as docs/optimizers.md has them
@@ -98,12 +102,12 @@ def one_step(shapes: Shapes, world_size: int, rank: int, replicas: int = 1, **mu
             weight.grad = torch.zeros_like(weight)
         with Traffic(rank % world_size) as traffic:
             optimizer.step()
-        plan = optimizer._units[0].exchange.plan
+        plan = optimizer._layouts[0].exchange.plan
         buckets = len(plan.buckets(range(len(shapes))))
     return {
         "sent": traffic.sent, "calls": dict(traffic.calls), "buckets": buckets, "flops": optimizer.products,
-        "planned flops": sum(item.flops for item in plan.items),
-        "largest flops": max(item.flops for item in plan.items),
+        "planned flops": sum(spec.flops for spec in plan.specs),
+        "largest flops": max(spec.flops for spec in plan.specs),
     }  # fmt: skip
 
 

@@ -111,7 +111,6 @@ def publish(project: str, out: str) -> None:
     """Log the files as an artifact, and the page where the dashboard shows it; offline where there is no key."""
     import wandb
 
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from trainer.metrics.wandb import wandb_mode
 
     folder, name = Path(out).resolve().parent, Path(out).name  # W&B's process may have another working directory

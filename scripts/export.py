@@ -17,10 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from trainer.model import GPTConfig
-from trainer.run import storage
-from trainer.run.dcp_index import read_weights
-from trainer.run.storage import CheckpointError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from trainer.model import GPTConfig  # noqa: E402
+from trainer.run import storage  # noqa: E402
+from trainer.run.dcp_index import read_weights  # noqa: E402
+from trainer.run.storage import CheckpointError  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,9 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from common import UserError  # noqa: E402
 from data import manifest  # noqa: E402
-from data.build import build  # noqa: E402
+from data.build import build, prepare  # noqa: E402
 from data.config import DataConfig  # noqa: E402
-from data.split import prepare  # noqa: E402
 
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 
@@ -105,17 +104,13 @@ def run(config: DataConfig) -> None:
 
 
 def verify(folder: Path) -> None:
-    start, total = time.monotonic(), 0
-
-    def count(file: str, size: int) -> None:
-        nonlocal total
-        total += size
-
-    found = manifest.faults(folder, count)
-    for fault in found:
-        print(f"fault: {fault}")
-    if found:
-        raise UserError(f"{folder}: {len(found)} fault{'s' * (len(found) > 1)}")
+    start = time.monotonic()
+    problems = manifest.verify_folder(folder)
+    for problem in problems:
+        print(f"problem: {problem}")
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)}")
+    total = sum(file.stat().st_size for file in folder.glob("*.bin"))
     checked = (
         "headers, sizes, token range and sha256" if manifest.read_manifest(folder) else "no manifest: headers and sizes"
     )

@@ -19,15 +19,6 @@ settings.load_profile("nanomuon")
 @pytest.fixture(scope="session")
 def configure():
     """``configure("experiment=smoke", "train.steps=3", world_size=2)`` -> the validated config."""
-    import hydra
+    from trainer.launch import load_config
 
-    from trainer.config import Config, register, validate
-    from trainer.launch.cli import CONFIGS
-
-    register()
-
-    def configured(*overrides: str, world_size: int = 1) -> Config:
-        with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
-            return validate(hydra.compose("train", overrides=list(overrides)), world_size)
-
-    return configured
+    return lambda *overrides, world_size=1: load_config(overrides, world_size)

@@ -204,6 +204,8 @@ def check_positive(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value < 0:
             raise UserError(f"{section}.{name}={value}: give 0 or more")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}: give a number from 0 to {2**32 - 1}")
 
 
 def fit_batch(config: Config, world_size: int) -> None:

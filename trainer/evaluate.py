@@ -1,15 +1,34 @@
-"""Validation loss over a fixed number of tokens, shared by all ranks."""
+"""What is measured on the validation set.  A further number goes into the dictionary that ``evaluate`` returns: the
+record, W&B and the speedrun page take every key of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from data import IGNORE_INDEX
+from data import IGNORE_INDEX, TrainValSplit, eval_batches
+from trainer.config import Config
 from trainer.parallel import Parallel
 
+Batch = tuple[Tensor, Tensor]
 
-def validation_loss(model: nn.Module, parallel: Parallel, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+
+def validation_batches(config: Config, split: TrainValSplit, parallel: Parallel) -> Iterator[Batch]:
+    """This rank's part of the first ``eval.tokens`` validation tokens: (inputs, targets) [B, T]."""
+    return eval_batches(
+        split.val, seq_len=config.train.seq_len, tokens=config.eval.tokens, micro_batch=config.train.micro_batch,
+        rank=parallel.rank, world_size=parallel.world_size, device=parallel.device, vocab_size=split.vocab_size,
+    )  # fmt: skip
+
+
+def evaluate(model: nn.Module, parallel: Parallel, batches: Iterable[Batch]) -> dict[str, float]:
+    """On all ranks: ``val/loss`` [nats per token], and ``perf/peak_memory_bytes``, the largest of any rank so far."""
+    loss = validation_loss(model, parallel, batches)
+    mine = torch.tensor([parallel.peak_memory_bytes()], dtype=torch.int64, device=parallel.device)
+    return {"val/loss": loss, "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max())}
+
+
+def validation_loss(model: nn.Module, parallel: Parallel, batches: Iterable[Batch]) -> float:
     """Mean loss per target token, in nats, over the batches of all ranks.
 
     ``batches`` yields (inputs, targets) [B, T], as many on every rank (a sharded model's forward is a collective);

@@ -4,232 +4,199 @@ tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to thei
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from common import UserError
-from data import Loader, eval_batches, open_split, prepare
+from data import Loader, open_split, prepare
 from optim import routing, schedule
-from trainer import parallel as parallel_module
 from trainer.clock import Clock
 from trainer.config import Config
-from trainer.evaluate import validation_loss
-from trainer.guard import Preempted, Stop, Watch, is_notable, lost_ranks_named, set_timeouts
-from trainer.metrics.record import Record
-from trainer.parallel import unwrap
-from trainer.run import resume
-from trainer.run.checkpoint import CheckpointError, Checkpoints
+from trainer.evaluate import evaluate, validation_batches
+from trainer.guard import NonFiniteGuard
+from trainer.metrics.record import Metrics
+from trainer.parallel import setup, unwrap
+from trainer.run.checkpoint import Checkpoints
+from trainer.run.directory import run_id
+from trainer.run.preemption import Preempted, Preemption
+from trainer.run.resume import enter_run_dir, resume
+from trainer.run.timeouts import set_timeouts
 from trainer.warmup import warm_up
 
 
 class Trainer:
-    """Builds everything a run needs from its validated config; ``run()`` trains.
+    """Everything a run needs, built from its config; ``run()`` trains.
+
+        from trainer.launch import load_config
+        Trainer(load_config(["experiment=smoke", "logger=jsonl"])).run()
 
     Args:
-        config: from ``schema.validate``.
+        config: resolved, as ``load_config`` returns it.
+
+    Raises:
+        UserError: the run's directory, data or checkpoints cannot be used.
     """
 
     def __init__(self, config: Config):
-        self.config = config
-        self.parallel = parallel_module.setup(config.parallel, dtype=config.train.dtype, seed=config.seed)
+        self.config, train = config, config.train
+        self.parallel = setup(config.parallel, dtype=train.dtype, seed=config.seed)
         set_timeouts(config.parallel.timeout_minutes)
-        with lost_ranks_named(self.parallel):
-            self.build()
-
-    def build(self) -> None:
-        """Data, model, optimizers and where the run goes on; the ranks meet several times on the way."""
-        config, train = self.config, self.config.train
-        self.lock = resume.hold(Path(config.run.dir)) if self.parallel.is_main else None
-        self.stop = Stop(self.parallel, train.max_minutes, config.checkpoint.minutes)
-        self.record = Record(config, self.parallel)
+        self.lock = enter_run_dir(config, self.parallel)
         self.parallel.once_a_node(lambda: prepare(config.data))
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
         replicas = torch.distributed.group.WORLD if self.parallel.mode == "ddp" else None
-        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas)
-        self.multiplier = schedule.build(**asdict(config.schedule), steps=train.steps)
+        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas, unwrap(self.model).head)
+        self.lr_schedule = schedule.build(**asdict(config.schedule), steps=train.steps)
         self.loader = Loader(
-            self.split.train,
-            seq_len=train.seq_len,
-            batch_sequences=train.batch_tokens // train.seq_len,
-            order=config.data.order,
-            seed=config.seed,
-            rank=self.parallel.rank,
-            world_size=self.parallel.world_size,
-            micro_batch=train.micro_batch,
-            device=self.parallel.device,
-            vocab_size=self.split.vocab_size,
-        )
+            self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
+            order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
+            rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
+        )  # fmt: skip
         self.local_tokens = train.batch_tokens // self.parallel.world_size
-        self.watch = Watch(train, self.parallel)
+        self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
-        self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.record.sync)
-        self.progress, self.news = resume.resume(config, self.parallel, self.checkpoints)
+        self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
+        self.metrics = Metrics(config, self.parallel, run_id(Path(config.run.dir)))
+        self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.metrics.sync)
+        self.progress, self.notices = resume(config, self.parallel, self.checkpoints)
         self.clock.load_state_dict({"seconds": self.progress.seconds})
-        self.watch.skipped = self.progress.skipped
-        self.to_tell: dict[str, Any] = {}  # goes into the next line of the record
+        self.guard.skipped = self.progress.skipped
 
     def run(self) -> float | None:
-        """Train for ``train.steps`` updates, or until all ranks agree to stop.  Returns the last validation loss.
+        """Train for ``train.steps`` updates, or until all ranks agree to stop.
 
-        A line of the record at step s holds what was measured on and after update s (s = 0: before the first).
+        Returns:
+            The last validation loss [nats per token].
         """
-        table, flops, farewell = self.optimizers.table(), unwrap(self.model).flops_per_token(), None
-        with self.stop, lost_ranks_named(self.parallel):
-            unfinished = self.progress.line is not None
-            self.record.start(table, flops, step=self.progress.step, unfinished=unfinished)
-            for line in self.news:
-                self.record.message(line)
-            self.warm_up()
-            try:
-                self.train()
-            except Preempted as reason:
-                farewell = self.leave(reason)
-            self.record.finish(farewell)
-        if self.config.checkpoint.saves and self.checkpoints.latest != self.progress.step:
-            raise UserError(
-                f"all updates are done, but the last checkpoint could not be saved in {self.checkpoints.folder}: make "
-                "room there and start the same command again"
-            )
-        self.checkpoints.close()
-        self.loader.close()
-        if self.lock:
-            self.lock.close()
-        self.parallel.shutdown()
+        with self.preemption:
+            step, table = self.progress.step, self.optimizers.table()
+            self.metrics.start(table, unwrap(self.model).flops_per_token(), step, unfinished=self.eval_is_due(step))
+            for notice in self.notices:
+                self.metrics.message(notice)
+            warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
+            reason = self.train()
+            self.metrics.finish(reason, self.progress.step)
+        if (reason or self.config.checkpoint.saves) and self.checkpoints.latest != self.progress.step:
+            what = f"the checkpoint after update {self.progress.step} could not be saved"
+            raise UserError(f"{self.checkpoints.folder}: {what}; make room there and start the same command again")
+        for part in (self.checkpoints, self.loader, self.parallel, self.lock):
+            part.close()
         return self.progress.val_loss
 
-    def train(self) -> None:
-        """Every update still to be done, each with its evaluation, its line of the record and its checkpoint."""
-        progress, first, steps = self.progress, self.progress.step + 1, self.config.train.steps
-        if progress.line is not None:  # the run begins, or was stopped before this evaluation was done
-            self.evaluate()
-            self.write()
-        self.clock.start()
-        while progress.step < steps:
-            progress.line, told_to_stop, time_to_save = self.update(progress.step)
-            progress.step += 1
-            if broken := self.watch.verdict():
-                self.write()
-                self.checkpoints.wait()
-                raise broken
-            if self.is_time(self.config.eval.every, progress.step):
-                if told_to_stop:
-                    raise Preempted(told_to_stop)
-                self.evaluate()
-            self.write()
-            if told_to_stop:
-                raise Preempted(told_to_stop)
-            if time_to_save or self.is_time(self.config.checkpoint.every, progress.step):
+    def train(self) -> str | None:
+        """Every update still to be done, each with its evaluation, its line of the record and its checkpoint.
+
+        Returns:
+            Why all ranks agreed to stop; None when all updates are done.
+        """
+        first, steps, reason, save = self.progress.step, self.config.train.steps, None, False
+        for step in range(first, steps + 1):
+            if self.eval_is_due(step) and not reason:
+                try:
+                    self.metrics.add(step, self.evaluate())
+                except Preempted as stopped:
+                    reason = str(stopped)
+            self.metrics.write(step, self.clock.seconds)
+            if reason or step == steps:
+                break
+            if step > first and (save or is_time(self.config.checkpoint.every, step, steps)):
                 self.save()
-            self.hear_of_save()
-            if progress.step == first:  # everything is compiled and connected
+            self.poll_async_save()
+            self.clock.start()
+            reason, save = self.train_step(step)
+            self.progress.step = step + 1
+            if self.guard.on_host or self.metrics.is_due(step + 1):
+                self.check_guard()
+            if step == first:  # everything is compiled and connected
                 set_timeouts(self.config.train.timeout_minutes, but=self.checkpoints.group)
         self.clock.stop()
-        if self.config.checkpoint.saves:
+        if reason or self.config.checkpoint.saves:
             self.save(wait=True)
+        return reason
 
-    def update(self, step: int) -> tuple[dict[str, Any], str | None, bool]:
+    def train_step(self, step: int) -> tuple[str | None, bool]:
         """One update of the weights on the global batch of ``step``.
 
-        Returns what was measured, if it was due; and on what all ranks agree: a reason to stop, and whether the clock
-        on the wall says to save.
+        Returns:
+            On what all ranks agree: a reason to stop, and whether the clock on the wall says to save.
         """
-        rates = self.optimizers.set_lr(self.multiplier(step))
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.parallel.device)
+        lrs = self.optimizers.set_lr(self.lr_schedule(step))
+        loss = self.forward_backward(step)
+        norm = self.parallel.clip(self.model, self.config.train.clip)
+        self.preemption.start_poll()
+        sums = self.parallel.sum(torch.stack([loss, norm.double()]))
+        loss, norm = sums[0] / self.config.train.batch_tokens, sums[1] / self.parallel.world_size
+        skipped = self.guard.step(self.optimizers, step + 1, loss, norm)
+        self.optimizers.zero_grad()
+        measured = {"train/loss": loss, "grad_norm": norm, "skipped": skipped}
+        self.metrics.add(step + 1, measured | {f"lr/{role}": lr for role, lr in lrs.items()})
+        return self.preemption.finish_poll()
+
+    def forward_backward(self, step: int) -> Tensor:
+        """Add the gradient of the batch's mean loss; returns the sum of this rank's token losses, a float64 scalar."""
+        total = torch.zeros((), dtype=torch.float64, device=self.parallel.device)
         batches = self.loader.batch(step)
         for i, (inputs, targets) in enumerate(batches):
             with self.parallel.accumulate(self.model, last=i + 1 == len(batches)):
-                loss = self.model(inputs, targets)
+                with self.parallel.autocast():
+                    loss = self.model(inputs, targets)
                 (loss / self.local_tokens).backward()
-            loss_sum += loss.detach()
-        norm = self.parallel.clip(self.model, self.config.train.clip)
-        self.stop.ask()
-        self.watch.step(self.optimizers, step + 1, self.parallel.sum(torch.stack([loss_sum, norm.double()])))
-        self.optimizers.zero_grad()
-        agreed = self.stop.answer()  # before the device is waited for: a rank that hangs is missed between hosts
-        due = self.is_time(self.config.logger.every, step + 1) or self.is_time(self.config.eval.every, step + 1)
-        if not due and not self.watch.on_host:
-            return {}, *agreed  # the device is not waited for
-        *earlier, (_, line) = self.watch.read()
-        self.log_notable(earlier)
-        line |= {f"lr/{role}": rate for role, rate in rates.items()}
-        return line if due or is_notable(line) else {}, *agreed
+            total += loss.detach()
+        return total
 
-    def evaluate(self) -> None:
-        """Add the validation loss over ``eval.tokens`` tokens to the line; off the clock.
+    def check_guard(self) -> None:
+        """Raises UserError if the run must not go on; what was measured, and the last checkpoint, are written then."""
+        try:
+            self.guard.check()
+        except UserError:
+            self.metrics.write(self.progress.step, self.clock.seconds, at_once=True)
+            self.checkpoints.wait()
+            raise
+
+    def eval_is_due(self, step: int) -> bool:
+        """Whether the weights after update ``step`` are to be evaluated, and have not been before a resume."""
+        return is_time(self.config.eval.every, step, self.config.train.steps) and self.progress.val_step != step
+
+    def evaluate(self) -> dict[str, float]:
+        """What is measured on the validation set; off the clock.
 
         Raises:
             Preempted: all ranks agreed to stop in the middle.
         """
-        progress = self.progress
         with self.clock.paused():
-            batches = eval_batches(
-                self.split.val,
-                seq_len=self.config.train.seq_len,
-                tokens=self.config.eval.tokens,
-                micro_batch=self.config.train.micro_batch,
-                rank=self.parallel.rank, world_size=self.parallel.world_size,
-                device=self.parallel.device, vocab_size=self.split.vocab_size,
-            )
-            progress.note_val_loss(validation_loss(self.model, self.parallel, self.stop.between(batches)))
-        progress.line["val/loss"] = progress.val_loss
-
-    def warm_up(self) -> None:
-        """Compile and load all kernels before the clock starts; nothing else stays of it."""
-        warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(self.progress.step)[0])
+            batches = validation_batches(self.config, self.split, self.parallel)
+            measured = evaluate(self.model, self.parallel, self.preemption.interruptible(batches))
+        self.progress.note_val_loss(measured["val/loss"])
+        return measured
 
     def save(self, wait: bool = False) -> None:
         """A checkpoint of this step, written in the background (or at once); off the clock."""
-        start = time.perf_counter()
+        start, step = time.perf_counter(), self.progress.step
         with self.clock.paused():
-            self.hear_of_save(wait=True)
-            if self.checkpoints.latest == self.progress.step:
+            self.poll_async_save(wait=True)
+            if self.checkpoints.latest == step:
                 return
-            self.log_notable(self.watch.read())
-            if broken := self.watch.verdict():  # seen only now: on a GPU the host looks where a line is due
-                raise broken
-            self.record.retry()
-            self.progress.seconds, self.progress.skipped = self.clock.seconds, self.watch.skipped
+            self.metrics.write(step, self.clock.seconds, at_once=True)
+            self.check_guard()  # on a GPU the host may not have looked since the last line
+            self.metrics.retry()
+            self.progress = replace(self.progress, seconds=self.clock.seconds, skipped=self.guard.skipped)
             self.checkpoints.save(self.progress)
-            self.stop.saving()
-            self.hear_of_save(wait=wait)
-        self.to_tell["perf/checkpoint_pause_s"] = time.perf_counter() - start
+            self.preemption.mark_saved()
+            self.poll_async_save(wait=wait)
+        self.metrics.note(**{"perf/checkpoint_pause_s": time.perf_counter() - start})
 
-    def hear_of_save(self, wait: bool = False) -> None:
+    def poll_async_save(self, wait: bool = False) -> None:
         """A checkpoint that failed is shown and recorded; training goes on."""
-        outcome = self.checkpoints.outcome(wait)
-        if isinstance(outcome, CheckpointError):
-            self.record.message(f"warning: a checkpoint failed, the one before it stays: {outcome}")
-            self.to_tell["checkpoint/failed"] = str(outcome)
+        if fault := self.checkpoints.poll(wait):
+            self.metrics.message(f"warning: a checkpoint failed, the one before it stays: {fault}")
+            self.metrics.note(**{"checkpoint/failed": fault})
 
-    def leave(self, reason: Preempted) -> str:
-        """Save at once; returns how to go on."""
-        self.save(wait=True)
-        where = f"stopped by {reason} after update {self.progress.step} of {self.config.train.steps}"
-        if self.checkpoints.latest != self.progress.step:
-            raise UserError(f"{where}, which could not be saved")
-        return f"{where}, and saved; to go on, start the same command with run.dir={self.config.run.dir}"
 
-    def is_time(self, every: int | None, step: int) -> bool:
-        """Whether what happens every so many updates, and after the last, happens after update ``step``."""
-        return bool(every) and (step % every == 0 or step == self.config.train.steps)
-
-    def write(self) -> None:
-        """The line of the current step, if there is anything to say."""
-        line, self.progress.line = self.progress.line, None
-        if line:
-            self.log(self.progress.step, line)
-
-    def log_notable(self, measured: list[tuple[int, dict[str, Any]]]) -> None:
-        for step, line in measured:
-            if is_notable(line):
-                self.log(step, line)
-
-    def log(self, step: int, line: dict[str, Any]) -> None:
-        told, self.to_tell = self.to_tell, {}
-        tokens = step * self.config.train.batch_tokens
-        self.record.log(step=step, tokens=tokens, train_time_s=self.clock.seconds, **line, **told)
+def is_time(every: int | None, step: int, last: int) -> bool:
+    """Whether what happens every so many updates, and after the last, happens after update ``step``."""
+    return bool(every) and (step % every == 0 or step == last)

@@ -231,7 +231,7 @@ class Parallel:
     def peak_memory_bytes(self) -> int:
         return peak_memory_bytes(self.device)
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Finish the trackers. The process group stays, for the next job of a sweep: one that was left cannot be
         joined again under the same keys. Whoever ends the process destroys it."""
         for tracker in self.accelerator.trackers:

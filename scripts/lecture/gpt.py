@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
-import hydra
 import torch
 
 from data import Loader, eval_batches, open_split, prepare
 from optim import routing, schedule
-from trainer.config import Config, register, validate
-from trainer.launch.cli import CONFIGS, settings_are_open
+from trainer.config import Config
+from trainer.launch import load_config
 from trainer.model import GPT
 from trainer.parallel import initialise
 
@@ -30,10 +29,7 @@ SMALL = (
 
 def compose(*overrides: str) -> Config:
     """The validated config of `python train.py` with SMALL and these overrides."""
-    register()
-    with hydra.initialize_config_dir(str(CONFIGS), job_name="lecture", version_base="1.3"):
-        words = [settings_are_open(word) for word in (*SMALL, *overrides)]
-        return validate(hydra.compose("train", overrides=words), world_size=1)
+    return load_config([*SMALL, *overrides])
 
 
 def train(

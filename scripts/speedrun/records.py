@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RECORD = "metrics.jsonl"
+from trainer.metrics import jsonl
+
 REQUIRED = ("optim", "model", "data", "seed", "steps")
 # Runs that differ in one of these were not measured on the same task, whatever their optimizers.
 SETTING = ("model", "data", "batch_tokens", "seq_len", "eval_tokens")
@@ -86,9 +87,9 @@ def find_records(paths: list[Path]) -> list[tuple[Path, str]]:
     for path in paths:
         if not path.exists():
             raise RecordError(f"{path}: no such file or directory")
-        files = [path] if path.is_file() else sorted(file for file in path.rglob(RECORD) if file.is_file())
+        files = [path] if path.is_file() else sorted(file for file in path.rglob(jsonl.FILE) if file.is_file())
         if not files:
-            raise RecordError(f"{path}: no {RECORD} in it or below it")
+            raise RecordError(f"{path}: no {jsonl.FILE} in it or below it")
         top = path.resolve().name
         for file in files:
             found.setdefault(file.resolve(), (file, str(Path(top) / file.relative_to(path))))
@@ -119,25 +120,11 @@ def read_run(path: Path, place: str) -> Run:
 
 
 def _entries(raw: bytes, run: Run) -> Iterator[tuple[int, dict]]:
-    lines = raw.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            run.warnings.append((number, "empty line"))
-            continue
-        try:
-            entry = json.loads(line.decode())
-        except ValueError:
-            if number == len(lines) and not raw.endswith(b"\n"):
-                run.warnings.append((number, "last line cut short, as when its writer is killed; ignored"))
-            else:
-                run.faults.append((number, "not valid JSON"))
-            continue
-        if isinstance(entry, dict):
+    for number, entry, fault in jsonl.scan(raw):
+        if entry is not None:
             yield number, entry
         else:
-            run.faults.append((number, f"a JSON {type(entry).__name__} where an object was expected"))
+            (run.warnings if fault in (jsonl.EMPTY, jsonl.TORN) else run.faults).append((number, fault))
 
 
 def _take_header(run: Run, number: int, header: dict) -> None:

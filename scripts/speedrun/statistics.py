@@ -34,35 +34,11 @@ class Ratio:
     high: float | None
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """Where a run reached the target: interpolated between evaluations, and at the first one at or below it."""
-
-    interpolated: float
-    first: float
-
-
 def estimate(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     error = float(stats.sem(values)) if len(values) > 1 else None
     return Estimate(math.fsum(values) / len(values), error, len(values))
-
-
-def crossing(position: Sequence[float], losses: Sequence[float], target: float) -> Crossing | None:
-    """First crossing of `target`, in the unit of `position`; None if no evaluation reached it.
-
-    Linear between the last evaluation above the target and the first at or below it. A run that is below it at
-    its first evaluation crossed somewhere before: that evaluation stands for both.
-    """
-    for i, loss in enumerate(losses):
-        if loss <= target:
-            first = float(position[i])
-            if i == 0:
-                return Crossing(first, first)
-            part = (losses[i - 1] - target) / (losses[i - 1] - loss)
-            return Crossing(position[i - 1] + part * (position[i] - position[i - 1]), first)
-    return None
 
 
 def speedup(baseline: Sequence[float], values: Sequence[float]) -> Ratio | None:

@@ -5,9 +5,11 @@ import io
 import math
 from dataclasses import dataclass, field
 
+from trainer.metrics.summary import Crossing, crossing
+
 from . import statistics
 from .groups import UNITS, Comparison, Group
-from .statistics import Crossing, Estimate, Ratio
+from .statistics import Estimate, Ratio
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Row:
 
     @property
     def reached(self) -> int:
-        return sum(crossing is not None for crossing in self.crossings["steps"])
+        return sum(found is not None for found in self.crossings["steps"])
 
 
 def build(comparison: Comparison, sigma: float | None = None, loss_per_step: float = 0) -> list[Row]:
@@ -67,12 +69,12 @@ def _costs(group: Group, target: float | None) -> Row:
     crossings, means = {}, {"interpolated": {}, "first": {}}
     for unit in UNITS:
         crossings[unit] = [
-            None if target is None else statistics.crossing(getattr(run, unit), run.losses, target)
+            None if target is None else crossing(getattr(run, unit), run.losses, target)
             for run in group.runs
         ]
         all_reached = None not in crossings[unit]
         for kind, estimates in means.items():
-            values = [getattr(crossing, kind) for crossing in crossings[unit]] if all_reached else []
+            values = [getattr(found, kind) for found in crossings[unit]] if all_reached else []
             estimates[unit] = statistics.estimate(values)
     return Row(group, statistics.estimate(group.finals), crossings, **means)
 
@@ -81,7 +83,7 @@ def _against(row: Row, reference: Row, sigma: float | None, loss_per_step: float
     row.same_device = len(row.group.devices | reference.group.devices) == 1
     for unit in UNITS:
         if row.interpolated[unit] and reference.interpolated[unit] and (unit != "seconds" or row.same_device):
-            costs = ([crossing.interpolated for crossing in side.crossings[unit]] for side in (reference, row))
+            costs = ([found.interpolated for found in side.crossings[unit]] for side in (reference, row))
             row.speedup[unit] = statistics.speedup(*costs)
     saved = reference.group.planned_steps - row.group.planned_steps
     if saved == 0:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import tiktoken
 
+from common import UserError
 from data.config import DataConfig
-from data.sample import documents
+from data.sources.sample import SampleText
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
@@ -19,7 +21,7 @@ URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 @pytest.fixture(scope="session")
 def rows() -> list[dict]:
     """3,094 rows with FineWeb's columns."""
-    paragraphs = [p for part in documents() for document in part for p in document.split("\n")]
+    paragraphs = [paragraph for text in SampleText().texts for paragraph in text.split("\n")]
     texts = ["\n".join(paragraphs[i : i + 3]) for i in range(0, len(paragraphs), 3)]
     return [
         {
@@ -58,6 +60,20 @@ def gpt2(cache) -> tiktoken.Encoding:
         os.environ.pop("TIKTOKEN_CACHE_DIR")
         if before is not None:
             os.environ["TIKTOKEN_CACHE_DIR"] = before
+
+
+@pytest.fixture(scope="session")
+def mistake():
+    """`with mistake("data.tokens", "0", "at least 1"):` a UserError of one line that names all of these."""
+
+    @contextmanager
+    def expect(*parts: str):
+        with pytest.raises(UserError) as caught:
+            yield
+        said = str(caught.value)
+        assert "\n" not in said and [part for part in parts if part not in said] == [], said
+
+    return expect
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The .bin format: bytes as llm.c writes them, round trips, and refusals that name file and fault."""
+"""The .bin format: bytes as llm.c writes them, round trips, and errors that name the file and what is wrong."""
 
 import os
 import struct
@@ -38,37 +38,36 @@ def _patched(at: int, value: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "said"),
     [
-        (b"", "0 bytes are too few for a shard's header"),
-        (bytes(1023), "1023 bytes are too few"),
-        (_patched(0, 20240521), "magic 20240521 version 1 is not"),
-        (_patched(1, 2), "magic 20240520 version 2 is not"),
-        (_patched(1, 7), "magic 20240520 version 7 is not"),
-        (_patched(2, 5), "a header with 5 tokens means 1034"),
-        (_patched(2, 0), "counts 0 tokens"),
-        (_patched(2, -4), "counts -4 tokens"),
-        (_patched(2, 4)[:-1], "1031 bytes, but a header with 4 tokens means 1032"),
-        (_patched(2, 4) + b"x", "1033 bytes"),
+        (b"", ["0 bytes", "header"]),
+        (bytes(1023), ["1023 bytes", "header"]),
+        (_patched(0, 20240521), ["magic 20240521 version 1", "20240520 version 1"]),
+        (_patched(1, 2), ["magic 20240520 version 2", "20240520 version 1"]),
+        (_patched(1, 7), ["magic 20240520 version 7", "20240801 version 7"]),
+        (_patched(2, 5), ["5 tokens", "1034"]),
+        (_patched(2, 0), ["0 tokens"]),
+        (_patched(2, -4), ["-4 tokens"]),
+        (_patched(2, 4)[:-1], ["1031 bytes", "4 tokens", "1032"]),
+        (_patched(2, 4) + b"x", ["1033 bytes", "4 tokens", "1032"]),
     ],
 )
-def test_faults_are_named(tmp_path, content, fault):
+def test_what_is_wrong_is_named(tmp_path, mistake, content, said):
     path = tmp_path / "broken.bin"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=fault) as caught:
+    with mistake(str(path), *said):
         open_shard(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_file_and_folder_are_named(tmp_path):
-    with pytest.raises(UserError, match="none.bin: no such file"):
+def test_missing_file_and_folder_are_named(tmp_path, mistake):
+    with mistake(str(tmp_path / "none.bin"), "no such file"):
         open_shard(tmp_path / "none.bin")
-    with pytest.raises(UserError, match="cannot be read"):
+    with mistake(str(tmp_path), "cannot be read"):
         open_shard(tmp_path)
 
 
 @pytest.mark.parametrize("tokens", [[65536], [-1], [1.5], [[1]]])
-def test_tokens_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, tokens):
+def test_tokens_that_do_not_fit_leave_nothing(tmp_path, tokens):
     with pytest.raises(UserError):
         write_shard(tmp_path / "a.bin", tokens)
     assert not list(tmp_path.iterdir())

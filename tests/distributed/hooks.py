@@ -14,13 +14,13 @@ from trainer.run.checkpoint import Checkpoints
 
 def before_update(act) -> None:
     """Call ``act(trainer, step)`` before every update, numbered from 0."""
-    update = Trainer.update
+    train_step = Trainer.train_step
 
     def patched(self, step):
         act(self, step)
-        return update(self, step)
+        return train_step(self, step)
 
-    Trainer.update = patched
+    Trainer.train_step = patched
 
 
 def send(rank: int, *, step: int, to: int, number: int = signal.SIGTERM) -> None:
@@ -87,7 +87,7 @@ def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
     """A signal to rank ``of`` between two batches of the evaluation at ``step``."""
     from trainer import loop
 
-    evaluate = loop.validation_loss
+    evaluate = loop.evaluate
 
     def patched(model, parallel, batches):
         def interrupted():
@@ -104,7 +104,7 @@ def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
         trainer[0] = self
         start(self, config)
 
-    Trainer.__init__, loop.validation_loss = remembered, patched
+    Trainer.__init__, loop.evaluate = remembered, patched
 
 
 def poison_and_digest(rank: int, *, steps: list[int], on: int, path: str) -> None:

@@ -107,42 +107,39 @@ def lines(directory: Path) -> list[dict]:
 
 
 def _train(request: dict, composed: DictConfig) -> int:
-    """In the fork: what trainer/launch/cli.py does after Hydra."""
+    """In the fork: what trainer/launch/job.py does."""
+    from common import UserError
     from tests.distributed import hooks
-    from trainer.config import validate, world_size
-    from trainer.launch import cli
-    from trainer.launch.rendezvous import agree, report
+    from trainer.config import world_size
+    from trainer.launch.compose import check
+    from trainer.launch.failures import report_failed_ranks
+    from trainer.launch.rendezvous import broadcast_rank0, report_error
     from trainer.loop import Trainer
     from trainer.metrics import record
     from trainer.run import resume
-    from trainer.run.directory import claim
+    from trainer.run.directory import acquire_run_dir
 
     record.loss_vs_time = lambda *arguments: None  # a second, and tested elsewhere
     if request["hook"]:
         name, arguments = request["hook"]
         getattr(hooks, name)(request["rank"], **arguments)
     try:
-        config = validate(composed, world_size())
-        config.run.dir = agree("job", lambda: claim(config))
-        done = agree("finished", lambda: resume.finished(config))
-        print(done) if done else Trainer(config).run()
-    except cli.USER_ERRORS as error:
-        report(error)
+        config = check(composed, world_size())
+        config.run.dir = broadcast_rank0("job", lambda: acquire_run_dir(config))
+        done = broadcast_rank0("finished", lambda: resume.finished(config))
+        with report_failed_ranks():
+            print(done) if done else Trainer(config).run()
+    except UserError as error:
+        report_error(error)
         return 1
     return 0
 
 
 @functools.cache
 def _compose(arguments: tuple[str, ...]) -> DictConfig:
-    import hydra
+    from trainer.launch.compose import compose
 
-    from trainer.config import register
-    from trainer.launch import cli
-
-    register()
-    overrides = [cli.settings_are_open(argument) for argument in arguments]
-    with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
-        return hydra.compose("train", overrides=overrides)
+    return compose(arguments)
 
 
 if __name__ == "__main__":

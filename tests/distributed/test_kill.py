@@ -99,7 +99,7 @@ def test_told_to_stop_at_any_moment(template, tmp_path):
         job.kill(dice.randrange(ranks), told)
         seen = last_step(parts)
         assert job.wait(PATIENCE) == [0] * ranks, job.output()
-        found = re.search(rf"stopped by {told.name} after update (\d+) of \d+, and saved", job.output())
+        found = re.search(rf"stopped by {told.name} after update (\d+) of \d+; to go on", job.output())
         assert found, job.output()
         step = int(found[1])
         assert step <= seen + 2, "the update in which the signal came, or the one after"
@@ -117,7 +117,7 @@ def test_told_to_stop_where_it_matters(template, tmp_path):
         parts, by_signal = tmp_path / f"{reason[:7]}{step}", reason == "SIGTERM"
         hook = ["stop_in_evaluation", {"step": step if by_signal else -1, "of": 1}]
         job = template.run([*common, f"run.dir={parts}", *([] if by_signal else [reason])], 2, hook)
-        assert f"stopped by {reason} after update {step} of 10, and saved" in job.output()
+        assert f"stopped by {reason} after update {step} of 10; to go on" in job.output()
         assert last_step(parts) == step - 1, "the rest of this evaluation is still to be done"
         template.run([*common, f"run.dir={parts}"], 2)
         assert losses(parts) == losses(tmp_path / "whole")
@@ -253,7 +253,7 @@ def test_killed_again_and_again(template, tmp_path, optim):
     # At least 6 lines after an empty record: the one of step 5 comes after the checkpoint of step 2.
     kills, more, pace, steps = (30, (0, 2), 0.15, 60) if SOAK else (3, (6, 9), 0.05, 40)
     size = ["experiment=smoke", "logger=jsonl", "parallel=fsdp", "eval.tokens=9216"] if SOAK else COMMON
-    often = {"shampoo": ["optim.matrix.every=2"], "soap": ["optim.matrix.every=2"]}.get(optim, [])
+    often = {"shampoo": ["optim.matrix.update_freq=2"], "soap": ["optim.matrix.update_freq=2"]}.get(optim, [])
     common = [*size, f"optim={optim}", *often, f"train.steps={steps}", "eval.every=10"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     template.run([*common, f"run.dir={whole}"], 2, timeout=10 * PATIENCE)

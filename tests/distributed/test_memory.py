@@ -32,13 +32,12 @@ class Half(MatrixOptimizer):
         return stack.mul_(0.5)
 
 
-CASES = {name: (getattr(optim, kind), settings) for name, (kind, settings) in RULES.items()}
 HALF = {"dtype": torch.bfloat16}
 CAUTIOUS = HALF | {"cautious": True, "weight_decay": 0.1}
-CASES |= {
+CASES = RULES | {
     "half": (Half, {"defaults": {"lr": 0.1}}),
     "muon": (optim.Muon, {}),
-    "muon_wire": (optim.Muon, {"wire": torch.bfloat16}),
+    "muon_comm_dtype": (optim.Muon, {"comm_dtype": torch.bfloat16}),
     "muon_bfloat16": (optim.Muon, HALF),
     "muon_cautious": (optim.Muon, CAUTIOUS),
 }
@@ -62,9 +61,9 @@ def settle(name):
 
 def room_for(exchange, elements):
     """The least bucket_bytes that give an owner this many elements, and every item its share."""
-    buffers = 6 * exchange.dtype.itemsize * (exchange.plan.world_size if exchange.layout == "replicated" else 1)
-    usual = statistics.median(item.workspace / item.numel for item in exchange.plan.items)
-    elements = max(elements, *(item.workspace / usual for item in exchange.plan.items))
+    buffers = 6 * exchange.comm_dtype.itemsize * (exchange.plan.world_size if exchange.layout == "replicated" else 1)
+    usual = statistics.median(spec.workspace / spec.numel for spec in exchange.plan.specs)
+    elements = max(elements, *(spec.workspace / usual for spec in exchange.plan.specs))
     return math.ceil((buffers + usual) * elements / 2)
 
 
@@ -77,7 +76,7 @@ def measure(rank, world_size, layout, matrices):
         settle(name)
     measured = {}
     for name, (rule, settings) in CASES.items():
-        exchange = rule(model.parameters(), **settings, process_group=group)._units[0].exchange
+        exchange = rule(model.parameters(), **settings, process_group=group)._layouts[0].exchange
         bucket_bytes = room_for(exchange, 64 * 16 * matrices)
         optimizer = rule(model.parameters(), **settings, process_group=group, bucket_bytes=bucket_bytes)
         for i, param in enumerate(model.weights):
@@ -85,7 +84,7 @@ def measure(rank, world_size, layout, matrices):
         optimizer.step()
         with LiveBytes() as live:
             optimizer.step()
-        buckets = optimizer._units[0].exchange.plan.buckets(range(len(SHAPES)))
+        buckets = optimizer._layouts[0].exchange.plan.buckets(range(len(SHAPES)))
         measured[name] = live.peak / bucket_bytes, len(buckets)
     return measured
 
@@ -97,13 +96,13 @@ def test_transient_memory(tmp_path, layout, world_size):
         peaks, buckets = zip(*(measured[name] for measured in ranks), strict=True)
         assert min(buckets) > 3, "too few buckets to fill the pipeline"
         assert max(peaks) <= 2.0, f"{name} allocates {max(peaks):.2f} bucket_bytes"
-        if layout == "fsdp" and world_size > 1 and name in ("half", "muon", "muon_wire", "muon_bfloat16"):
+        if layout == "fsdp" and world_size > 1 and name in ("half", "muon", "muon_comm_dtype", "muon_bfloat16"):
             assert max(peaks) >= 1.4, f"{name} uses {max(peaks):.2f} bucket_bytes of 2"
 
 
 ALONE = {  # rule, its settings, the parameters' dtype, groups of (shapes, settings of the group)
     "float64": (optim.Muon, CAUTIOUS, torch.float64, [([(16, 64)] * 12, {})]),
-    "float64, bfloat16 on the wire": (optim.NorMuon, {"wire": torch.bfloat16}, torch.float64, [([(16, 64)] * 12, {})]),
+    "float64 sent as bfloat16": (optim.NorMuon, {"comm_dtype": torch.bfloat16}, torch.float64, [([(16, 64)] * 12, {})]),
     "cautious": (optim.Muon, CAUTIOUS, torch.float32, [([(2, 512)] * 12, {})]),
     "split": (optim.Muon, CAUTIOUS, torch.float32, [([(24, 96), (96, 24)] * 6, {"split": 2})]),
     "mixed": (
@@ -111,7 +110,7 @@ ALONE = {  # rule, its settings, the parameters' dtype, groups of (shapes, setti
         [([(16, 216), (2, 1728)] * 4, {"polar": "cubic"}), ([(32, 32)] * 8, {"polar": "eigh"})],
     ),
     "experts": (optim.SOAP, {}, torch.float32, [([(4, 16, 32), (2, 48, 24)] * 6, {})]),
-    "outlier": (optim.SOAP, {"every": 1}, torch.float32, [([(64, 64)] * 20 + [(1, 256)], {})]),
+    "outlier": (optim.SOAP, {"update_freq": 1}, torch.float32, [([(64, 64)] * 20 + [(1, 256)], {})]),
 }  # fmt: skip
 
 
@@ -124,7 +123,7 @@ def test_transient_memory_of_one_process(case, matrices):
         for shapes, own in groups
     ]
     weights = [weight for group in groups for weight in group["params"]]
-    exchange = rule([dict(group) for group in groups], **settings)._units[0].exchange
+    exchange = rule([dict(group) for group in groups], **settings)._layouts[0].exchange
     bucket_bytes = room_for(exchange, matrices * max(weight.numel() for weight in weights))
     optimizer = rule(groups, **settings, bucket_bytes=bucket_bytes)
     for weight in weights:

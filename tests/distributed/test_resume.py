@@ -22,7 +22,7 @@ ROUND = [("single", 1), ("fsdp", 2), ("ddp", 3), ("hsdp", 4), ("fsdp", 1), ("fsd
 EXACT = [*TINY, "model.n_embd=6", "model.n_head=1", "train.dtype=float64", "eval.every=5", "optim.matrix.lr=0.003"]
 # Roots and bases every other step, so that they change between saves.  In the exact runs they are taken of
 # well-conditioned factors only: the bases of a 24 x 6 gradient's longer side are not determined, on any ranks.
-OFTEN = {"shampoo": ["optim.matrix.every=2"], "soap": ["optim.matrix.every=2"]}
+OFTEN = {"shampoo": ["optim.matrix.update_freq=2"], "soap": ["optim.matrix.update_freq=2"]}
 CONDITIONED = {"shampoo": ["optim.matrix.eps=1e-4"], "soap": ["optim.matrix.max_dim=10", "optim.matrix.eps=1e-4"]}
 OPTIMIZERS = ["muon", "adamw", "shampoo", "soap"]
 

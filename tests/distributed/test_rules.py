@@ -12,41 +12,45 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import optim
+from optim.elementwise import Elementwise
 from tests.distributed.harness import run_workers
 from tests.optim.reference import AWKWARD, STACKED, seeded
+from tests.optim.rules import with_all_rules
 
 pytestmark = pytest.mark.slow
 STEPS = 4
 SKIPPED = 3  # this parameter has no gradient in step 2
-RULES = {
-    "normuon": ("NorMuon", dict(weight_decay=0.1)),
-    "normuon_cautious": ("NorMuon", dict(weight_decay=0.1, cautious=True, scale="keller")),
-    "scion": ("Scion", dict(lr=0.1)),
-    "scion_rows": ("Scion", dict(lr=0.1, norm="rms_to_inf", constrained=False)),
-    "scion_columns": ("Scion", dict(lr=0.1, norm="one_to_rms")),
-    "steepest_spectral": ("Steepest", dict()),
-    "steepest_spectral_regularised": ("Steepest", dict(form="regularised", polar="svd")),
-    "steepest_nuclear": ("Steepest", dict(norm="nuclear", momentum=0.5)),
-    "steepest_frobenius": ("Steepest", dict(norm="frobenius", momentum=0.5, weight_decay=0.1)),
-    "steepest_max": ("Steepest", dict(norm="linf", form="regularised")),
-    "shampoo": ("Shampoo", dict(every=2, weight_decay=0.1)),
-    "shampoo_newton": ("Shampoo", dict(every=2, root="newton", eps=1e-4, statistics="sum", graft="sgd")),
-    "shampoo_blocks": ("Shampoo", dict(every=2, block=8, one_sided=True, graft="none", eps=1e-4)),
-    "soap": ("SOAP", dict(every=2, weight_decay=0.1)),
-    "soap_one_side": ("SOAP", dict(every=1, max_dim=10)),
+RULES = {  # and every rule that is not here, at its defaults
+    "normuon": (optim.NorMuon, dict(weight_decay=0.1)),
+    "normuon_cautious": (optim.NorMuon, dict(weight_decay=0.1, cautious=True, scale="keller")),
+    "scion": (optim.Scion, dict(lr=0.1)),
+    "scion_rows": (optim.Scion, dict(lr=0.1, norm="rms_to_inf", constrained=False)),
+    "scion_columns": (optim.Scion, dict(lr=0.1, norm="one_to_rms")),
+    "steepest_spectral": (optim.Steepest, dict()),
+    "steepest_spectral_regularised": (optim.Steepest, dict(form="regularised", polar="svd")),
+    "steepest_nuclear": (optim.Steepest, dict(norm="nuclear", momentum=0.5)),
+    "steepest_frobenius": (optim.Steepest, dict(norm="frobenius", momentum=0.5, weight_decay=0.1)),
+    "steepest_max": (optim.Steepest, dict(norm="linf", form="regularised")),
+    "shampoo": (optim.Shampoo, dict(update_freq=2, weight_decay=0.1)),
+    "shampoo_newton": (optim.Shampoo, dict(update_freq=2, root="newton", eps=1e-4, statistics="sum", graft="sgd")),
+    "shampoo_blocks": (optim.Shampoo, dict(update_freq=2, block=8, one_sided=True, graft="none", eps=1e-4)),
+    "soap": (optim.SOAP, dict(update_freq=2, weight_decay=0.1)),
+    "soap_one_side": (optim.SOAP, dict(update_freq=1, max_dim=10)),
 }
+RULES = with_all_rules(RULES)
 ELEMENTWISE = {
-    "lion": ("Lion", dict(weight_decay=0.1)),
-    "signum": ("Signum", dict(weight_decay=0.1)),
-    "adagrad_inside": ("AdagradInside", dict()),
-    "rmsprop_inside": ("RMSpropInside", dict()),
-    "sgd": ("torch.SGD", dict(lr=0.1, momentum=0.9, nesterov=True, foreach=True)),
-    "adagrad": ("torch.Adagrad", dict(lr=0.1, foreach=True)),
-    "rmsprop": ("torch.RMSprop", dict(lr=0.1, foreach=True)),
-    "adadelta": ("torch.Adadelta", dict(lr=1.0, foreach=True)),
-    "adam": ("torch.Adam", dict(lr=0.1, amsgrad=True, fused=True)),
-    "adamw": ("torch.AdamW", dict(lr=0.1, weight_decay=0.1, fused=True)),
+    "lion": (optim.Lion, dict(weight_decay=0.1)),
+    "signum": (optim.Signum, dict(weight_decay=0.1)),
+    "adagrad_inside": (optim.AdagradInside, dict()),
+    "rmsprop_inside": (optim.RMSpropInside, dict()),
+    "sgd": (torch.optim.SGD, dict(lr=0.1, momentum=0.9, nesterov=True, foreach=True)),
+    "adagrad": (torch.optim.Adagrad, dict(lr=0.1, foreach=True)),
+    "rmsprop": (torch.optim.RMSprop, dict(lr=0.1, foreach=True)),
+    "adadelta": (torch.optim.Adadelta, dict(lr=1.0, foreach=True)),
+    "adam": (torch.optim.Adam, dict(lr=0.1, amsgrad=True, fused=True)),
+    "adamw": (torch.optim.AdamW, dict(lr=0.1, weight_decay=0.1, fused=True)),
 }
+ELEMENTWISE = with_all_rules(ELEMENTWISE, Elementwise)
 
 
 class Matrices(nn.Module):
@@ -70,10 +74,7 @@ def mesh_of(layout, world_size):
     return None
 
 
-def create(kind, model, group, settings):
-    if kind.startswith("torch."):
-        return getattr(torch.optim, kind.removeprefix("torch."))(model.parameters(), **settings)
-    cls = getattr(optim, kind)
+def create(cls, model, group, settings):
     if issubclass(cls, optim.MatrixOptimizer):
         settings = dict(settings, process_group=group, bucket_bytes=10_000)
     return cls(model.named_parameters(), **settings)
@@ -97,14 +98,14 @@ def steps(model, optimizer):
         optimizer.step()
 
 
-def train_one(kind, settings, shapes, mesh=None, group=None):
+def train_one(cls, settings, shapes, mesh=None, group=None):
     """The whole weights after STEPS steps, and per weight the elements of state that no DTensor holds."""
     model = place(shapes, mesh)
-    optimizer = create(kind, model, group, settings)
+    optimizer = create(cls, model, group, settings)
     before = {key: set(state) for key, state in optimizer.state_dict()["state"].items()}
     steps(model, optimizer)
     after = {key: set(state) for key, state in optimizer.state_dict()["state"].items()}
-    assert kind.startswith("torch.") or before == after, f"{kind}: state appeared during training"
+    assert cls.__module__.startswith("torch.") or before == after, f"{cls.__name__}: state appeared during training"
     held = [sum(v.numel() for v in optimizer.state[p].values() if not isinstance(v, DTensor)) for p in model.weights]
     return {"weights": [whole(p) for p in model.weights], "held": held}
 

@@ -1,22 +1,37 @@
-"""Every configs/optim/*.yaml builds, trains and is documented."""
+"""Every configs/optim/*.yaml composes to the settings it is known for, builds, trains and is documented."""
 
+import json
+from functools import cache
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from optim.routing import ROLES, build
-from trainer.config import by_family
+from trainer.config import by_family, register
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/optim").glob("*.yaml")}
+NAMES = sorted(path.stem for path in (ROOT / "configs/optim").glob("*.yaml"))
 FAMILIES = {OmegaConf.load(path).get("family") for path in (ROOT / "configs/model").glob("*.yaml")} - {None}
 ISSUED = (
     "sgd sgd_momentum nesterov adagrad adagrad_inside rmsprop rmsprop_inside adadelta adam amsgrad adamw lion signum"
 )
 ISSUED += " muon torch_muon normuon scion scion_unconstrained steepest shampoo soap"
+
+
+@cache
+def composed(name):
+    """What ``optim=name`` gives every family, as Hydra merges it."""
+    register()
+    with hydra.initialize_config_dir(str(ROOT / "configs"), job_name="train", version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("train", overrides=[f"optim={name}"]).optim)
+
+
+def settings(name, family):
+    return {role: by_family(composed(name)[role], family, role) for role in ROLES}
 
 
 class Language(nn.Module):
@@ -37,15 +52,26 @@ class Language(nn.Module):
 
 
 def test_all_names_exist():
-    assert set(CONFIGS) == set(ISSUED.split())
+    assert set(ISSUED.split()) <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_settings_are_these():
+    """A value in a shared file changes several optimizers: data/presets.jsonl says what each of them is to have."""
+    expected = {}
+    for line in (Path(__file__).parent / "data/presets.jsonl").read_text().splitlines():
+        roles = json.loads(line)
+        expected[roles.pop("optim"), roles.pop("family")] = roles
+    assert set(expected) == {(name, family) for name in NAMES for family in FAMILIES}
+    for (name, family), roles in expected.items():
+        assert settings(name, family) == roles, (name, family)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_trains(name):
     """The loss of a toy falls with the settings of ``tiny``, and the config names itself."""
-    assert CONFIGS[name]["name"] == name
+    assert composed(name)["name"] == name
     model = Language()
-    optimizers = build(model, {role: by_family(CONFIGS[name][role], "tiny", role) for role in ROLES})
+    optimizers = build(model, settings(name, "tiny"))
     first = model.loss().item()
     for _ in range(15):
         optimizers.zero_grad()
@@ -55,9 +81,9 @@ def test_trains(name):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_builds_for_every_family(name, family):
-    optimizers = build(Language(), {role: by_family(CONFIGS[name][role], family, role) for role in ROLES})
+    optimizers = build(Language(), settings(name, family))
     assert set(optimizers.members) == set(ROLES)
     for member in optimizers.members.values():
         assert isinstance(member.param_groups[0]["lr"], float)
@@ -65,5 +91,5 @@ def test_builds_for_every_family(name, family):
 
 def test_documented():
     table = (ROOT / "docs/optimizers.md").read_text()
-    missing = [name for name in CONFIGS if f"\n| `{name}` |" not in table]
+    missing = [name for name in NAMES if f"\n| `{name}` |" not in table]
     assert not missing, f"docs/optimizers.md has no row for {missing}"

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from optim import AdagradInside, Lion, RMSpropInside, Signum
+from optim.elementwise import Elementwise
+from tests.optim.errors import raises_naming
 from tests.optim.reference import relative, seeded
+from tests.optim.rules import with_all_rules
 
 SHAPES = [(3, 4), (5,), (2, 3, 2)]
 STEPS = 5
@@ -18,6 +21,7 @@ OURS = {
     "adagrad_inside": (AdagradInside, dict(lr=0.1, eps=0.01)),
     "rmsprop_inside": (RMSpropInside, dict(lr=0.1, gamma=0.7, eps=0.01)),
 }
+RULES = with_all_rules(OURS, Elementwise)
 
 
 # Formulas on one tensor: (weight, gradient, state, step from 1) -> weight ------------------------------------------
@@ -159,14 +163,15 @@ def test_inside_and_outside_agree_without_eps_only(inside, outside):
     assert relative(run(*with_eps[0]), run(*with_eps[1])) > 1e-3
 
 
-@pytest.mark.parametrize("name", list(OURS))
+@pytest.mark.parametrize("name", list(RULES))
 def test_state_is_complete_from_the_start_and_resumes_exactly(name):
-    cls, settings = OURS[name]
+    cls, settings = RULES[name]
     params = weights(torch.float32)
     optimizer = cls(params, **settings)
     keys = {i: set(s) for i, s in optimizer.state_dict()["state"].items()}
     take_steps(optimizer, params, range(2))
-    assert keys == {i: set(s) for i, s in optimizer.state_dict()["state"].items()} and len(keys) == len(SHAPES)
+    assert keys == {i: set(s) for i, s in optimizer.state_dict()["state"].items()}
+    assert len(keys) == (len(SHAPES) if cls.buffers else 0)
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     resumed = cls(copies, **settings | {"lr": 9.0})
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -175,9 +180,9 @@ def test_state_is_complete_from_the_start_and_resumes_exactly(name):
     assert all(torch.equal(a, b) for a, b in zip(params, copies, strict=True))
 
 
-@pytest.mark.parametrize("name", list(OURS))
+@pytest.mark.parametrize("name", list(RULES))
 def test_missing_and_zero_gradients(name):
-    cls, settings = OURS[name]
+    cls, settings = RULES[name]
     params = weights()
     before = params[1].detach().clone()
     take_steps(cls(params, **settings), params, [0], skip=[(0, 1)])
@@ -217,9 +222,9 @@ def test_signum_is_constrained_scion_for_the_max_abs_ball():
 
 def test_wrong_settings_are_named():
     for cls, settings, words in [
-        (Lion, dict(betas=(0.9, 1.0)), r"betas=\(0.9, 1.0\) is not in \[0, 1\)"),
-        (Signum, dict(momentum=1.5), "momentum=1.5 is not in"),
-        (RMSpropInside, dict(gamma=-0.1), "gamma=-0.1 is not in"),
+        (Lion, dict(betas=(0.9, 1.0)), ("betas=(0.9, 1.0)", "[0, 1)")),
+        (Signum, dict(momentum=1.5), ("momentum=1.5", "[0, 1)")),
+        (RMSpropInside, dict(gamma=-0.1), ("gamma=-0.1", "[0, 1)")),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with raises_naming(ValueError, *words):
             cls(weights(), **settings)

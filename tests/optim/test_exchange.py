@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optim import exchange
 from optim.exchange import Exchange, ReplicatedTransfer, ShardedTransfer, Transfer
-from optim.plan import Item, Plan, assign_owners, shard_rows
+from optim.plan import MatrixSpec, Plan, assign_owners, shard_rows
 from optim.polar import polar_flops
 
 GPT2_LAYER = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
@@ -17,18 +17,18 @@ GPT2_LAYER = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
 shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)
 
 
-def wholes_of(transfer, owned=None, fill=None):
-    """What ``fill`` writes, into tensors that are laid out by columns, as a rule may ask for."""
-    fill, wholes = fill or transfer.receive(), {}
-    for i in transfer.owned if owned is None else owned:
-        rows, columns = transfer.plan.items[i].shape
+def wholes_of(transfer):
+    """The gathered matrices, in tensors that are laid out by columns, as a rule may ask for."""
+    wholes = {}
+    for i in transfer.owned:
+        rows, columns = transfer.plan.specs[i].shape
         wholes[i] = torch.full((columns, rows), torch.nan, dtype=transfer.dtype).mT
-        fill(i, wholes[i])
+        transfer.unpack_into(i, wholes[i])
     return wholes
 
 
-def items_of(shapes, flops=None):
-    return [Item(tuple(s), flops or float(s[0] * s[1]), (0, *s)) for s in shapes]
+def specs_of(shapes, flops=None):
+    return [MatrixSpec(tuple(s), flops or float(s[0] * s[1]), (0, *s)) for s in shapes]
 
 
 @given(rows=st.integers(1, 200), world_size=st.integers(1, 64))
@@ -57,7 +57,7 @@ def test_owners_are_within_grahams_bound(flops, world_size):
 
 @given(shapes=shapes, world_size=st.integers(1, 6), cap=st.integers(1, 200))
 def test_buckets_hold_every_active_item_once_and_respect_the_cap(shapes, world_size, cap):
-    plan = Plan(items_of(shapes), world_size, cap)
+    plan = Plan(specs_of(shapes), world_size, cap)
     active = list(range(0, len(shapes), 2))
     buckets = plan.buckets(active)
     seen = [i for bucket in buckets for owned in bucket for i in owned]
@@ -69,8 +69,8 @@ def test_buckets_hold_every_active_item_once_and_respect_the_cap(shapes, world_s
 
 
 def test_plans_with_other_buckets_have_other_digests():
-    items = [Item((4, 4), 1.0, (), workspace=100.0)] * 12
-    plans = [Plan(items, 2, 32), Plan(items, 2, 32, 100.0), Plan(items, 2, 16), Plan(items[:-1], 2, 32)]
+    specs = [MatrixSpec((4, 4), 1.0, (), workspace=100.0)] * 12
+    plans = [Plan(specs, 2, 32), Plan(specs, 2, 32, 100.0), Plan(specs, 2, 16), Plan(specs[:-1], 2, 32)]
     assert len({plan.digest() for plan in plans}) == len(plans)
     assert [len(plan.buckets(range(12))) for plan in plans[:3]] == [3, 6, 6]
 
@@ -78,7 +78,7 @@ def test_plans_with_other_buckets_have_other_digests():
 @pytest.mark.parametrize("world_size", [2, 4, 8, 16])
 def test_there_is_always_something_to_compute_while_matrices_travel(world_size):
     """However large buckets may be: three of them where owners have three matrices, and all owners busy in each."""
-    buckets = Plan(items_of(GPT2_LAYER * 12), world_size, 10**9).buckets(range(48))
+    buckets = Plan(specs_of(GPT2_LAYER * 12), world_size, 10**9).buckets(range(48))
     assert len(buckets) >= 3
     assert all(owned for bucket in buckets[:2] for owned in bucket)
 
@@ -129,21 +129,23 @@ def test_exchange_is_whole_and_its_inverse(shapes, world_size, cap, dtype):
     mail, real = Mailbox(), exchange.dist
     exchange.dist = mail
     try:
-        plan = Plan(items_of(shapes), world_size, cap)
+        plan = Plan(specs_of(shapes), world_size, cap)
         wholes = [torch.randn(s).to(dtype) for s in shapes]
         chunks = [list(w.chunk(world_size)) + [w[:0]] * (world_size - len(w.chunk(world_size))) for w in wholes]
         for bucket in plan.buckets(range(len(shapes))):
             ranks = [ShardedTransfer(plan, bucket, r, r, dtype) for r in range(world_size)]
             mail.next_round()
             for r, transfer in enumerate(ranks):
-                transfer.start({i: chunks[i][r] for i in transfer.order})
+                transfer.start_gather({i: chunks[i][r] for i in transfer.order})
+            for transfer in ranks:
+                transfer.wait_gather()
             got = [wholes_of(t) for t in ranks]
             mail.next_round()
             for transfer, matrices in zip(ranks, got, strict=True):
                 assert all(torch.equal(matrices[i], wholes[i]) for i in transfer.owned)
-                transfer.send_back({i: 2 * w for i, w in matrices.items()})
+                transfer.start_scatter({i: 2 * w for i, w in matrices.items()})
             for r, transfer in enumerate(ranks):
-                for i, update in transfer.updates().items():
+                for i, update in transfer.wait_scatter().items():
                     assert torch.equal(update, 2 * chunks[i][r])
         assert mail.sent == sum(plan.elements_sent(r, range(len(shapes))) for r in range(world_size))
     finally:
@@ -156,17 +158,18 @@ def test_replicated_results_reach_every_rank(shapes, world_size, cap):
     mail, real = Mailbox(), exchange.dist
     exchange.dist = mail
     try:
-        plan = Plan(items_of(shapes), world_size, cap)
+        plan = Plan(specs_of(shapes), world_size, cap)
         wholes = dict(enumerate(torch.randn(s) for s in shapes))
         for bucket in plan.buckets(range(len(shapes))):
             ranks = [ReplicatedTransfer(plan, bucket, r, r, torch.float32) for r in range(world_size)]
             mail.next_round()
             for transfer in ranks:
-                transfer.start({i: wholes[i] for i in transfer.order})
+                transfer.start_gather({i: wholes[i] for i in transfer.order})
             for transfer in ranks:
-                transfer.send_back({i: 2 * w for i, w in wholes_of(transfer).items()})
+                transfer.wait_gather()
+                transfer.start_scatter({i: 2 * w for i, w in wholes_of(transfer).items()})
             for transfer in ranks:
-                updates = transfer.updates()
+                updates = transfer.wait_scatter()
                 assert set(updates) == set(transfer.order)
                 assert all(torch.equal(update, 2 * wholes[i]) for i, update in updates.items())
     finally:
@@ -176,23 +179,23 @@ def test_replicated_results_reach_every_rank(shapes, world_size, cap):
 @pytest.mark.parametrize("world_size", [2, 8, 32, 64])
 def test_bytes_of_gpt2_124m(world_size):
     """2 b S (W-1)/W^2 on average; ANCHORS section 5 has 37.2, 10.3 and 5.2 MB for W = 8, 32, 64 in bf16."""
-    plan = Plan(items_of(GPT2_LAYER * 12), world_size, 10**9)
+    plan = Plan(specs_of(GPT2_LAYER * 12), world_size, 10**9)
     elements = sum(m * n for m, n in GPT2_LAYER * 12)
     sent = [plan.elements_sent(r, range(48)) for r in range(world_size)]
     assert sum(sent) / world_size == pytest.approx(2 * elements * (world_size - 1) / world_size**2, rel=1e-9)
 
 
-def test_a_process_alone_moves_nothing():
-    alone = Exchange(items_of([(2, 3), (4, 1)]), "alone", None, torch.float32, 10**6)
+def test_a_single_process_moves_nothing():
+    single = Exchange(specs_of([(2, 3), (4, 1)]), "single", None, torch.float32, 10**6)
     inputs = {0: torch.ones(2, 3), 1: torch.ones(4, 1)}
     got = {}
 
-    def triple(owned, fill):
-        return {i: 3 * whole for i, whole in wholes_of(alone, owned, fill).items()}
+    def triple(transfer):
+        return {i: 3 * whole for i, whole in wholes_of(transfer).items()}
 
-    alone.run([0, 1], lambda items: {i: inputs[i] for i in items}, triple, got.update)
+    single.run([0, 1], lambda items: {i: inputs[i] for i in items}, triple, got.update)
     assert torch.equal(got[0], torch.full((2, 3), 3.0)) and torch.equal(got[1], torch.full((4, 1), 3.0))
-    alone.run([], dict.fromkeys, triple, got.update)
+    single.run([], dict.fromkeys, triple, got.update)
 
 
 def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
@@ -204,24 +207,20 @@ def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
             super().__init__(plan, bucket, *others)
             self.number = self.order[0]
 
-        def start(self, inputs):
+        def start_gather(self, inputs):
             events.append(f"gather {self.number}")
-            return super().start(inputs)
+            super().start_gather(inputs)
 
-        def receive(self):
+        def wait_gather(self):
             events.append(f"compute {self.number}")
-            return super().receive()
+            super().wait_gather()
 
-        def updates(self):
+        def wait_scatter(self):
             events.append(f"apply {self.number}")
-            return super().updates()
+            return super().wait_scatter()
 
-    monkeypatch.setitem(Exchange.TRANSFERS, "alone", Recorded)
-
-    def join(owned, fill):
-        return wholes_of(engine, owned, fill)
-
-    engine = Exchange(items_of([(4, 4)] * 3), "alone", None, torch.float32, 3 * 16 * 4)
-    engine.run([0, 1, 2], lambda items: {i: torch.ones(4, 4) for i in items}, join, lambda updates: None)
+    monkeypatch.setitem(Exchange.TRANSFERS, "single", Recorded)
+    engine = Exchange(specs_of([(4, 4)] * 3), "single", None, torch.float32, 3 * 16 * 4)
+    engine.run([0, 1, 2], lambda indices: {i: torch.ones(4, 4) for i in indices}, wholes_of, lambda updates: None)
     gathered, computed, applied = ([f"{what} {b}" for b in range(3)] for what in ("gather", "compute", "apply"))
     assert events == [*gathered[:2], computed[0], gathered[2], computed[1], applied[0], computed[2], *applied[1:]]

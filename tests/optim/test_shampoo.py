@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from optim import Shampoo
+from tests.optim.errors import raises_naming
 from tests.optim.reference import relative, seeded, svd_polar
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
@@ -34,7 +35,7 @@ def power(a, exponent, eps):
     return np.real(scipy.linalg.fractional_matrix_power(a + eps * np.eye(len(a)), -exponent))
 
 
-def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, every, graft, wd, one_sided=False):
+def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, update_freq, graft, wd, one_sided=False):
     """One matrix, one block.  ``one_sided`` preconditions the shorter side."""
     (beta1, beta2), (m, n) = betas, w.shape
     stats, roots = [np.zeros((m, m)), np.zeros((n, n))], [np.eye(m), np.eye(n)]
@@ -47,7 +48,7 @@ def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, every, graft, 
                 whole = stats[side] / (1 - beta2**t)
             else:
                 stats[side] = whole = stats[side] + outer
-            if used[side] and (t % every == 0 or (t < every and t in (1, 2, 4, 8))):
+            if used[side] and (t % update_freq == 0 or (t < update_freq and t in (1, 2, 4, 8))):
                 roots[side] = power(whole, exponent, eps)
         momentum = beta1 * momentum + (1 - beta1) * g
         second = beta2 * second + (1 - beta2) * g**2
@@ -62,12 +63,12 @@ def plain_shampoo(w, grads, lr, betas, eps, statistics, exponent, every, graft, 
 
 
 SETTINGS = [
-    dict(betas=(0.8, 0.9), statistics="ema", graft="adam", every=1),
-    dict(betas=(0.8, 0.9), statistics="ema", graft="sgd", every=3),
-    dict(betas=(0.8, 0.9), statistics="ema", graft="adam", every=100),
-    dict(betas=(0.0, 0.9), statistics="sum", graft="none", every=2),
-    dict(betas=(0.8, 0.9), statistics="sum", graft="adam", every=2, exponent=0.5),
-    dict(betas=(0.8, 0.9), statistics="ema", graft="none", every=1, one_sided=True),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="adam", update_freq=1),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="sgd", update_freq=3),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="adam", update_freq=100),
+    dict(betas=(0.0, 0.9), statistics="sum", graft="none", update_freq=2),
+    dict(betas=(0.8, 0.9), statistics="sum", graft="adam", update_freq=2, exponent=0.5),
+    dict(betas=(0.8, 0.9), statistics="ema", graft="none", update_freq=1, one_sided=True),
 ]
 
 
@@ -90,7 +91,7 @@ def test_formula(settings, root):
 def test_without_memory_it_is_the_polar_factor(shape, one_sided):
     """beta = eps = 0, no grafting: L^-1/4 G R^-1/4 = (G Gt)^-1/2 G = U Vt, with pseudo-inverse roots."""
     weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-    optimizer = Shampoo([weight], lr=1.0, betas=(0.0, 0.0), eps=0.0, every=1, graft="none", one_sided=one_sided)
+    optimizer = Shampoo([weight], lr=1.0, betas=(0.0, 0.0), eps=0.0, update_freq=1, graft="none", one_sided=one_sided)
     for t in range(3):
         before = weight.detach().clone()
         weight.grad = gradient(shape, t, 0)
@@ -110,7 +111,7 @@ def test_the_polar_factor_of_a_matrix_without_full_rank():
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
 def test_blocks_are_matrices_of_their_own(shape):
     """block=5 cuts 8 into 2 x 4 and 12 into 3 x 4; every block is grafted alone."""
-    settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, every=2)
+    settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, update_freq=2)
     whole = nn.Parameter(seeded(shape, 0, 0, dtype=torch.float64))
     corners = list(itertools.product(range(0, shape[0], 4), range(0, shape[1], 4)))
     pieces = [nn.Parameter(whole.detach()[r : r + 4, c : c + 4].clone()) for r, c in corners]
@@ -149,7 +150,7 @@ def test_float32_roots_follow_float64():
 
 def test_nan_stays_in_its_matrix():
     weights = [nn.Parameter(seeded((4, 4), 0, i)) for i in range(3)]
-    optimizer = Shampoo(weights, every=1)
+    optimizer = Shampoo(weights, update_freq=1)
     for t in range(3):
         for i, w in enumerate(weights):
             w.grad = gradient((4, 4), t, i, torch.float32) * (float("nan") if (t, i) == (1, 1) else 1)
@@ -159,7 +160,7 @@ def test_nan_stays_in_its_matrix():
 
 def test_a_group_of_its_own_sides_has_their_exponent():
     weights = [torch.nn.Parameter(seeded((3, 5), 0, i, dtype=torch.float64)) for i in range(2)]
-    settings = dict(lr=1.0, betas=(0.0, 0.0), eps=0.0, every=1, graft="none")
+    settings = dict(lr=1.0, betas=(0.0, 0.0), eps=0.0, update_freq=1, graft="none")
     optimizer = Shampoo([{"params": weights[:1]}, {"params": weights[1:], "one_sided": True}], **settings)
     before = [weight.detach().clone() for weight in weights]
     for weight in weights:
@@ -171,15 +172,16 @@ def test_a_group_of_its_own_sides_has_their_exponent():
 
 def test_wrong_settings_are_named():
     for settings, words in [
-        (dict(betas=(0.9, 1.0)), "betas="),
-        (dict(every=0), "every=0: give a number"),
-        (dict(block=0), "block=0: give a number"),
-        (dict(graft="rmsprop"), "graft=rmsprop is unknown: choose one of none, adam, sgd"),
-        (dict(statistics="mean"), "statistics=mean is unknown"),
-        (dict(root="cholesky"), "root=cholesky is unknown: choose one of eigh, newton"),
-        (dict(root="newton", exponent=0.3), "root=newton needs an exponent 1/p"),
-        (dict(eps=-1.0), "eps=-1.0"),
-        (dict(exponent=0.0), "exponent=0.0"),
+        (dict(betas=(0.9, 1.0)), ("betas=(0.9, 1.0)", "[0, 1)")),
+        (dict(update_freq=0), ("update_freq=0", "at least 1")),
+        (dict(block=0), ("block=0", "at least 1")),
+        (dict(graft="rmsprop"), ("graft=rmsprop", "none, adam, sgd")),
+        (dict(statistics="mean"), ("statistics=mean", "ema, sum")),
+        (dict(root="cholesky"), ("root=cholesky", "eigh, newton")),
+        (dict(root="newton", exponent=0.3), ("root=newton", "1/p", "0.3", "root=eigh")),
+        (dict(eps=-1.0), ("eps=-1.0", "eps >= 0")),
+        (dict(exponent=0.0), ("exponent=0.0", "exponent > 0")),
+        (dict(every=5), ("every=5", "update_freq")),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with raises_naming(ValueError, *words):
             Shampoo([nn.Parameter(torch.zeros(2, 2))], **settings)

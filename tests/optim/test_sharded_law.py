@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest
 from tests.optim.reference import seeded
+from tests.optim.rules import with_all_rules
 from tests.optim.threads import run_threads
 
 RULES = {
@@ -18,9 +19,10 @@ RULES = {
     "scion": (Scion, dict(lr=0.1, norm="rms_to_inf")),
     "steepest": (Steepest, dict(momentum=0.5, form="regularised")),
     # A root or basis of a singular factor hangs on rounding, and so on how matrices are stacked: damped here.
-    "shampoo": (Shampoo, dict(every=2, eps=0.1, weight_decay=0.1)),
-    "soap": (SOAP, dict(every=2, max_dim=0)),
+    "shampoo": (Shampoo, dict(update_freq=2, eps=0.1, weight_decay=0.1)),
+    "soap": (SOAP, dict(update_freq=2, max_dim=0)),
 }
+RULES = with_all_rules(RULES)
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.05}
 STEPS = 3
 
@@ -43,7 +45,7 @@ def cases(draw):
             )
         ),
         "bucket_bytes": draw(st.integers(1, 3000)),
-        "wire": draw(st.sampled_from([None, torch.bfloat16])),
+        "comm_dtype": draw(st.sampled_from([None, torch.bfloat16])),
     }
 
 
@@ -51,7 +53,7 @@ def train(rule, case, place=lambda full: full, **engine):
     cls, hyper = RULES[rule]
     kinds = list(enumerate(zip(case["shapes"], case["dtypes"], strict=True)))
     weights = [nn.Parameter(place(seeded(s, 0, i, dtype=torch.float64).to(dtype))) for i, (s, dtype) in kinds]
-    optimizer = cls(weights, **hyper, bucket_bytes=case["bucket_bytes"], wire=case["wire"], **engine)
+    optimizer = cls(weights, **hyper, bucket_bytes=case["bucket_bytes"], comm_dtype=case["comm_dtype"], **engine)
     for step in range(STEPS):
         for (i, (s, dtype)), weight in zip(kinds, weights, strict=True):
             full = place(seeded(s, 1 + step, i, dtype=torch.float64).to(dtype))
@@ -86,4 +88,4 @@ def test_any_sharding_gives_the_weights_of_one_process(rule, layout, case, world
     expected = train(rule, case)
     for got in run_threads(world_size * (1 if layout == "sharded" else 2), on_rank):
         for shape, dtype, a, b in zip(case["shapes"], case["dtypes"], got, expected, strict=True):
-            assert (a - b).norm() <= TOLERANCES[case["wire"] or dtype] * b.norm(), shape
+            assert (a - b).norm() <= TOLERANCES[case["comm_dtype"] or dtype] * b.norm(), shape

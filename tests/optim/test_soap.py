@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from optim import SOAP
+from tests.optim.errors import raises_naming
 from tests.optim.reference import relative, seeded
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
@@ -27,7 +28,7 @@ def train(shapes=SHAPES, steps=STEPS, prepare=lambda optimizer: None, **settings
     return [w.detach() for w in weights]
 
 
-def plain_soap(w, grads, lr, beta1, beta2, eps, wd, every, max_dim, bases=None):
+def plain_soap(w, grads, lr, beta1, beta2, eps, wd, update_freq, max_dim, bases=None):
     """The paper's algorithm 3 on one matrix: momentum in the original space, turned anew in every step.
 
     From ``bases`` (size -> basis) if given, else from those of the first gradient.
@@ -50,7 +51,7 @@ def plain_soap(w, grads, lr, beta1, beta2, eps, wd, every, max_dim, bases=None):
                 continue
             if t == 0:
                 bases[side] = np.linalg.eigh(stats[side])[1]
-            elif t % every == 0:
+            elif t % update_freq == 0:
                 order = np.argsort(-np.diag(bases[side].T @ stats[side] @ bases[side]), kind="stable")
                 second = second[order] if side == 0 else second[:, order]
                 bases[side] = np.linalg.qr(stats[side] @ bases[side][:, order])[0]
@@ -64,11 +65,11 @@ def compare(got, shapes, **settings):
         assert relative(weight, torch.from_numpy(want)) < 1e-9
 
 
-@pytest.mark.parametrize(("every", "max_dim"), [(1, 5), (3, 5), (2, 4), (1, 2)])
-def test_is_the_paper(every, max_dim):
+@pytest.mark.parametrize(("update_freq", "max_dim"), [(1, 5), (3, 5), (2, 4), (1, 2)])
+def test_is_the_paper(update_freq, max_dim):
     """Both sides have a basis where the first gradient determines it: in square matrices."""
     shapes = [(5, 5), (4, 6), (6, 4), (4, 4), (1, 6)]
-    settings = dict(every=every, max_dim=max_dim)
+    settings = dict(update_freq=update_freq, max_dim=max_dim)
     got = train(shapes, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, **settings)
     compare(got, shapes, **settings)
 
@@ -84,8 +85,8 @@ def test_rectangles_from_given_bases():
             for side in ("left", "right"):
                 state[f"{side}_basis"][:] = bases[state[side].shape[-1]]
 
-    got = train(shapes, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, every=3, prepare=begin)
-    compare(got, shapes, every=3, max_dim=100, bases=bases)
+    got = train(shapes, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, update_freq=3, prepare=begin)
+    compare(got, shapes, update_freq=3, max_dim=100, bases=bases)
 
 
 def test_first_step_only_initialises():
@@ -104,7 +105,7 @@ def test_identity_bases_are_adam(max_dim):
             1  # the first gradients of all matrices come after the step that initialises
         )
 
-    settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, every=10**9)
+    settings = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-3, update_freq=10**9)
     got = train(max_dim=max_dim, prepare=late, **settings)
     weights = [nn.Parameter(seeded(s, 0, i, dtype=torch.float64)) for i, s in enumerate(SHAPES)]
     adam = torch.optim.Adam(weights, lr=0.1, betas=(0.8, 0.9), eps=1e-3)
@@ -126,7 +127,7 @@ def test_turned_gradients_give_turned_updates():
 
     def update(left, right):
         weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
-        optimizer = SOAP([weight], lr=1.0, betas=(0.8, 0.9), every=10**9)
+        optimizer = SOAP([weight], lr=1.0, betas=(0.8, 0.9), update_freq=10**9)
         for t in range(STEPS):
             weight.grad = left @ gradient((6, 6), t, 0) @ right
             optimizer.step()
@@ -143,7 +144,7 @@ def test_rounding_does_not_choose_the_bases(shape):
 
     def weights(noise):
         weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-        optimizer = SOAP([weight], lr=1.0, every=5)
+        optimizer = SOAP([weight], lr=1.0, update_freq=5)
         for t in range(STEPS):
             weight.grad = gradient(shape, t, 0) * (1 + noise * seeded(shape, 50 + t, dtype=torch.float64))
             optimizer.step()
@@ -154,7 +155,7 @@ def test_rounding_does_not_choose_the_bases(shape):
 
 def test_bases_become_eigenvectors_and_stay_orthogonal():
     weight = nn.Parameter(torch.zeros(6, 4, dtype=torch.float64))
-    optimizer = SOAP([weight], betas=(0.9, 0.999), every=1)
+    optimizer = SOAP([weight], betas=(0.9, 0.999), update_freq=1)
     for t in range(300):
         weight.grad = gradient((6, 4), t % 3, 0)
         optimizer.step()
@@ -169,7 +170,7 @@ def test_bases_become_eigenvectors_and_stay_orthogonal():
 
 def test_nan_stays_in_its_matrix():
     weights = [nn.Parameter(seeded((4, 4), 0, i)) for i in range(3)]
-    optimizer = SOAP(weights, every=1)
+    optimizer = SOAP(weights, update_freq=1)
     for t in range(3):
         for i, w in enumerate(weights):
             w.grad = seeded((4, 4), 1 + t, i) * (float("nan") if (t, i) == (1, 1) or t == 0 and i == 2 else 1)
@@ -178,6 +179,9 @@ def test_nan_stays_in_its_matrix():
 
 
 def test_wrong_settings_are_named():
-    for settings, words in [(dict(betas=(0.9, 1.0)), "betas="), (dict(every=0), "every=0: give a number of steps")]:
-        with pytest.raises(ValueError, match=words):
+    for settings, words in [
+        (dict(betas=(0.9, 1.0)), ("betas=(0.9, 1.0)", "[0, 1)")),
+        (dict(update_freq=0), ("update_freq=0", "at least 1")),
+    ]:
+        with raises_naming(ValueError, *words):
             SOAP([nn.Parameter(torch.zeros(2, 2))], **settings)

@@ -9,17 +9,18 @@ from torch import nn
 import optim
 from tests.distributed.test_rules import RULES
 from tests.live_bytes import LiveBytes
+from tests.optim.rules import find_rules
 
 POLAR = ("polar_express", "polar_express_gram", "newton_schulz5", "cubic", "svd", "eigh")
-CASES = RULES | {f"muon_{polar}": ("Muon", dict(polar=polar)) for polar in POLAR}
+CASES = RULES | {f"muon_{polar}": (optim.Muon, dict(polar=polar)) for polar in POLAR}
 STEPS = 4  # among them steps with and without new roots or bases
 MATRICES = 3
 
 
-def allocated(kind, settings, shape, dtype):
+def allocated(cls, settings, shape, dtype):
     """Bytes a matrix: the most that precondition allocated at once in a few steps, and what the rule said."""
     weights = [nn.Parameter(torch.randn(shape)) for _ in range(MATRICES)]
-    optimizer = getattr(optim, kind)(weights, dtype=dtype, **settings)
+    optimizer = cls(weights, dtype=dtype, **settings)
     group, peak = optimizer.param_groups[0], 0
     k, m, n = MATRICES, *shape
     sizes = optimizer.owner_state(group, (k, m, n))
@@ -41,10 +42,10 @@ def test_workspace_is_what_is_allocated(case, dtype):
         assert peak >= 0.4 * said, f"{case} {shape}: {peak / said:.2f} of what it says, so that buckets are too small"
 
 
-@pytest.mark.parametrize("kind", ["Muon", "NorMuon", "Scion", "Steepest", "Shampoo", "SOAP"])
-def test_no_matrix_of_gpt2_needs_more_than_two_buckets_beyond_its_stack(kind):
+@pytest.mark.parametrize("cls", find_rules())
+def test_no_matrix_of_gpt2_needs_more_than_two_buckets_beyond_its_stack(cls):
     for shape in [(768, 768), (2304, 768), (3072, 768), (768, 3072)]:
-        optimizer = getattr(optim, kind)([nn.Parameter(torch.empty(shape, device="meta"))])
+        optimizer = cls([nn.Parameter(torch.empty(shape, device="meta"))])
         buckets = 2 * inspect.signature(optim.MatrixOptimizer).parameters["bucket_bytes"].default
         matrix = shape[0] * shape[1] * 4
         assert 6 * matrix + optimizer.workspace(optimizer.param_groups[0], shape) <= buckets

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.compare_runs import lines, read
-from tests.trainer.test_dashboard import finished_wandb_records
+from tests.trainer.test_wandb import finished_wandb_records
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "scripts" / "data"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from scripts.speedrun import statistics
+from trainer.metrics.summary import Crossing, crossing
 
 A = [3.2768, 3.2791, 3.2775, 3.2783]
 B = [3.2846, 3.2859, 3.2872]
@@ -123,21 +124,21 @@ def test_holm_by_hand():
 
 def test_crossing_by_hand():
     losses, seconds = [4.0, 3.5, 3.3, 3.2], [0.0, 10.0, 20.0, 32.0]
-    assert statistics.crossing(seconds, losses, 3.25) == statistics.Crossing(pytest.approx(26.0), 32.0)
-    assert statistics.crossing(seconds, losses, 3.5) == statistics.Crossing(10.0, 10.0)
-    assert statistics.crossing(seconds, losses, 4.5) == statistics.Crossing(0.0, 0.0)
-    assert statistics.crossing(seconds, losses, 3.1) is None
+    assert crossing(seconds, losses, 3.25) == Crossing(pytest.approx(26.0), 32.0)
+    assert crossing(seconds, losses, 3.5) == Crossing(10.0, 10.0)
+    assert crossing(seconds, losses, 4.5) == Crossing(0.0, 0.0)
+    assert crossing(seconds, losses, 3.1) is None
 
 
 def test_crossing_is_the_first_one():
-    assert statistics.crossing([0, 1, 2, 3], [4.0, 3.0, 3.5, 2.0], 3.2).first == 1
+    assert crossing([0, 1, 2, 3], [4.0, 3.0, 3.5, 2.0], 3.2).first == 1
 
 
 @quick
 @given(st.lists(st.floats(1, 10), min_size=2, max_size=20), st.floats(1, 10))
 def test_crossing_lies_between_its_evaluations(losses, target):
     steps = [100 * i for i in range(len(losses))]
-    found = statistics.crossing(steps, losses, target)
+    found = crossing(steps, losses, target)
     reached = [step for step, loss in zip(steps, losses, strict=True) if loss <= target]
     assert (found is None) == (not reached)
     if found is not None:

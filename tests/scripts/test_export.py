@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.runs import started
+from trainer.loop import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import export  # noqa: E402
@@ -22,7 +22,7 @@ GPT2 = ["model.norm=layernorm", "model.activation=gelu", "model.tied=true", "mod
 @pytest.fixture
 def run(configure, tmp_path):
     def trained(*overrides):
-        trainer = started(configure(*TINY, f"run.dir={tmp_path / 'run'}", *overrides))
+        trainer = Trainer(configure(*TINY, f"run.dir={tmp_path / 'run'}", *overrides))
         trainer.run()
         return trainer
 

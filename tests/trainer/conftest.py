@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tests.runs import started
 from trainer.loop import Trainer
 from trainer.metrics import record
 
@@ -19,7 +18,7 @@ def run(configure, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
 
     def trained(name: str, *overrides: str) -> Trainer:
-        trainer = started(configure(*TINY, f"run.dir={tmp_path / name}", *overrides))
+        trainer = Trainer(configure(*TINY, f"run.dir={tmp_path / name}", *overrides))
         trainer.run()
         return trainer
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from common import UserError
 from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
-from tests.runs import started
 from tests.trainer.conftest import TINY, lines, losses
-from trainer.launch.cli import settings_are_open
+from trainer import loop
+from trainer.launch.compose import allow_extra_keys
+from trainer.loop import Trainer
 from trainer.run import resume, storage
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.dcp_index import read_index, read_weights
-from trainer.run.directory import run_id
+from trainer.run.directory import lock_run_dir, run_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, configure):
     """A folder with the checkpoints of steps 4 and 6."""
-    trainer = started(configure(*TINY, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}"))
+    trainer = Trainer(configure(*TINY, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}"))
     trainer.run()
     return trainer
 
@@ -196,7 +198,7 @@ def test_another_run_goes_on_from_this_one(run, tmp_path, capsys):
 
 
 def test_run_from_as_it_is_typed():
-    assert settings_are_open("run.from=runs/mine") == "run.from_=runs/mine"
+    assert allow_extra_keys("run.from=runs/mine") == "run.from_=runs/mine"
 
 
 def test_another_run_must_be_the_same_in_what_matters(run, tmp_path):
@@ -222,8 +224,8 @@ def test_other_shards_are_refused_and_moved_ones_accepted(run, tmp_path, capsys)
     prepare(here)
     file, content = Path(here.dir) / "sample_train_000001.bin", manifest.read_manifest(here.folder)
     write_shard(file, open_shard(file)[1:])
-    content["shards"][1] = manifest.describe_shard(file)
-    manifest.write_manifest(here.folder, content)
+    files = sorted(here.folder.glob("*.bin"), reverse=True)
+    manifest.write_manifest(here.folder, content, content["documents"], files)
     with pytest.raises(UserError, match=f"on other data: the shards in {here.dir} are not those that it has read"):
         run("run", f"data.dir={here.dir}")
 
@@ -231,8 +233,58 @@ def test_other_shards_are_refused_and_moved_ones_accepted(run, tmp_path, capsys)
 def test_a_checkpoint_that_must_be_there(run, tmp_path):
     run("run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    lines_of = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines_of[:-1]))
     with pytest.raises(CheckpointError, match="run.resume=must, but .* holds no checkpoint"):
         run("run", "run.resume=must")
+
+
+def test_a_finished_run_without_weights_is_not_begun_again(run, tmp_path):
+    """Its record would be emptied."""
+    run("run", "checkpoint.every=null")
+    before = lines(tmp_path / "run")
+    with pytest.raises(UserError, match="is finished.*new run.dir"):
+        run("run", "checkpoint.every=null")
+    assert lines(tmp_path / "run") == before
+
+
+def test_a_finished_run_with_weights_gives_its_loss_again(run, configure, tmp_path):
+    run("run")
+    before = lines(tmp_path / "run")
+    assert Trainer(configure(*TINY, f"run.dir={tmp_path / 'run'}")).run() == before[-1]["val/loss"]
+    assert lines(tmp_path / "run") == before
+
+
+def test_a_run_that_was_stopped_in_an_evaluation_completes_its_line(run, configure, tmp_path, monkeypatch):
+    """The line of step 3 has the training loss when the run is stopped, and the validation loss when it goes on."""
+    config = configure(*TINY, f"run.dir={tmp_path / 'parts'}")
+    trainer, evaluate = Trainer(config), loop.evaluate
+
+    def interrupted(*arguments):
+        if trainer.progress.step == 3:
+            trainer.preemption.signal = signal.SIGTERM
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    trainer.run()
+    [*_, last] = lines(tmp_path / "parts")
+    assert last["step"] == 3 and "train/loss" in last and "val/loss" not in last
+    run("parts")
+    assert losses(tmp_path / "parts") == losses(run("whole").checkpoints.folder.parent)
+    again = lines(tmp_path / "parts")[3]
+    assert {key: again[key] for key in last} == last, "what was measured before stays"
+
+
+def test_what_an_earlier_version_wrote_is_named(run, tmp_path):
+    run("run")
+    manifest_of = tmp_path / "run" / "checkpoints" / "step_00000006" / storage.MANIFEST
+    manifest_of.write_text(manifest_of.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(CheckpointError, match="step_00000006.*nanoMuon 0.1.*that version"):
+        storage.verify(manifest_of.parent)
+    mark = tmp_path / "run" / "run.json"
+    mark.write_text(mark.read_text().replace('"format": 2,', ""))
+    with pytest.raises(UserError, match="run.dir=.*nanoMuon 0.1.*new run.dir"):
+        run("run")
 
 
 def test_finished_run(run, tmp_path):
@@ -245,11 +297,11 @@ def test_finished_run(run, tmp_path):
 
 def test_a_directory_in_use_is_refused(run, tmp_path, capsys):
     run("run")
-    first = resume.hold(tmp_path / "run")
+    first = lock_run_dir(tmp_path / "run")
     with pytest.raises(UserError, match="is in use by another process"):
-        resume.hold(tmp_path / "run", patience=0.3)
+        lock_run_dir(tmp_path / "run", patience=0.3)
     first.close()
-    resume.hold(tmp_path / "run", patience=0).close()
+    lock_run_dir(tmp_path / "run", patience=0).close()
 
 
 def test_the_pause_is_recorded(saved):

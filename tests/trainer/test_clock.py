@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.runs import started
 from trainer import loop
 from trainer.clock import Clock
+from trainer.loop import Trainer
 from trainer.metrics import record
 from trainer.run.checkpoint import Checkpoints
 
@@ -113,12 +113,12 @@ def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, time):
 
         monkeypatch.setattr(owner, name, timed)
 
-    takes(1, loop.Trainer, "update")
-    for owner, name in ((loop, "warm_up"), (loop, "validation_loss"), (Checkpoints, "save")):
+    takes(1, loop.Trainer, "train_step")
+    for owner, name in ((loop, "warm_up"), (loop, "evaluate"), (Checkpoints, "save")):
         takes(100, owner, name)
     monkeypatch.setattr(loop, "Clock", lambda synchronize: Clock(time.synchronize, time))
     monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
-    started(config).run()
-    assert [done.count(name) for name in ("warm_up", "validation_loss", "save", "update")] == [1, 3, 4, 4]
+    Trainer(config).run()
+    assert [done.count(name) for name in ("warm_up", "evaluate", "save", "train_step")] == [1, 3, 4, 4]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["train_time_s"] for line in lines if "val/loss" in line] == [0, 2, 4]

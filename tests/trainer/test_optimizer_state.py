@@ -44,7 +44,7 @@ def test_optimizer_state_returns(kind, steps):
     state, weights = optimizers.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
     state = {"tensors": {k: v.clone() for k, v in state["tensors"].items()}, "numbers": state["numbers"]}
     other, again = built(kind)
-    again.allocate(state["tensors"])
+    again.init_state(state["tensors"])
     other.load_state_dict(weights)
     again.load_state_dict(state)
     assert set(again.state_dict()["tensors"]) == set(state["tensors"])

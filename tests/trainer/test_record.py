@@ -15,17 +15,15 @@ from rich.console import Console
 
 from trainer.metrics import record as record_module
 from trainer.metrics.console import Display, duration
-from trainer.metrics.jsonl import JsonLines, parse
-from trainer.metrics.record import Record
+from trainer.metrics.environment import peak_flops
+from trainer.metrics.jsonl import JsonLines, read_lines
+from trainer.metrics.record import Metrics, is_spike
 
 
 class Accelerated(SimpleNamespace):
     """An Accelerator's trackers, without processes."""
 
     trackers = ()
-
-    def gather(self, value):
-        return torch.cat([value, 2 * value])
 
     def log(self, line, step):
         for tracker in self.trackers:
@@ -40,7 +38,6 @@ def processes(**changes):
         "device": torch.device("cpu"),
         "dtype": torch.float32,
         "accelerator": Accelerated(),
-        "peak_memory_bytes": lambda: 1000,
     }
     return SimpleNamespace(**known | changes)
 
@@ -53,9 +50,10 @@ def shown():
 @pytest.fixture
 def open_record(configure, tmp_path, shown):
     def opened(*overrides, **changes):
-        config = configure("experiment=smoke", "logger=jsonl", "train.steps=40", f"run.dir={tmp_path}", *overrides)
+        config = configure("experiment=smoke", "logger=jsonl", "train.steps=40", "eval.every=40",
+                           f"run.dir={tmp_path}", *overrides)  # fmt: skip
         display = Display(config.train.steps, Console(file=shown, width=200))
-        return Record(config, processes(**changes), display)
+        return Metrics(config, processes(**changes), display=display)
 
     return opened
 
@@ -68,17 +66,20 @@ def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
     monkeypatch.setenv("SOME_API_TOKEN", "hunter2")
     record = open_record()
     record.start([{"role": "matrix", "tensors": 4, "parameters": 1234567, "optimizer": "optim.Muon", "lr": 0.02}])
-    record.log(step=0, tokens=0, train_time_s=0.0, **{"val/loss": 5.5})
-    for step in range(1, 41):
-        record.log(step=step, tokens=3072 * step, train_time_s=step / 3, **{"train/loss": 5 / step, "lr/matrix": 0.02})
-    record.log(step=40, tokens=3072 * 40, train_time_s=40 / 3, **{"val/loss": math.pi / 3})
+    record.add(0, {"val/loss": 5.5})
+    for step in range(41):
+        if step:
+            record.add(step, {"train/loss": torch.tensor(5 / step, dtype=torch.float64), "lr/matrix": 0.02})
+        if step == 40:
+            record.add(step, {"val/loss": math.pi / 3})
+        record.write(step, step / 3)
     record.finish()
     found = lines(tmp_path)
-    assert [line["step"] for line in found] == [*range(41), 40]
+    assert [line["step"] for line in found] == [*range(41)]
     assert all({"step", "tokens", "train_time_s"} <= set(line) for line in found)
     assert found[3]["train/loss"] == 5 / 3 and found[-1]["val/loss"] == math.pi / 3, "full precision"
+    assert found[-1]["train/loss"] == 5 / 40, "a step has one line"
     assert found[1]["perf/tokens_per_s"] == pytest.approx(9216) and "perf/tokens_per_s" not in found[0]
-    assert found[0]["perf/peak_memory_bytes"] == 2000, "the largest of all ranks"
     assert (tmp_path / "loss_vs_time.png").read_bytes().startswith(b"\x89PNG")
     config = OmegaConf.load(tmp_path / "config.yaml")
     assert isinstance(config.optim.matrix.lr, float) and config.train.micro_batch > 0
@@ -91,10 +92,16 @@ def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
         assert b"hunter2" not in path.read_bytes()
 
 
+def measured(record: Metrics, step: int, seconds: float) -> None:
+    record.add(step, {"train/loss": float(step)})
+    record.write(step, seconds)
+
+
 def test_only_rank_0_writes(open_record, tmp_path, shown):
     record = open_record(is_main=False, world_size=2)
     record.start([{"role": "matrix"}])
-    record.log(step=0, tokens=0, train_time_s=0.0, **{"val/loss": 1.0})
+    record.add(0, {"val/loss": 1.0})
+    record.write(0, 0.0)
     record.message("hello")
     record.finish()
     assert not list(tmp_path.iterdir()) and not shown.getvalue()
@@ -104,21 +111,21 @@ def test_resume_keeps_every_step_once(open_record, tmp_path):
     record = open_record()
     record.start()
     for step in range(1, 8):
-        record.log(step=step, tokens=step, train_time_s=float(step), **{"train/loss": float(step)})
+        measured(record, step, float(step))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "tok')  # killed while writing
     again = open_record()
-    again.start(step=5)
-    again.log(step=6, tokens=6, train_time_s=5.5, **{"train/loss": 60.0})
+    again.start(step=5, unfinished=False)
+    measured(again, 6, 5.5)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert lines(tmp_path)[-1]["perf/tokens_per_s"] == 2.0, "speed goes on from the last line that is kept"
+    assert lines(tmp_path)[-1]["perf/tokens_per_s"] == 2 * 3072, "speed goes on from the last line that is kept"
 
 
 def test_a_new_start_empties_the_record(open_record, tmp_path):
     for _ in range(2):
         record = open_record()
         record.start()
-        record.log(step=0, tokens=0, train_time_s=0.0, **{"val/loss": 5.0})
+        measured(record, 0, 0.0)
     assert len(lines(tmp_path)) == 1
 
 
@@ -126,8 +133,8 @@ def test_mfu(open_record, tmp_path, monkeypatch):
     monkeypatch.setattr(record_module, "peak_flops", lambda device: 1e6)
     record = open_record(world_size=2, dtype=torch.bfloat16)
     record.start(flops_per_token=100.0)
-    record.log(step=1, tokens=1000, train_time_s=0.5)
-    assert lines(tmp_path)[0]["perf/mfu"] == pytest.approx(2000 * 100 / 2e6)
+    measured(record, 1, 0.5)
+    assert lines(tmp_path)[0]["perf/mfu"] == pytest.approx(2 * 3072 * 100 / 2e6)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +150,65 @@ def test_mfu(open_record, tmp_path, monkeypatch):
 )
 def test_peak_of_known_devices(monkeypatch, name, flops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert record_module.peak_flops(torch.device("cuda")) == flops
-    assert record_module.peak_flops(torch.device("cpu")) is None
+    assert peak_flops(torch.device("cuda")) == flops
+    assert peak_flops(torch.device("cpu")) is None
+
+
+class Watched(torch.Tensor):
+    """Says when the host asks for its value."""
+
+    asked = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.asked += function is torch.Tensor.tolist
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_on_a_gpu_the_host_waits_where_a_line_is_due(open_record, tmp_path):
+    """Values of the steps between are read then, all at once; those that say something unusual get their lines."""
+    record = open_record("logger.every=10", "eval.every=20")
+    record.on_host, Watched.asked = False, 0
+    record.start()
+    for step in range(1, 21):
+        loss = torch.tensor(3.0 + 0.001 * (step % 3)).as_subclass(Watched)
+        record.add(step, {"train/loss": loss, "skipped": torch.tensor(float(step == 4))})
+        record.write(step, float(step))
+        assert Watched.asked == step // 10
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [4, 10, 20]
+    assert (found[0]["skipped"], found[0]["batch"]) == (1, 3) and "skipped" not in found[1]
+
+
+def test_a_leap_of_the_loss_is_written_down(open_record, tmp_path):
+    record = open_record("logger.every=40")
+    record.start()
+    for step, loss in enumerate([2.0 + 0.01 * (k % 3) for k in range(20)] + [9.0, 2.0], start=1):
+        record.add(step, {"train/loss": torch.tensor(loss)})
+        record.write(step, float(step))
+    [line] = lines(tmp_path)
+    assert (line["step"], line["batch"]) == (21, 20)
+    assert line["spike"] == pytest.approx(7.0, abs=0.02)
+
+
+def test_what_is_noted_goes_into_the_next_line(open_record, tmp_path):
+    record = open_record("logger.every=2")
+    record.start()
+    for step in range(1, 5):
+        record.add(step, {"train/loss": 1.0})
+        record.write(step, float(step))
+        if step == 2:
+            record.note(**{"checkpoint/failed": "no room"})
+    assert [line.get("checkpoint/failed") for line in lines(tmp_path)] == [None, "no room"]
+
+
+@given(st.lists(st.floats(1.0, 2.0), min_size=16, max_size=64), st.floats(0.0, 100.0))
+def test_spikes_are_far_above_the_rest(recent, loss):
+    assert not is_spike(recent[:15], loss)
+    assert not is_spike(recent, max(recent)) or len(set(recent)) > 1
+    if loss <= sum(recent) / len(recent):
+        assert not is_spike(recent, loss)
+    assert is_spike(recent, 9.0), "six deviations are at most 3 here"
 
 
 def test_failing_parts_are_told_once_and_left_out(open_record, tmp_path, shown, monkeypatch):
@@ -156,7 +220,7 @@ def test_failing_parts_are_told_once_and_left_out(open_record, tmp_path, shown, 
     record.parallel.accelerator.trackers = [broken]
     monkeypatch.setattr(record_module, "loss_vs_time", broken)
     for step in (1, 2, 3):
-        record.log(step=step, tokens=step, train_time_s=float(step), **{"train/loss": 1.0})
+        measured(record, step, float(step))
     record.finish()
     assert len(lines(tmp_path)) == 3
     assert shown.getvalue().count("wandb failed") == 1 and shown.getvalue().count("loss_vs_time.png failed") == 1
@@ -179,11 +243,10 @@ def test_a_file_cut_anywhere_loses_no_whole_line(tmp_path_factory, cut, last_ste
     whole = [json.dumps(line) + "\n" for line in written]
     path.write_text("".join(whole)[:cut])
     complete = [line for n, line in enumerate(written) if len("".join(whole[: n + 1]).rstrip("\n")) <= cut]
-    file = JsonLines(path, last_step)
+    file = JsonLines(path, [line for line in read_lines(path) if line["step"] <= last_step])
     file.append({"step": 99})
     file.close()
-    kept = [parse(text) for text in path.read_text().splitlines()]
-    assert kept == [line for line in complete if line["step"] <= last_step] + [{"step": 99}]
+    assert read_lines(path) == [line for line in complete if line["step"] <= last_step] + [{"step": 99}]
 
 
 def test_a_full_disk_delays_lines(tmp_path):

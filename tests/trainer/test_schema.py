@@ -4,7 +4,6 @@ import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
-import hydra
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from omegaconf import OmegaConf
 from common import UserError
 from trainer.config import Config, Dtype, by_family, fit_batch, register, validate
 from trainer.language_model import ModelConfig
-from trainer.launch import cli
+from trainer.launch import cli, load_config
 from trainer.model import GPTConfig
 from trainer.resolve import model_class
 
@@ -85,7 +84,7 @@ def test_a_family_of_ones_own_is_one_file(configure, tmp_path):
     words = [SMOKE, "optim=muon", "model=mine_8m", f"hydra.searchpath=[{tmp_path}]"]
     config = configure(*words)
     assert (config.model.name, config.model.n_layer, config.optim.matrix["lr"]) == ("mine_8m", 3, preset.modern)
-    assert configure(*words, cli.settings_are_open("optim.matrix.lr.mine=0.5")).optim.matrix["lr"] == 0.5
+    assert configure(*words, "optim.matrix.lr.mine=0.5").optim.matrix["lr"] == 0.5
     assert configure(*words, "model.presets=tiny").optim.matrix["lr"] == preset.tiny
 
 
@@ -198,7 +197,7 @@ BAD = {
 def test_bad_input_is_one_line_with_key_value_and_mend(override):
     register()
     with pytest.raises(UserError) as caught:
-        cli.check_jobs([SMOKE, cli.settings_are_open(override)], SimpleNamespace(multirun=False))
+        cli.compose_jobs([SMOKE, cli.to_hydra(override)])
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in BAD[override]), message
 
@@ -217,7 +216,7 @@ def test_hsdp_needs_a_number_that_factors(configure):
 @pytest.mark.parametrize("override", ["optim.matrix.cautious=true", "model.qk_norm=true", "model.presets=tiny"])
 def test_settings_that_the_preset_does_not_list_can_be_given(override):
     register()
-    assert cli.check_jobs([SMOKE, cli.settings_are_open(override)], SimpleNamespace(multirun=False)) is None
+    assert cli.compose_jobs([SMOKE, cli.to_hydra(override)]) is None
 
 
 # --- a model of one's own ---
@@ -272,12 +271,9 @@ def own(tmp_path, monkeypatch):
     (tmp_path / f"broken_{name}.py").write_text("x = 1\nundefined_name\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
-    register()
 
     def composed(*overrides, cls="Mixer", module=name):
-        words = [SMOKE, "model=custom", f"model._target_={module}.{cls}", *overrides]
-        with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
-            return validate(hydra.compose("train", overrides=[cli.settings_are_open(word) for word in words]), 1)
+        return load_config([SMOKE, "model=custom", f"model._target_={module}.{cls}", *overrides])
 
     composed.name = name
     return composed

@@ -11,7 +11,7 @@ from tests.trainer.conftest import TINY, lines, losses
 from trainer.metrics import record
 from trainer.metrics.jsonl import JsonLines
 from trainer.run import resume, storage
-from trainer.run.directory import claim
+from trainer.run.directory import acquire_run_dir
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -26,7 +26,7 @@ def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, 
         commit_it(folder, files)
 
     monkeypatch.setattr(storage, "commit", refused)
-    with pytest.raises(UserError, match="the last checkpoint could not be saved in"):
+    with pytest.raises(UserError, match="checkpoints: the checkpoint after update 6 could not be saved; make room"):
         run("run")
     assert "final val loss" in capsys.readouterr().out and losses(tmp_path / "run")[-1][0] == 6
     assert resume.finished(configure(*TINY, f"run.dir={tmp_path / 'run'}")) == ""
@@ -85,4 +85,4 @@ def test_a_kill_while_the_mark_was_written(configure, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.abcd").write_text("{")
     config = configure(*TINY, f"run.dir={tmp_path / 'run'}")
-    assert claim(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()
+    assert acquire_run_dir(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()

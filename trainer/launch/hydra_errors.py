@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,12 +15,13 @@ from trainer.config import OPEN_SECTIONS, keys
 from trainer.resolve import one_line, reason
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)
+RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
+OPEN = tuple(f"{section}." for section in (*OPEN_SECTIONS, "data.source"))  # whose keys a class decides
 
 
 def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     """One line for an exception that composing ``overrides`` over the folder ``configs`` raised."""
-    root = error
+    root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     if isinstance(error, MissingConfigException):
@@ -44,7 +45,7 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     return f"{given}: {reason(root)}"
 
 
-def refuse_unknown(composed: DictConfig, configs: Path) -> None:
+def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
     Raises:
@@ -65,7 +66,7 @@ def refuse_unknown(composed: DictConfig, configs: Path) -> None:
 
 def _missing_choice(error: MissingConfigException, configs: Path) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(path.stem for path in (configs / group).glob("*.yaml"))
+    options = choices(group, configs)
     if choice.startswith("submitit"):
         return "hydra/launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]'"
     if not group or not options:
@@ -95,8 +96,22 @@ def _given(key: str | None, overrides: Sequence[str]) -> str | None:
     return None
 
 
+def choices(group: str, configs: Path) -> list[str]:
+    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+
+
+def new_name(key: str) -> str | None:
+    """What a key that has another name now is called, or one of Hydra's that stands for ours."""
+    for old, new in RENAMED.items():
+        if f"{key}.".startswith(f"{old}."):
+            return new + key[len(old) :]
+    return None
+
+
 def close_keys(key: str, configs: Path) -> str:
     """A hint at the nearest keys: by their full names, or by their last parts."""
+    if new := new_name(key):
+        return f"; it is called {new}"
     known = list(keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
     close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -9,21 +9,38 @@ import uuid
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig
 
 from common import UserError
-from trainer.config import Config, Resume
+from trainer.config import Config, Resume, world_size
 from trainer.launch.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-AT_SHUTDOWN = 600  # seconds in which a job that is told to stop may write its checkpoint
+SHUTDOWN_TIMEOUT = 600  # seconds in which a job that is told to stop may write its checkpoint
 
 
-def are_started() -> bool:
-    """Whether torchrun, accelerate launch, SLURM or the like has started this process as one of a job's."""
-    return "RANK" in os.environ
+def is_launched() -> bool:
+    """Whether torchrun, accelerate launch, SLURM or the like has started this process as one of a job's.
+
+    A RANK that some other program left in the environment is not enough."""
+    return world_size() > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
-def of_submitit() -> bool:
+def job_world_size(job: DictConfig, launcher: DictConfig) -> int:
+    """Processes that will do a job: those that are started, or will be by Hydra's launcher or by this process."""
+    if is_launched():
+        return world_size()
+    if is_submitit(launcher._target_):
+        return launcher.nodes * launcher.tasks_per_node
+    return job.run.processes or world_size()
+
+
+def is_submitit(launcher: str) -> bool:
+    """Whether a class is one of submitit's launchers for Hydra."""
+    return launcher.startswith("hydra_plugins.hydra_submitit_launcher.")
+
+
+def in_submitit_job() -> bool:
     """Whether submitit, Hydra's launcher for SLURM, has started this process."""
     return "SUBMITIT_EXECUTOR" in os.environ
 
@@ -38,15 +55,15 @@ def prepare_submitit(launcher: str) -> None:
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
 
 
-def join_submitit() -> None:
+def export_submitit_ranks() -> None:
     """Tell this process its rank, which submitit knows."""
-    if of_submitit() and not are_started():
-        from submitit.helpers import TorchDistributedEnvironment
+    if in_submitit_job() and not is_launched():
+        from submitit.helpers import TorchDistributedEnvironment  # type: ignore[import-not-found]
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
-def arguments(config: Config, overrides: Sequence[str]) -> list[str]:
+def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
     """The command line of train.py that is this one job and no sweep."""
     decided = {
         "hydra.mode": "RUN",
@@ -63,7 +80,7 @@ def arguments(config: Config, overrides: Sequence[str]) -> list[str]:
     return kept + [f"{key}={value}" for key, value in given.items()]
 
 
-def start(config: Config, overrides: Sequence[str]) -> None:
+def launch(config: Config, overrides: Sequence[str]) -> None:
     """Train in ``run.processes`` new processes, which torch's elastic agent starts and watches as torchrun does.
 
     Raises:
@@ -75,7 +92,7 @@ def start(config: Config, overrides: Sequence[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # we say it below
-    launch = LaunchConfig(
+    settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=config.run.processes or 1,
@@ -84,11 +101,11 @@ def start(config: Config, overrides: Sequence[str]) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        shutdown_timeout=AT_SHUTDOWN,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        elastic_launch(launch, sys.executable)("-u", os.path.abspath(sys.argv[0]), *arguments(config, overrides))
+        elastic_launch(settings, sys.executable)("-u", os.path.abspath(sys.argv[0]), *job_arguments(config, overrides))
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0:  # who exits by itself has said why

@@ -6,22 +6,31 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from functools import cache
+from threading import Thread
 
 import torch.distributed as dist
 
 from common import UserError
 from trainer.config import world_size
 
+TIMEOUT = timedelta(minutes=5)  # between the first rank and the last to start
+HELLO, HELLO_TIMEOUT = "nanomuon hello", timedelta(seconds=5)  # rank 0 says it as soon as its port listens
+
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
-def attempt() -> int:
+def restart_count() -> int:
     """How often torchrun has restarted the workers."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+class RendezvousError(UserError):
+    """The ranks cannot reach each other, not even to say so once."""
 
 
 @cache
@@ -29,26 +38,62 @@ def store() -> dist.Store:
     """The store of this job: torchrun's agent holds it; without an agent rank 0 does, on the same port.
 
     Raises:
-        UserError: several processes are announced, but not where to meet.
+        RendezvousError: several processes are announced, but not where to meet; or somebody else holds the port.
     """
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise UserError(
+            raise RendezvousError(
                 f"WORLD_SIZE={world_size()} but {name} is not set: start with torchrun --nproc-per-node N train.py …"
             )
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    tcp = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank() == 0 and not agent,
-        wait_for_workers=False,
-        multi_tenant=True,  # the process group opens the same port later
-        timeout=timedelta(minutes=5),
-    )
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        tcp = _open(*address, serve=not agent) if agent or rank() == 0 else _join(*address)
+    except (RuntimeError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        where = f"MASTER_ADDR={address[0]} MASTER_PORT={address[1]}"
+        raise RendezvousError(f"{where}: rank 0 cannot be met there, give a free port ({reason})") from None
     return dist.PrefixStore("nanomuon", tcp)
 
 
-def agree(key: str, compute: Callable[[], str]) -> str:
+def _open(host: str, port: int, serve: bool) -> dist.TCPStore:
+    """multi_tenant: the process group opens the same port later."""
+    tcp = dist.TCPStore(host, port, is_master=serve, wait_for_workers=False, multi_tenant=True, timeout=TIMEOUT)
+    if serve:
+        tcp.set(HELLO, "")
+    return tcp
+
+
+def _join(host: str, port: int) -> dist.TCPStore:
+    """Rank 0's store.  Whatever else listens there is found out within seconds: it says no hello.
+
+    Raises:
+        OSError, RuntimeError: nobody listens, or not rank 0.
+    """
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            break
+        except OSError:  # rank 0 has not started yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    met: Future[dist.TCPStore] = Future()
+
+    def meet() -> None:
+        try:
+            tcp = _open(host, port, serve=False)
+            tcp.wait([HELLO], HELLO_TIMEOUT)
+            met.set_result(tcp)
+        except RuntimeError as error:
+            met.set_exception(error)
+
+    Thread(target=meet, daemon=True).start()  # torch's handshake has no time limit: it may have to be left behind
+    return met.result(2 * HELLO_TIMEOUT.total_seconds())
+
+
+def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:
     """``compute()`` of rank 0, on every rank.  Workers that torchrun restarts get what the first ones agreed on.
 
     Raises:
@@ -68,11 +113,11 @@ def agree(key: str, compute: Callable[[], str]) -> str:
     return said["value"]
 
 
-def meet_anew(number: int) -> None:
+def reinit_rendezvous(number: int) -> None:
     """Give job ``number`` of a sweep, and restarted workers, a store of their own: a new process group would trip over
     the last one's keys."""
-    if world_size() > 1 and (number > 0 or attempt() > 0):
-        os.environ["MASTER_PORT"] = agree(f"port {number} {attempt()}", _free_port)
+    if world_size() > 1 and (number > 0 or restart_count() > 0):
+        os.environ["MASTER_PORT"] = broadcast_rank0(f"port {number} {restart_count()}", _free_port)
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # rank 0 holds it, on the new port
 
 
@@ -82,13 +127,13 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def report(error: Exception) -> None:
+def report_error(error: Exception) -> None:
     """Print ``error: …`` once for all ranks that met the same error."""
     line = f"error: {error}"
-    if world_size() > 1:
+    if world_size() > 1 and not isinstance(error, RendezvousError):
         mine = f"{rank()} {line}"
         try:
-            first = store().compare_set(f"error {attempt()}", "", mine).decode()
+            first = store().compare_set(f"error {restart_count()}", "", mine).decode()
         except (UserError, RuntimeError):
             first = mine
         if first != mine:

@@ -18,15 +18,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from common import UserError
 from trainer.config import Config, world_size
-from trainer.launch.rendezvous import attempt, rank, report, store
+from trainer.launch.rendezvous import rank, report_error, restart_count, store
 from trainer.metrics.console import duration
-from trainer.metrics.jsonl import parse
+from trainer.metrics.jsonl import FILE, read_lines
 from trainer.run import resume
 from trainer.run.directory import job_name
 
-PATIENCE = timedelta(seconds=15)  # between the first rank and the last to meet an error that all ranks meet
-FINISHED, BEFORE = "finished", "finished before"
+ERROR_TIMEOUT = timedelta(seconds=15)  # between the first rank and the last to meet an error that all ranks meet
+FINISHED, FINISHED_BEFORE = "finished", "finished before"
 
 
 class JobFailed(Exception):
@@ -38,100 +39,106 @@ class Sweep:
     """The jobs in their order, each with its directory inside ``folder``."""
 
     folder: str
-    varying: list[str]  # keys that have several values
+    swept_keys: list[str]  # those that have several values
     launcher: str = ""  # class of Hydra's
     jobs: list[Config] = field(default_factory=list)
-    before: set[str] = field(default_factory=set)  # directories of jobs that had finished when the sweep began
-    states: dict[str, str] = field(default_factory=dict)  # by directory, what this process knows of the unfinished
+    names: list[str] = field(default_factory=list)  # of the jobs' directories
+    finished_before: set[int] = field(default_factory=set)  # jobs that had finished when the sweep began
+    statuses: dict[int, str] = field(default_factory=dict)  # by job, what this process knows of the unfinished
 
     def add(self, config: Config, overrides: Sequence[str], name: str | None) -> None:
-        self.place(config, overrides, name)
-        self.jobs.append(config)
-
-    def begin(self) -> None:
-        """Note what is finished already; say how to start again."""
-        self.before = {config.run.dir for config in self.jobs if resume.finished(config)}
-        if rank() == 0:
-            done = f", {len(self.before)} of them finished" if self.before else ""
-            again = f"to start again: the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
-            print(f"sweep {self.folder}: {len(self.jobs)} jobs{done}; {again}", flush=True)
-
-    def place(self, config: Config, overrides: Sequence[str], name: str | None) -> None:
-        """Name a job after what varies, and put it into the sweep's folder.
+        """Name a job after what varies, and give it a directory in the sweep's folder.
 
         Args:
             overrides: the job's.
             name: ``run.name``, if the user chose it.
+
+        Raises:
+            UserError: its directory would be that of another job, or of all.
         """
-        kept = [o.lstrip("+") for o in overrides if o.lstrip("+").partition("=")[0] in self.varying]
+        if config.run.dir:
+            raise UserError(
+                f"run.dir={config.run.dir} would be shared by the jobs of a sweep: give hydra.sweep.dir=DIR"
+            )
+        kept = [o.lstrip("+") for o in overrides if o.lstrip("+").partition("=")[0] in self.swept_keys]
         also = [o for o in kept if o.partition("=")[0] not in ("optim", "seed")]
         folder = job_name(kept, config.seed)
+        if folder in self.names:
+            raise UserError(
+                f"{' '.join(kept)}: two jobs would share the folder {folder}: give each value once, and values that "
+                "differ in special characters only to two sweeps"
+            )
         config.run.name, config.run.dir = name or folder, str(Path(self.folder) / folder)
         config.logger.group = config.logger.group or Path(self.folder).name
         config.logger.label = config.logger.label or ",".join([config.optim.name, *also])
+        self.jobs.append(config)
+        self.names.append(folder)
 
-    def state(self, config: Config) -> str:
+    def start(self) -> None:
+        """Note what is finished already; say how to start again."""
+        self.finished_before = {number for number, config in enumerate(self.jobs) if resume.finished(config)}
+        if rank() == 0:
+            done = f", {len(self.finished_before)} of them finished" if self.finished_before else ""
+            again = f"to start again: the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
+            print(f"sweep {self.folder}: {len(self.jobs)} jobs{done}; {again}", flush=True)
+
+    def status(self, number: int) -> str:
         """finished, finished before, failed, stopped, or what the directory shows."""
-        if resume.finished(config):
-            return BEFORE if config.run.dir in self.before else FINISHED
-        shown = "unfinished" if Path(config.run.dir).exists() else "not started"
-        return self.states.get(config.run.dir, shown)
+        if resume.finished(self.jobs[number]):
+            return FINISHED_BEFORE if number in self.finished_before else FINISHED
+        shown = "unfinished" if Path(self.folder, self.names[number]).exists() else "not started"
+        return self.statuses.get(number, shown)
 
     def summary(self, console: Console | None = None) -> bool:
         """Print a table of the jobs and how to compare them; returns whether all have finished."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("job", overflow="fold")  # a name that is cut cannot be looked up
-        table.add_column("state")
+        table.add_column("status")
         for column in ("steps", "val loss", "trained"):
             table.add_column(column, justify="right")
-        states = [self.state(config) for config in self.jobs]
-        for config, state in zip(self.jobs, states, strict=True):
-            last = last_values(Path(config.run.dir))
-            loss = "–" if last.get("val/loss") is None else f"{last['val/loss']:.4f}"
-            name = Path(config.run.dir).name
-            table.add_row(name, state, f"{last.get('step', 0)}", loss, duration(last.get("train_time_s", 0.0)))
+        statuses = [self.status(number) for number in range(len(self.jobs))]
+        for name, status in zip(self.names, statuses, strict=True):
+            last = last_values(Path(self.folder, name))
+            loss = "-" if last.get("val/loss") is None else f"{last['val/loss']:.4f}"
+            table.add_row(name, status, f"{last.get('step', 0)}", loss, duration(last.get("train_time_s", 0.0)))
         in_log = None if sys.stdout.isatty() else 200  # columns; a file has no width
         console = console or Console(soft_wrap=True, highlight=False, width=in_log)
         console.print(table)
-        ended = {FINISHED, BEFORE}
-        if ended.intersection(states):
-            console.print(f"compare: {self.comparison()}", markup=False)
-        if missing := sum(state not in ended for state in states):
+        ended = {FINISHED, FINISHED_BEFORE}
+        if ended.intersection(statuses):
+            console.print(f"compare: {self.compare_command()}", markup=False)
+        if missing := sum(status not in ended for status in statuses):
             same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
-            console.print(f"{missing} of {len(states)} jobs have not finished; {same} runs only those", markup=False)
+            console.print(f"{missing} of {len(statuses)} jobs have not finished; {same} runs only those", markup=False)
             if "submitit" in self.launcher:
                 console.print(f"what they said: {self.folder}/.submitit/*/*_log.*", markup=False)
         return not missing
 
-    def comparison(self) -> str:
+    def compare_command(self) -> str:
         """The command that draws the sweep's page."""
-        labels = {config.logger.label for config in self.jobs if resume.finished(config)}
+        labels = {config.logger.label or "" for config in self.jobs if resume.finished(config)}
         words = ["python", "scripts/compare.py", self.folder, "--out", str(Path(self.folder) / "speedrun")]
         return shlex.join(words + (["--baseline", "adamw"] if "adamw" in labels and len(labels) > 1 else []))
 
 
 def last_values(directory: Path) -> dict[str, Any]:
     """The latest value of every key in a run's record."""
-    try:
-        text = (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    return {key: value for line in text.splitlines() for key, value in (parse(line) or {}).items()}
+    return {key: value for line in read_lines(directory / FILE) for key, value in line.items()}
 
 
-def told_alike(error: Exception, number: int) -> bool:
+def all_ranks_failed(error: Exception, number: int) -> bool:
     """Print the error of job ``number``, once; returns whether all ranks met one, and may go on to the next job."""
     if world_size() == 1:
-        report(error)
+        report_error(error)
         return True
-    keys = [f"failed {number} {attempt()} {other}" for other in range(world_size())]
+    keys = [f"failed {number} {restart_count()} {other}" for other in range(world_size())]
     try:
         store().set(keys[rank()], f"error: {error}")
-        store().wait(keys, PATIENCE)
+        store().wait(keys, ERROR_TIMEOUT)
         if rank() == 0:
             for line in dict.fromkeys(store().get(key).decode() for key in keys):
                 print(line, file=sys.stderr, flush=True)
     except RuntimeError:  # another rank went on, and waits for this one in vain
-        report(error)
+        report_error(error)
         return False
     return True

@@ -1,23 +1,50 @@
-"""Files of one JSON object a line, written so that a crash costs at most the line that was being written."""
+"""metrics.jsonl: one JSON object a line, written so that a crash costs at most the line that was being written."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common import write_text
 
 Line = dict[str, Any]
+FILE = "metrics.jsonl"
 
 
-def parse(text: str) -> Line | None:
-    """The object of one line, or None for a torn or foreign line."""
+EMPTY, TORN = "empty line", "last line cut short, as when its writer is killed; ignored"
+
+
+def scan(raw: bytes) -> Iterator[tuple[int, Line | None, str]]:
+    """Number (from 1), object and fault of every line of a file: an object without a fault, or None and its fault."""
+    lines = raw.split(b"\n")
+    whole = lines[-1] == b""
+    for number, text in enumerate(lines[:-1] if whole else lines, 1):
+        if not text.strip():
+            yield number, None, EMPTY
+            continue
+        try:
+            line = json.loads(text.decode())
+        except (ValueError, RecursionError):
+            yield number, None, TORN if number == len(lines) else "not valid JSON"
+            continue
+        if isinstance(line, dict):
+            yield number, line, ""
+        else:
+            yield number, None, f"a JSON {type(line).__name__} where an object was expected"
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The objects of a file; torn and foreign lines are left out.  Without a file there are none."""
     try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None
+        raw = path.read_bytes()
+    except OSError:
+        return []
+    return [line for _, line, _ in scan(raw) if line is not None]
+
+
+def encode(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
 
 
 class JsonLines:
@@ -25,15 +52,12 @@ class JsonLines:
 
     Args:
         path: created if it is missing.
-        last_step: lines of later steps, and a torn last line, are removed first; -1 empties the file.
+        lines: what it shall hold; anything else in it is removed.
     """
 
-    def __init__(self, path: Path, last_step: int = -1):
-        self.lines: list[Line] = []  # what the file holds
-        if path.exists():
-            found = [parse(text) for text in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-            self.lines = [line for line in found if line and line.get("step", math.inf) <= last_step]
-            write_text(path, "".join(map(_encode, self.lines)))
+    def __init__(self, path: Path, lines: Iterable[Line] = ()):
+        self.lines = list(lines)
+        write_text(path, "".join(map(encode, self.lines)))
         self.file = path.open("ab", buffering=0)
         self.unwritten = b""  # lines that a full disk has refused so far
 
@@ -46,7 +70,7 @@ class JsonLines:
         """
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         self.lines.append(clean)
-        self._write(self.unwritten + _encode(clean).encode())
+        self._write(self.unwritten + encode(clean).encode())
 
     def retry(self) -> None:
         """Write the lines that were refused, if there are any; raises as ``append`` does."""
@@ -67,7 +91,3 @@ class JsonLines:
 
     def close(self) -> None:
         self.file.close()
-
-
-def _encode(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, allow_nan=False) + "\n"

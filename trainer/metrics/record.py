@@ -3,70 +3,56 @@
 Only rank 0 writes and shows.  A part of the record that fails says so once and is left out; the run goes on.
 """
 
-import importlib.metadata
-import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
+import statistics
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
-from common import UserError, write_text
+from common import UserError, write_json, write_text
 from trainer.config import Config, LoggerKind
 from trainer.metrics import wandb as wandb_run
 from trainer.metrics.console import Display, duration
-from trainer.metrics.jsonl import JsonLines
+from trainer.metrics.environment import device_name, environment, peak_flops
+from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
+from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
 
-PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
-
-# Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first that fits counts.
-PEAK_FLOPS = {
-    "GB300": 2500e12,
-    "GB200": 2500e12,
-    "B300": 2250e12,
-    "B200": 2250e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 5090": 209e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
+Value = float | Tensor
+LOSS = "train/loss"
 
 
-class Record:
-    """Opened in ``config.run.dir``, which belongs to this run already.
+class Metrics:
+    """Collects what is measured by step, and writes the lines that are due.
+
+    Values may be scalars on the device: they are read together, where a line is due, so that the host does not wait
+    for the device in between.  A line that says that an update was skipped, or that the loss has leapt, is always due.
 
     Args:
-        config: resolved.
+        config: resolved; ``run.dir`` belongs to this run already.
         parallel: rank, device and the Accelerator whose trackers are used.
+        run_id: the name under which trackers know the run.
         display: what shows the progress; tests give their own.
     """
 
     shown: ClassVar[Display | None] = None  # of the record that this process writes
 
-    def __init__(self, config: Config, parallel: Parallel, display: Display | None = None):
-        self.config, self.parallel = config, parallel
+    def __init__(self, config: Config, parallel: Parallel, run_id: str | None = None, display: Display | None = None):
+        self.config, self.parallel, self.run_id = config, parallel, run_id
         self.directory = Path(config.run.dir)
+        self.on_host = parallel.device.type == "cpu"
+        self.pending: dict[int, dict[str, Value]] = {}
+        self.noted: dict[str, Any] = {}
+        self.recent: deque[float] = deque(maxlen=64)  # finite losses
         self.warned: set[str] = set()
+        self.last: dict[str, Any] = {"tokens": 0, "train_time_s": 0.0}  # latest value of every key
         self.flops_per_token: float | None = None
-        self.previous = (0, 0.0)  # tokens and training seconds of the line before
-        self.last: dict[str, Any] = {}  # latest value of every key
         if parallel.is_main:
             self.display = display or Display(config.train.steps)
 
@@ -75,7 +61,7 @@ class Record:
         table: Sequence[Mapping[str, Any]] = (),
         flops_per_token: float | None = None,
         step: int = 0,
-        unfinished: bool = False,
+        unfinished: bool = True,
     ) -> None:
         """Write what is known before the first step.
 
@@ -83,54 +69,111 @@ class Record:
             table: a row per role of the optimizers; printed.
             flops_per_token: of a forward and backward pass, for MFU.
             step: updates already done, by the run that is resumed; lines of later steps are removed.
-            unfinished: the line of ``step`` itself is still to be written.
+            unfinished: the evaluation after ``step`` is still to be done, and to be added to its line.
 
         Raises:
             UserError: nothing can be written into ``run.dir``.
         """
         self.flops_per_token = flops_per_token
         if self.parallel.is_main:
-            self._open(last_step=step - (unfinished or step == 0))
-            for line in self.metrics.lines:
-                self._remember(line)
+            self._open(step, unfinished)
             self.message(f"run directory {self.directory}, {self.describe()}")
             if table:
                 self.display.table(table)
         if self.config.logger.kind == LoggerKind.wandb:
             self._try("wandb", self._start_wandb)
         if self.parallel.is_main:
-            Record.shown = self.display
+            Metrics.shown = self.display
             self.display.start(step)
 
-    def _open(self, last_step: int) -> None:
+    def _open(self, step: int, unfinished: bool) -> None:
+        path = self.directory / FILE
+        lines = [line for line in read_lines(path) if line.get("step", step + 1) <= step]
+        if unfinished and lines and lines[-1]["step"] == step:
+            self.pending[step] = lines.pop()
+        if step == 0:
+            lines = []
         try:
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-            write_text(
-                self.directory / "environment.json", json.dumps(environment(self.parallel), indent=1) + "\n"
-            )
-            self.metrics = JsonLines(self.directory / "metrics.jsonl", last_step)
+            write_json(self.directory / "environment.json", environment(self.parallel))
+            self.file = JsonLines(path, lines)
         except OSError as error:
             raise UserError(
                 f"run.dir={self.directory} cannot be written ({error.strerror}): make room, or choose another folder"
             ) from None
+        for line in lines:
+            self.last |= line
 
     def describe(self) -> str:
         ranks = f"{self.parallel.world_size} rank{'s' * (self.parallel.world_size > 1)}"
         return f"{ranks} ({self.parallel.mode}) on {device_name(self.parallel.device)}"
 
-    def log(self, *, step: int, tokens: int, train_time_s: float, **metrics: float) -> None:
-        """One line: what was measured on and after update ``step``.  Speed is that since the line before."""
-        peak = self._peak_memory() if "val/loss" in metrics else {}
+    # What is measured --------------------------------------------------------------------------------------------
+
+    def add(self, step: int, values: Mapping[str, Value]) -> None:
+        """Numbers that belong to the weights after update ``step``, such as its training loss."""
+        self.pending.setdefault(step, {}).update(values)
+
+    def note(self, **values: Any) -> None:
+        """Goes into the next line, whatever its step."""
+        self.noted |= values
+
+    def is_due(self, step: int) -> bool:
+        """Whether step has a line in any case."""
+        every = (self.config.logger.every, self.config.eval.every)
+        return step == self.config.train.steps or any(step % n == 0 for n in every)
+
+    def write(self, step: int, seconds: float, *, at_once: bool = False) -> None:
+        """The lines up to ``step`` that are due, or worth it; does nothing where none is due and the host would wait.
+
+        Args:
+            seconds: of training so far.
+            at_once: look for lines that are worth it in any case.
+        """
+        if not (at_once or self.on_host or self.is_due(step)):
+            return
+        pending, self.pending = self.pending, {}
         if not self.parallel.is_main:
             return
-        line = {"step": step, "tokens": tokens, "train_time_s": train_time_s, **metrics}
-        line |= {**self._speed(tokens, train_time_s), **peak}
-        self._remember(line)
+        for at, line in _to_host(pending).items():
+            unusual = self._unusual(at, line)
+            if unusual or self.is_due(at):
+                self._write_line(at, seconds, line | unusual)
+
+    def _unusual(self, step: int, line: dict[str, Any]) -> dict[str, Any]:
+        """What makes a line worth writing although none is due; ``skipped`` is left in a line only if it is."""
+        if skipped := line.pop("skipped", 0):
+            return {"skipped": int(skipped), "batch": step - 1}
+        loss = line.get(LOSS)
+        if loss is None:
+            return {}
+        leap = loss - statistics.fmean(self.recent) if is_spike(self.recent, loss) else None
+        self.recent.append(loss)
+        return {} if leap is None else {"spike": leap, "batch": step - 1}
+
+    def _write_line(self, step: int, seconds: float, line: dict[str, Any]) -> None:
+        tokens = step * self.config.train.batch_tokens
+        line = {"step": step, "tokens": tokens, "train_time_s": seconds, **self._speed(tokens, seconds), **line}
+        line |= self.noted
+        self.noted = {}
+        self.last |= line
         whole = {**line, "run": self.header()} if step == 0 else line
-        self._try("metrics.jsonl", lambda: self.metrics.append(whole))
+        self._try(FILE, lambda: self.file.append(whole))
         self.display.update(line)
         if self.parallel.accelerator.trackers:
             self._try("wandb", lambda: self.parallel.accelerator.log(line, step=step))
+
+    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Since the line before."""
+        more_tokens, more_seconds = tokens - self.last["tokens"], seconds - self.last["train_time_s"]
+        if more_tokens <= 0 or more_seconds <= 0:
+            return {}
+        speed = {"perf/tokens_per_s": more_tokens / more_seconds}
+        peak = peak_flops(self.parallel.device)
+        if peak and self.flops_per_token and self.parallel.dtype == torch.bfloat16:
+            used = self.flops_per_token * speed["perf/tokens_per_s"]
+            speed["perf/mfu"] = used / (peak * self.parallel.world_size)
+        return speed
 
     def header(self) -> dict[str, Any]:
         """What a comparison of records must know of a run; on the line of step 0."""
@@ -149,6 +192,8 @@ class Record:
             "device": self.describe(),
         }
 
+    # What is said and kept ---------------------------------------------------------------------------------------
+
     def message(self, text: str) -> None:
         """Print above the bar, on rank 0."""
         if self.parallel.is_main:
@@ -157,7 +202,7 @@ class Record:
     def retry(self) -> None:
         """Write the lines that the disk has refused so far, if there are any."""
         if self.parallel.is_main:
-            self._try("metrics.jsonl", self.metrics.retry)
+            self._try(FILE, self.file.retry)
 
     def sync(self) -> None:
         """Make the lines durable.  From any thread.
@@ -166,57 +211,41 @@ class Record:
             OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
         """
         if self.parallel.is_main:
-            if self.metrics.unwritten:
+            if self.file.unwritten:
                 raise OSError("lines of metrics.jsonl could not be written")
-            os.fsync(self.metrics.file.fileno())
+            os.fsync(self.file.file.fileno())
 
-    def finish(self, text: str | None = None) -> None:
-        """Draw the picture and print the last line, or ``text``; the trackers are closed with the processes."""
+    def finish(self, reason: str | None = None, step: int = 0) -> None:
+        """Draw the picture and say what the run came to, or that it has stopped for ``reason`` after update ``step``.
+
+        The trackers are closed with the processes."""
         if not self.parallel.is_main:
             return
         self.display.stop()
         self.retry()
-        self.metrics.close()
+        self.file.close()
         picture = self.directory / "loss_vs_time.png"
-        self._try(picture.name, lambda: loss_vs_time(self.metrics.lines, picture, self.config.run.name))
-        self.outcome = wandb_run.summary(self.metrics.lines, self.config.eval.target)
+        self._try(picture.name, lambda: loss_vs_time(self.file.lines, picture, self.config.run.name))
+        outcome = summary(self.file.lines, self.config.eval.target)
         if self.parallel.accelerator.trackers:
-            self._try("wandb", self._summarise)
-        seconds, tokens = self.last.get("train_time_s", 0.0), self.last.get("tokens", 0)
+            self._try("wandb", lambda: wandb_run.summarise(self.parallel, outcome))
+        if "target/steps" in outcome:
+            steps, seconds = outcome["target/steps"], outcome["target/seconds"]
+            self.message(f"val loss {self.config.eval.target:g} reached after {steps:,.0f} steps, {duration(seconds)}")
+        self.message(self._stopped(reason, step) if reason else self._final())
+
+    def _stopped(self, reason: str, step: int) -> str:
+        again = f"to go on, start the same command with run.dir={self.config.run.dir}"
+        return f"stopped by {reason} after update {step} of {self.config.train.steps}; {again}"
+
+    def _final(self) -> str:
+        seconds, tokens = self.last["train_time_s"], self.last["tokens"]
         speed = f", {tokens / seconds:,.0f} tokens/s" if seconds else ""
         val_loss = self.last.get("val/loss", float("nan"))
-        final = f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}"
-        if "target/steps" in self.outcome:
-            steps, seconds = self.outcome["target/steps"], self.outcome["target/seconds"]
-            self.message(f"val loss {self.config.eval.target:g} reached after {steps:,.0f} steps, {duration(seconds)}")
-        self.message(text or final)
-
-    def _remember(self, line: Mapping[str, Any]) -> None:
-        self.last |= line
-        self.previous = (line["tokens"], line["train_time_s"])
-
-    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
-        more_tokens, more_seconds = tokens - self.previous[0], seconds - self.previous[1]
-        if more_tokens <= 0 or more_seconds <= 0:
-            return {}
-        speed = {"perf/tokens_per_s": more_tokens / more_seconds}
-        peak = peak_flops(self.parallel.device)
-        if peak and self.flops_per_token and self.parallel.dtype == torch.bfloat16:
-            used = self.flops_per_token * speed["perf/tokens_per_s"]
-            speed["perf/mfu"] = used / (peak * self.parallel.world_size)
-        return speed
-
-    def _peak_memory(self) -> dict[str, int]:
-        """The largest peak of any rank.  A collective: evaluations are logged by all ranks."""
-        mine = torch.tensor([self.parallel.peak_memory_bytes()], dtype=torch.int64, device=self.parallel.device)
-        return {"perf/peak_memory_bytes": int(self.parallel.accelerator.gather(mine).max())}
+        return f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}"
 
     def _start_wandb(self) -> None:
-        said = wandb_run.start(self.config, self.parallel)
-        self.message(said)
-
-    def _summarise(self) -> None:
-        self.parallel.accelerator.get_tracker("wandb", unwrap=True).summary.update(self.outcome)
+        self.message(wandb_run.start(self.config, self.parallel, self.run_id))
 
     def _try(self, what: str, act: Callable[[], Any]) -> None:
         """Do it; a failure is shown once and does not end the run."""
@@ -230,46 +259,23 @@ class Record:
 
 def abandon() -> None:
     """After a run that failed in a process that goes on: take its bar from the screen, end its W&B run."""
-    if Record.shown:
-        Record.shown.stop()
+    if Metrics.shown:
+        Metrics.shown.stop()
     wandb_run.abandon()
 
 
-def environment(parallel: Parallel) -> dict[str, Any]:
-    """What is needed to repeat a run: versions, device, commit, command.  No environment variables, no paths."""
+def is_spike(recent: Sequence[float], loss: float, deviations: float = 6.0) -> bool:
+    """Whether ``loss`` exceeds the mean of the recent ones by so many of their standard deviations."""
+    if len(recent) < 16:
+        return False
+    return loss > statistics.fmean(recent) + deviations * statistics.pstdev(recent)
+
+
+def _to_host(pending: Mapping[int, Mapping[str, Value]]) -> dict[int, dict[str, float]]:
+    """Plain numbers in place of tensors, which leave the device all at once."""
+    tensors = [value.double() for values in pending.values() for value in values.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else ())
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git": git_state(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cuda": torch.version.cuda,
-        "device": device_name(parallel.device),
-        "world_size": parallel.world_size,
-        "mode": parallel.mode,
-        "threads": torch.get_num_threads(),
+        step: {key: next(numbers) if isinstance(value, Tensor) else value for key, value in values.items()}
+        for step, values in pending.items()
     }
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout, and whether tracked files differ from it; None outside of git."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout
-
-    try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno").strip())}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of one device, None where it is not known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)

@@ -4,21 +4,18 @@ import netrc
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
 from omegaconf import OmegaConf
 
 from trainer.config import Config
+from trainer.metrics.summary import AXES
 from trainer.parallel import Parallel
-from trainer.run.directory import run_id
-
-AXES = {"steps": "step", "tokens": "tokens", "seconds": "train_time_s"}  # name in the summary -> key of a line
 
 
-def start(config: Config, parallel: Parallel) -> str:
+def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
     """Open the run, or go on with it, through Accelerate's trackers.  On all ranks; returns what to tell on rank 0."""
     settings: dict[str, Any] = {}
     if parallel.is_main:
@@ -28,7 +25,7 @@ def start(config: Config, parallel: Parallel) -> str:
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
         settings = {
             "dir": config.run.dir,
-            "id": run_id(Path(config.run.dir)),
+            "id": run_id,
             "resume": "allow",  # a run that is started again goes on under its id
             "name": config.run.name,
             "group": config.logger.group,
@@ -56,28 +53,9 @@ def abandon() -> None:
         wandb.finish(exit_code=1)
 
 
-def summary(lines: Sequence[Mapping[str, Any]], target: float | None) -> dict[str, float]:
-    """What a run comes to, from the lines of its record.
-
-    Returns:
-        final/val_loss, final/steps, final/tokens, final/seconds; and if ``target`` was reached, target/<axis> by linear
-        interpolation between the evaluations around it and target/evaluated_<axis> at the first one below.
-    """
-    evaluated = [line for line in lines if line.get("val/loss") is not None]
-    if not evaluated:
-        return {}
-    last = evaluated[-1]
-    found = {"final/val_loss": last["val/loss"]} | {f"final/{name}": last[key] for name, key in AXES.items()}
-    first = next((i for i, line in enumerate(evaluated) if target is not None and line["val/loss"] <= target), None)
-    if first is None:
-        return found
-    below, above = evaluated[first], evaluated[max(first - 1, 0)]
-    fall = above["val/loss"] - below["val/loss"]
-    part = (above["val/loss"] - target) / fall if fall > 0 else 1.0
-    for name, key in AXES.items():
-        found[f"target/{name}"] = above[key] + part * (below[key] - above[key])
-        found[f"target/evaluated_{name}"] = below[key]
-    return found | {"target/loss": target}
+def summarise(parallel: Parallel, outcome: Mapping[str, float]) -> None:
+    """Put what the run comes to into the summary of the open W&B run."""
+    parallel.accelerator.get_tracker("wandb", unwrap=True).summary.update(outcome)
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -8,15 +8,14 @@ wrote any other can read:
     rng/<rank>/<device>                 random state of a rank
 
 Everything else is numbers and stands in state.json.  Nothing from the disk is unpickled freely: DCP loads tensors with
-``weights_only``, and ``index.py`` reads DCP's index.
+``weights_only``, and ``dcp_index.py`` reads DCP's index.
 """
 
-import json
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from common import write_text
+from common import write_json
 from data import open_split
 from optim.routing import Optimizers
 from trainer.config import Config
@@ -49,8 +48,6 @@ class Progress:
     val_step: int | None = None  # where it was measured
     best_val_loss: float | None = None
     skipped: int = 0  # updates in a row, up to this step, that were not finite and not applied
-    # What the record's line of this step says so far, while its evaluation is still to be done; None when written.
-    line: dict[str, Any] | None = field(default_factory=dict)
 
     def note_val_loss(self, loss: float) -> None:
         self.val_loss, self.val_step = loss, self.step
@@ -59,7 +56,7 @@ class Progress:
 
 
 class Checkpoints:
-    """Saves and loads the state of one run.  All ranks call alike; only :meth:`outcome` may differ in time.
+    """Saves and loads the state of one run.  All ranks call alike; only :meth:`poll` may differ in time.
 
     Args:
         config: ``run.dir`` and the section ``checkpoint``; all of it goes into state.json, for whoever resumes.
@@ -96,11 +93,11 @@ class Checkpoints:
     # Saving --------------------------------------------------------------------------------------------------
 
     def save(self, progress: Progress) -> None:
-        """Copy the state; the background writes the copy.  Ask for the ``outcome`` of the save before first."""
+        """Copy the state; the background writes the copy.  ``poll`` the save before first."""
         tensors = self.stager.stage(self.tensors())
         numbers = self.optimizers.state_dict()["numbers"]
         state = {**asdict(progress), "numbers": numbers, **self.about, "shards": self.shards}
-        self.writing = self.pool.submit(self._write, tensors, json.dumps(state, indent=1) + "\n", progress.step)
+        self.writing = self.pool.submit(self._write, tensors, state, progress.step)
 
     @cached_property
     def shards(self) -> str:
@@ -112,17 +109,17 @@ class Checkpoints:
         if self.writing is not None:
             self.writing.exception()
 
-    def outcome(self, wait: bool = False) -> Path | CheckpointError | None:
-        """What became of the last save, told once: its folder or its fault.  None if nothing is new."""
+    def poll(self, wait: bool = False) -> str | None:
+        """Take note of a save that has ended: ``latest`` is its step.  If it failed: why, told once."""
         if wait:
             self.wait()
         if self.writing is None or not self.writing.done():
             return None
         done, self.writing = self.writing, None
-        if done.exception() is not None:
-            return CheckpointError(one_line(done.exception()))
+        if error := done.exception():
+            return one_line(error)
         self.latest = storage.step_of(done.result())
-        return done.result()
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> live tensor, of all that this rank holds."""
@@ -133,14 +130,14 @@ class Checkpoints:
             rng[f"rng/{self.parallel.rank}/cuda"] = torch.cuda.get_rng_state(self.parallel.device)
         return model | optim | rng
 
-    def _write(self, tensors: dict[str, Tensor], state: str, step: int) -> Path:
+    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any], step: int) -> Path:
         """In the background: DCP's files, then each rank hashes its own, then rank 0 commits."""
         folder = storage.folder_of(self.folder, step)
         partial = storage.partial_of(folder)
         try:
             self._on_main(lambda: storage.make_partial(partial))
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
-            self._on_main(lambda: write_text(partial / STATE, state))
+            self._on_main(lambda: write_json(partial / STATE, state))
             names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]
             names += [".metadata", STATE] if self.parallel.is_main else []
             parts = self._together(lambda: {name: storage.fingerprint(partial / name) for name in names})
@@ -184,7 +181,7 @@ class Checkpoints:
         """
         state, metadata = storage.read_json(folder, STATE), read_index(folder)
         names = set(metadata.state_dict_metadata)
-        self.optimizers.allocate({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
+        self.optimizers.init_state({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
         mine = self.tensors()
         tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
         asked = {name for part in self._together(lambda: list(tensors)) for name in part}

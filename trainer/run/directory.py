@@ -4,24 +4,28 @@
 something else belongs to another run and is refused, never overwritten.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import re
 import secrets
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from common import UserError, write_text
+from common import UserError, write_json
 from trainer.config import Config, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
-FREE = ("run", "eval", "checkpoint", "parallel", "logger")
-FREE += ("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes")
-FREE += ("data.download", "data.workers")
-SHOWN = 8  # differences that a refusal lists
+NOT_IDENTITY = ("run", "eval", "checkpoint", "parallel", "logger")
+NOT_IDENTITY += ("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes")
+NOT_IDENTITY += ("train.timeout_minutes", "data.download", "data.workers")
+SHOWN = 8  # differences that an error lists
+FORMAT = 2  # of run.json: settings have other names than in 1
+PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
 
 
 def new_directory(config: Config) -> Path:
@@ -47,17 +51,17 @@ def settings(config: Config) -> dict[str, Any]:
     return _flatten(asdict(config))
 
 
-def is_free(key: str) -> bool:
+def excluded_from_identity(key: str) -> bool:
     """Whether a setting may differ between two parts of the same run."""
-    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
+    return any(f"{key}.".startswith(f"{free}.") for free in NOT_IDENTITY)
 
 
 def identity(config: Config) -> dict[str, Any]:
     """Dotted key -> value of every setting that makes this run differ from others."""
-    return {key: value for key, value in settings(config).items() if not is_free(key)}
+    return {key: value for key, value in settings(config).items() if not excluded_from_identity(key)}
 
 
-def claim(config: Config) -> str:
+def acquire_run_dir(config: Config) -> str:
     """Take ``run.dir``, or a new directory, for this run and return it.  On rank 0, after every check of the config.
 
     Raises:
@@ -76,11 +80,35 @@ def claim(config: Config) -> str:
         raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        said = {"name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
-        write_text(mark, json.dumps(said, indent=1) + "\n")
+        said = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
+        write_json(mark, said)
     except OSError as error:
         raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
+
+
+def lock_run_dir(directory: Path, patience: float = PATIENCE) -> IO[str]:
+    """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
+
+    Raises:
+        UserError: another process holds it, and still does after ``patience`` seconds.
+    """
+    file = (directory / "run.json").open()
+    deadline, told = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
+            if not told:
+                print(f"{directory} is still in use, waiting up to {patience:.0f} s", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return file
 
 
 def _holds_files(directory: Path) -> bool:
@@ -98,10 +126,16 @@ def run_id(directory: Path) -> str | None:
 
 def _compare(mark: Path, mine: dict[str, Any]) -> None:
     try:
-        theirs = json.loads(mark.read_text(encoding="utf-8"))["identity"]
+        said = json.loads(mark.read_text(encoding="utf-8"))
+        theirs, version = said["identity"], said.get("format", 1)
         different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{mark} is damaged: choose a new run.dir") from None
+    if version != FORMAT:
+        raise UserError(
+            f"run.dir={mark.parent} was begun by {'nanoMuon 0.1' if version == 1 else 'a later version of nanoMuon'}, "
+            "whose settings have other names: go on with that version, or choose a new run.dir"
+        )
     if different:
         diff = "; ".join(f"{key} is {theirs.get(key)} there and {mine.get(key)} here" for key in different[:SHOWN])
         more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""

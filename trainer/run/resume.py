@@ -1,58 +1,50 @@
 """Starting again: whether the run is finished, whether it is in use, where it goes on, and what has changed."""
 
-import fcntl
-import sys
-import time
+import os
 from pathlib import Path
 from typing import IO, Any
 
 from common import UserError, write_text
 from trainer.config import Config, Resume
-from trainer.metrics.jsonl import parse
+from trainer.metrics.jsonl import FILE, read_lines
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import is_free, settings
-
-PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
+from trainer.run.directory import acquire_run_dir, excluded_from_identity, lock_run_dir, settings
 
 
 def finished(config: Config) -> str:
     """One line if the run in ``run.dir`` has done all its steps and saved the last, if it saves; otherwise nothing."""
-    record = Path(config.run.dir) / "metrics.jsonl"
-    lines = record.read_text(encoding="utf-8", errors="replace").splitlines() if record.exists() else []
-    last = parse(lines[-1]) if lines else None
-    if last is None or last.get("step") != config.train.steps or "val/loss" not in last:
+    lines = read_lines(Path(config.run.dir) / FILE)
+    if not lines or lines[-1].get("step") != config.train.steps or "val/loss" not in lines[-1]:
         return ""
     saved = storage.committed(Path(config.run.dir) / "checkpoints") if config.checkpoint.saves else []
     if saved and storage.step_of(saved[0]) != config.train.steps:
         return ""  # the record is complete, the last weights are lost
-    loss = float("nan") if last["val/loss"] is None else last["val/loss"]
-    return f"{config.run.dir} is finished: step {last['step']}, val loss {loss:.4f}; nothing to do"
+    loss = float("nan") if lines[-1]["val/loss"] is None else lines[-1]["val/loss"]
+    return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do"
 
 
-def hold(directory: Path, patience: float = PATIENCE) -> IO | None:
-    """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
+def enter_run_dir(config: Config, parallel: Parallel) -> IO[str]:
+    """Take the run's directory and set ``config.run.dir``, on every rank.
+
+    Returns:
+        What keeps other processes out of it for as long as it is open.
 
     Raises:
-        UserError: another process holds it, and still does after ``patience`` seconds.
+        UserError: it belongs to another run, another process holds it, or all is done and the weights were not kept.
     """
-    file = (directory / "run.json").open()
-    deadline, told = time.monotonic() + patience, False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise UserError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
-            if not told:
-                print(f"{directory} is still in use, waiting up to {patience:.0f} s", file=sys.stderr, flush=True)
-                told = True
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            return file
+    locks: list[IO[str]] = []
+
+    def enter() -> str:
+        config.run.dir = acquire_run_dir(config)
+        if not storage.committed(Path(config.run.dir) / "checkpoints") and (done := finished(config)):
+            raise UserError(f"{done}; choose a new run.dir to train again")
+        locks.append(lock_run_dir(Path(config.run.dir)))
+        return config.run.dir
+
+    config.run.dir = parallel.broadcast_rank0(enter)
+    return locks[0] if locks else open(os.devnull)
 
 
 def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
@@ -118,7 +110,7 @@ def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: P
     """
     then, now = saved["config"], settings(config)
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
-    matters = [key for key in different if not is_free(key) and key != "data.dir"]  # shards may move
+    matters = [key for key in different if not excluded_from_identity(key) and key != "data.dir"]  # shards may move
     if matters:
         wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
         raise UserError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
@@ -136,7 +128,7 @@ def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: P
 
 def _take_record(folder: Path, directory: Path) -> None:
     """Begin the record with that of the run the checkpoint comes from, in place of lines that led to no checkpoint."""
-    theirs = folder.parent.parent / "metrics.jsonl"
+    theirs = folder.parent.parent / FILE
     if theirs.exists():
         text = theirs.read_text(encoding="utf-8", errors="replace")
-        write_text(directory / "metrics.jsonl", text)
+        write_text(directory / FILE, text)

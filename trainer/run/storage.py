@@ -19,7 +19,7 @@ from typing import Any
 
 from common import UserError, sync_folder, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1: of nanoMuon 0.1, where roles and settings have other names
 MANIFEST, STATE = "manifest.json", "state.json"
 
 Files = dict[str, dict[str, Any]]  # name -> size in bytes, sha256
@@ -130,6 +130,8 @@ def verify(folder: Path) -> Files:
     """
     manifest = read_json(folder, MANIFEST)
     files = manifest.get("files")
+    if manifest.get("format") == 1:
+        raise CheckpointError(f"checkpoint {folder} is of nanoMuon 0.1: go on with that version, or begin a new run")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged or of another format")
     if manifest.get("step") != step_of(folder):

@@ -37,7 +37,7 @@ def step_of(name: str, gradients: Tensor, **settings) -> Tensor:
 
 
 def shampoo(gradients: Tensor, beta2: float = 0.0, eps: float = 0.0, **settings) -> Tensor:
-    return step_of("shampoo", gradients, betas=(0.0, beta2), eps=eps, graft="none", every=1, **settings)
+    return step_of("shampoo", gradients, betas=(0.0, beta2), eps=eps, graft="none", update_freq=1, **settings)
 
 
 def measure(short: bool) -> dict:

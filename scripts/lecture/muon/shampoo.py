@@ -23,7 +23,7 @@ RATES = {"adam": (0.1, 0.3, 1.0), "shampoo": (0.1, 0.3, 1.0), "muon": (0.3, 1.0,
 LABELS = {"adam": "Adam", "shampoo": "Shampoo", "muon": "Muon"}
 SETTINGS = {
     "adam": dict(betas=(0.9, 0.95)),
-    "shampoo": dict(betas=(0.95, 0.95), every=1),
+    "shampoo": dict(betas=(0.95, 0.95), update_freq=1),
     "muon": dict(polar="svd", polar_steps=None),
 }
 
@@ -50,10 +50,10 @@ def measure(short: bool) -> dict:
     lengths = {}
     for kind in ("sum", "ema"):
         w, constant = parameter(torch.zeros(4, 6, dtype=torch.float64)), torch.randn(4, 6, generator=generator).double()
-        method = optimizer("shampoo", w, lr=1.0, betas=(0.0, 0.95), statistics=kind, graft="none", every=1)
+        method = optimizer("shampoo", w, lr=1.0, betas=(0.0, 0.95), statistics=kind, graft="none", update_freq=1)
         points = torch.stack([p.clone() for _, p in descend(method, w, lambda w, k, g=constant: g.clone(), 100)])
         lengths[kind] = points.diff(dim=0).norm(dim=(1, 2)).tolist()
-    work = optimizer("shampoo", torch.nn.Parameter(torch.zeros(2, 2)), every=1)
+    work = optimizer("shampoo", torch.nn.Parameter(torch.zeros(2, 2)), update_freq=1)
     cost = work.flops(work.param_groups[0], (768, 3072)) / (768 * 3072)
     return dict(curves=curves, best=best, lengths=lengths, cost=cost)
 

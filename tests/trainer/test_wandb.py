@@ -12,9 +12,10 @@ from rich.console import Console
 
 from tests.trainer.test_record import processes
 from trainer.metrics.console import Display
-from trainer.metrics.record import Record
-from trainer.metrics.wandb import summary, wandb_mode
-from trainer.run.directory import claim, run_id
+from trainer.metrics.record import Metrics
+from trainer.metrics.summary import summary
+from trainer.metrics.wandb import wandb_mode
+from trainer.run.directory import acquire_run_dir, run_id
 
 
 def curve(*points):
@@ -77,11 +78,12 @@ def test_offline_wandb(configure, tmp_path):
     shown = io.StringIO()
     config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]",
                        "logger.group=sweep", "eval.target=5")  # fmt: skip
-    claim(config)
-    accelerator = Accelerator(cpu=True)
-    record = Record(config, processes(accelerator=accelerator), Display(2, Console(file=shown, width=200)))
+    acquire_run_dir(config)
+    accelerator, display = Accelerator(cpu=True), Display(2, Console(file=shown, width=200))
+    record = Metrics(config, processes(accelerator=accelerator), run_id(tmp_path), display)
     record.start()
-    record.log(step=1, tokens=3072, train_time_s=0.5, **{"val/loss": 4.25})
+    record.add(1, {"val/loss": 4.25})
+    record.write(1, 0.5)
     record.finish()
     accelerator.end_training()
     assert "warning" not in shown.getvalue(), shown.getvalue()
@@ -96,7 +98,7 @@ def test_offline_wandb(configure, tmp_path):
     assert (run.project, run.display_name, run.run_group) == ("nanomuon", config.run.name, "sweep")
     updates = [item for entry in entries if entry.HasField("summary") for item in entry.summary.update]
     told = {item.key or "/".join(item.nested_key): item.value_json for item in updates}
-    assert (told["final/val_loss"], told["target/evaluated_steps"]) == ("4.25", "1")
+    assert [float(told[key]) for key in ("final/val_loss", "target/evaluated_steps")] == [4.25, 1]
     assert "reached after 1 steps" in shown.getvalue()
     assert run.run_id == run_id(tmp_path), "that of run.json, whose ids are drawn anew for every directory"
     assert set(run.tags) == {"muon", "tiny", "sample", "mine"}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -11,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common import UserError
 from data import build as building
-from data import fineweb, manifest
-from data.build import build
+from data import manifest
+from data.build import build, prepare
 from data.config import DataConfig
-from data.fineweb import HubText
 from data.shards import open_shard, write_shard
-from data.split import open_split, prepare
+from data.sources.hub import HubText
+from data.split import open_split
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FINEWEB = {"name": "fineweb", "source": "hub:HuggingFaceFW/fineweb:sample-10BT", "order": "sequential"}
@@ -37,8 +37,12 @@ def hub(rows, tmp_path, monkeypatch):
         return real("parquet", data_files=files, split=keys["split"], streaming=keys["streaming"])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(fineweb, "commit", lambda repository, revision: revision or COMMIT)
+    newest_commit(monkeypatch, COMMIT)
     return calls
+
+
+def newest_commit(monkeypatch, commit: str) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, revision: SimpleNamespace(sha=commit))
 
 
 def everything(folder: Path) -> list[int]:
@@ -58,20 +62,20 @@ def test_raw_text_is_streamed_and_tokenized(hub, rows, gpt2, tmp_path):
 
 def test_a_stream_continues_where_its_cursor_says(hub):
     whole = list(HubText(FINEWEB["source"], COMMIT).batches(None))
-    assert sum(len(batch.items) for batch in whole) == 1500
+    assert sum(len(batch.documents) for batch in whole) == 1500
     for at in (0, 1, len(whole) // 2):
         rest = list(HubText(FINEWEB["source"], COMMIT).batches(json.loads(json.dumps(whole[at].cursor))))
-        assert [batch.items for batch in rest] == [batch.items for batch in whole[at + 1 :]]
+        assert [batch.documents for batch in rest] == [batch.documents for batch in whole[at + 1 :]]
         again = list(HubText(FINEWEB["source"], COMMIT).batches(json.loads(json.dumps(rest[0].cursor))))
-        assert [batch.items for batch in again] == [batch.items for batch in whole[at + 2 :]]
+        assert [batch.documents for batch in again] == [batch.documents for batch in whole[at + 2 :]]
 
 
-def test_a_failing_network_loses_nothing(hub, tmp_path, monkeypatch):
+def test_a_failing_network_loses_nothing(hub, tmp_path, monkeypatch, mistake):
     """The connection breaks after the second batch; the same command continues at the commit it began with."""
     monkeypatch.setattr(building, "CHECKPOINT_SECONDS", 0.0)
     keys = {**FINEWEB, "tokenizer": "byte", "shard_tokens": 50_000, "workers": 1}
     build(DataConfig(**keys, dir=str(tmp_path / "undisturbed")))
-    real = fineweb.open_stream
+    real = datasets.load_dataset
 
     class Breaking:
         def __init__(self, stream):
@@ -84,27 +88,28 @@ def test_a_failing_network_loses_nothing(hub, tmp_path, monkeypatch):
                 yield row
 
     with monkeypatch.context() as broken:
-        broken.setattr(fineweb, "open_stream", lambda *arguments: Breaking(real(*arguments)))
-        with pytest.raises(UserError, match="ConnectionError: reset by peer.*the same command continues") as caught:
+        broken.setattr(datasets, "load_dataset", lambda *what, **how: Breaking(real(*what, **how)))
+        with mistake("HuggingFaceFW/fineweb", "ConnectionError: reset by peer", "the same command continues"):
             build(DataConfig(**keys, dir=str(tmp_path / "broken")))
-    assert "\n" not in str(caught.value) and not (tmp_path / "broken" / manifest.NAME).exists()
+    assert not (tmp_path / "broken" / manifest.NAME).exists()
     assert building._read_progress(tmp_path / "broken")["cursor"]["row"] > 0
-    monkeypatch.setattr(fineweb, "commit", lambda repository, revision: revision or "f" * 40)  # main has moved on
+    newest_commit(monkeypatch, "f" * 40)  # main has moved on
     build(DataConfig(**keys, dir=str(tmp_path / "broken")))
     for file in (tmp_path / "undisturbed").iterdir():
         assert (tmp_path / "broken" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_without_a_network_there_is_one_line(tmp_path, monkeypatch):
-    def refuse(*_, **__):
+def test_without_a_network_there_is_one_line(tmp_path, monkeypatch, mistake):
+    def fail(*_, **__):
         raise RuntimeError("Name or service not known\nstack")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     for keys in ({}, {"pretokenized": "kjj0/fineweb10B-gpt2", "download": True}):
         config = DataConfig(**FINEWEB, **keys, dir=str(tmp_path / "out"), tokenizer="gpt2")
-        with pytest.raises(UserError, match=r"not available from the Hugging Face hub \(RuntimeError: Name") as caught:
+        repository = keys.get("pretokenized", "HuggingFaceFW/fineweb")
+        with mistake(repository, "RuntimeError: Name", "the same command continues", "data=local data.source=FOLDER"):
             (prepare if keys else build)(config)
-        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -122,8 +127,9 @@ def shelf(tmp_path, monkeypatch):
         return shutil.copy(store / name, local_dir)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", get)
-    monkeypatch.setattr(fineweb, "list_files", lambda *_: sorted(path.name for path in store.iterdir()))
-    monkeypatch.setattr(fineweb, "commit", lambda repository, revision: revision or COMMIT)
+    names = [*(path.name for path in store.iterdir())]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: names)
+    newest_commit(monkeypatch, COMMIT)
     return store, fetched
 
 
@@ -138,33 +144,32 @@ def test_the_first_shards_are_fetched_and_later_more(tmp_path, shelf, monkeypatc
     assert fetched == ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
     split = open_split(ready(tmp_path))
     assert (len(split.train), len(split.val), split.vocab_size) == (2, 1, 50257)
-    assert manifest.faults(tmp_path / "out") == []
+    assert manifest.verify_folder(tmp_path / "out") == []
     prepare(ready(tmp_path, tokens=2000))
     assert len(fetched) == 3, "two shards are enough"
-    monkeypatch.setattr(fineweb, "commit", lambda repository, revision: revision or "f" * 40)  # main has moved on
+    newest_commit(monkeypatch, "f" * 40)  # main has moved on
     prepare(ready(tmp_path))
     prepare(ready(tmp_path))
     assert fetched[3:] == ["fineweb_train_000003.bin"]
     assert len(open_split(ready(tmp_path)).train) == 3
 
 
-def test_a_corrupt_shard_is_named_and_fetched_again(tmp_path, shelf):
+def test_a_corrupt_shard_is_named_and_fetched_again(tmp_path, shelf, mistake):
     store, fetched = shelf
     good = (store / "fineweb_train_000001.bin").read_bytes()
     (store / "fineweb_train_000001.bin").write_bytes(good[:-2])
-    with pytest.raises(UserError, match="out/fineweb_train_000001.bin: 3022 bytes"):
+    with mistake(str(tmp_path / "out" / "fineweb_train_000001.bin"), "3022 bytes"):
         prepare(ready(tmp_path, tokens=1))
     assert not (tmp_path / "out" / manifest.NAME).exists()
     (store / "fineweb_train_000001.bin").write_bytes(good)
     prepare(ready(tmp_path, tokens=1))
     assert fetched == ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000001.bin"]
-    assert manifest.faults(tmp_path / "out") == []
+    assert manifest.verify_folder(tmp_path / "out") == []
 
 
-def test_a_repository_without_shards_is_named(tmp_path, shelf):
-    for file in shelf[0].glob("*train*"):
-        file.unlink()
-    with pytest.raises(UserError, match=r"data.pretokenized=kjj0/fineweb10B-gpt2: holds no \*_train_"):
+def test_a_repository_without_shards_is_named(tmp_path, shelf, monkeypatch, mistake):
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["fineweb_val_000000.bin"])
+    with mistake("data.pretokenized=kjj0/fineweb10B-gpt2", "*_train_*.bin", "name another"):
         prepare(ready(tmp_path))
 
 

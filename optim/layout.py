@@ -1,0 +1,140 @@
+"""How a matrix optimizer is built: parameters that are laid out alike share an exchange, and all state exists from the
+start."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from .base import Group
+from .exchange import Exchange
+from .plan import MatrixSpec
+from .stacks import block_shape
+
+Kind = tuple[str, dist.ProcessGroup | None]
+"""A layout of :class:`Exchange`, and the ranks that it spans."""
+
+
+class EngineSettings(TypedDict, total=False):
+    """Settings that :class:`MatrixOptimizer` takes from every rule."""
+
+    process_group: dist.ProcessGroup | None
+    dtype: torch.dtype | None
+    comm_dtype: torch.dtype | None
+    bucket_bytes: int
+
+
+class MatrixRule(Protocol):
+    """What a rule says of itself before the first step, as :class:`MatrixOptimizer` documents it."""
+
+    half_precision: bool
+    param_groups: list[Group]
+    state: defaultdict[Tensor, Any]
+
+    def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]: ...
+    def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]: ...
+    def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype) -> float: ...
+    def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype) -> float: ...
+
+
+@dataclass
+class ParamRef:
+    """A parameter, the index of its group (``load_state_dict`` replaces the groups themselves) and its name."""
+
+    param: Tensor
+    group_index: int
+    name: str
+
+
+@dataclass
+class ParamLayout:
+    """Parameters that are laid out alike, the exchange that serves them, and the dtype that they are computed in."""
+
+    refs: list[ParamRef]
+    exchange: Exchange
+    dtype: torch.dtype
+
+    def active(self) -> list[int]:
+        return [i for i, ref in enumerate(self.refs) if ref.param.grad is not None]
+
+
+def build_layouts(
+    rule: MatrixRule,
+    process_group: dist.ProcessGroup | None,
+    dtype: torch.dtype | None,
+    comm_dtype: torch.dtype | None,
+    bucket_bytes: int,
+) -> list[ParamLayout]:
+    """The arguments are those of :class:`MatrixOptimizer`; so is the ValueError."""
+    refs_of: dict[Kind, list[ParamRef]] = defaultdict(list)
+    for index, group in enumerate(rule.param_groups):
+        names = group.get("param_names") or [f"parameter {i} of group {index}" for i in range(len(group["params"]))]
+        for param, name in zip(group["params"], names, strict=True):
+            refs_of[_kind(group, param, name, process_group)].append(ParamRef(param, index, name))
+    layouts = []
+    for (kind, ranks), refs in refs_of.items():
+        compute_dtype = dtype or _default_dtype(rule, refs)
+        specs = [_spec(rule, ref, compute_dtype) for ref in refs]
+        exchange = Exchange(specs, kind, ranks, comm_dtype or compute_dtype, bucket_bytes)
+        exchange.warm_up(refs[0].param.device)
+        layouts.append(ParamLayout(refs, exchange, compute_dtype))
+    return layouts
+
+
+def create_state(rule: MatrixRule, layouts: list[ParamLayout]) -> set[str]:
+    """Create all state, so that every rank and every checkpoint knows the same names; returns those of the state that
+    is sharded like its parameter."""
+    shard_keys: set[str] = set()
+    for layout in layouts:
+        for ref, owner in zip(layout.refs, layout.exchange.plan.owners, strict=True):
+            group, state = rule.param_groups[ref.group_index], rule.state[ref.param]
+            state.update(rule.shard_state(group, ref.param))
+            shard_keys |= set(state)
+            if owner == layout.exchange.rank:
+                shapes = rule.owner_state(group, block_shape(group, ref.param.shape))
+                dtype = _state_dtype(layout.dtype)
+                state.update({k: torch.zeros(s, dtype=dtype, device=ref.param.device) for k, s in shapes.items()})
+    return shard_keys
+
+
+def _kind(group: Group, param: Tensor, name: str, process_group: dist.ProcessGroup | None) -> Kind:
+    if param.ndim < 2:
+        raise ValueError(f"{name} has shape {tuple(param.shape)}: a matrix optimizer takes matrices (2-D or more)")
+    fan_out = param.shape[-1 if group["conv1d"] else -2]
+    if fan_out % group["split"]:
+        raise ValueError(f"{name}: split={group['split']} does not divide its fan-out of {fan_out}")
+    if not isinstance(param, DTensor):
+        shared = process_group is not None and dist.get_world_size(process_group) > 1
+        return ("replicated", process_group) if shared else ("single", None)
+    dims = [dim for dim, placement in enumerate(param.placements) if not placement.is_replicate()]
+    if len(dims) > 1 or (dims and param.placements[dims[0]] != Shard(0)):
+        raise ValueError(f"{name} is placed as {param.placements}: only rows (Shard(0)) over one mesh dimension work")
+    if not dims or param.device_mesh.size(dims[0]) == 1:
+        return ("single", None)
+    return ("sharded", param.device_mesh.get_group(dims[0]))
+
+
+def _default_dtype(rule: MatrixRule, refs: list[ParamRef]) -> torch.dtype:
+    widest = max((ref.param.dtype for ref in refs), key=lambda dtype: dtype.itemsize)
+    on_cuda = refs[0].param.device.type == "cuda"
+    return torch.bfloat16 if rule.half_precision and on_cuda and widest != torch.float64 else widest
+
+
+def _spec(rule: MatrixRule, ref: ParamRef, dtype: torch.dtype) -> MatrixSpec:
+    group = rule.param_groups[ref.group_index]
+    k, m, n = block_shape(group, ref.param.shape)
+    joined_state = sum(math.prod(shape) for shape in rule.owner_state(group, (k, m, n)).values())
+    workspace = k * (m * n * dtype.itemsize + rule.workspace(group, (m, n), dtype))
+    workspace += joined_state * _state_dtype(dtype).itemsize
+    workspace = max(workspace, 2 * k * m * n * ref.param.itemsize)  # what prepare returns; what apply makes
+    return MatrixSpec(tuple(ref.param.shape), k * rule.flops(group, (m, n), dtype), (ref.group_index, m, n), workspace)
+
+
+def _state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the owner's state, for matrices that are preconditioned in ``dtype``."""
+    return torch.promote_types(dtype, torch.float32)

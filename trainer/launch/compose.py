@@ -1,0 +1,80 @@
+"""A configuration from overrides as a user types them: composed by Hydra from ``configs/``, then validated."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.version import VersionBase
+from omegaconf import DictConfig
+
+from common import UserError
+from trainer.config import OPEN_SECTIONS, Config, register, validate
+from trainer.launch.hydra_errors import COMPOSITION_ERRORS, check_unknown_keys, choices, explain, new_name
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The config of overrides as a user types them, not yet checked."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides={overrides!r}: give a list, [{overrides!r}]")
+    overrides = [to_hydra(override) for override in overrides]
+    with hydra_initialized(overrides):
+        return hydra.compose("train", overrides=overrides)
+
+
+@contextmanager
+def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
+    """Hydra over ``configs/``, its errors told in one line; afterwards it is as it was, initialised or not.
+
+    Raises:
+        UserError: composing ``overrides`` failed.
+    """
+    register()
+    instance, base = GlobalHydra.instance(), VersionBase.instance()
+    before = instance.hydra, base.version_base
+    instance.clear()
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+    except COMPOSITION_ERRORS as error:
+        raise UserError(explain(error, overrides, CONFIGS)) from None
+    finally:
+        GlobalHydra.set_instance(instance)  # Hydra would put a copy in its place
+        instance.hydra, base.version_base = before
+
+
+def check(composed: DictConfig, world_size: int) -> Config:
+    """Raises UserError: for a key that the schema does not have, or a value that cannot be."""
+    check_unknown_keys(composed, CONFIGS)
+    return validate(composed, world_size)
+
+
+def to_hydra(override: str) -> str:
+    """An override in Hydra's grammar, which has no ``~/``, no ``experiment=null`` and no key ``from``.
+
+    Raises:
+        UserError: the key has another name, or a group has no choice.
+    """
+    key, equals, value = override.partition("=")
+    if new := new_name(key.lstrip("+~").partition("@")[0]):
+        raise UserError(f"{override}: the key is called {new}")
+    values = value.split(",")
+    if "null" in values and (CONFIGS / key).is_dir():
+        if key != "experiment":
+            raise UserError(f"{override}: choose one of {', '.join(choices(key, CONFIGS))}")
+        values = ["[]" if choice == "null" else choice for choice in values]
+    values = [os.path.expanduser(path) if path.startswith("~/") else path for path in values]
+    return allow_extra_keys(f"{key}{equals}{','.join(values)}")
+
+
+def allow_extra_keys(override: str) -> str:
+    """Let ``model.<key>`` and ``optim.<role>.<key>`` be set where the preset does not list it; the class checks it.
+    ``run.from`` is ``run.from_`` inside, because Python keeps the word for itself."""
+    override = re.sub(r"^run\.from=", "run.from_=", override)
+    return re.sub(rf"^\+*((?:{'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^=]+=)", r"++\1", override)

@@ -1,0 +1,84 @@
+"""What is needed to repeat a run, and what its speed is measured against."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.parallel import Parallel
+
+PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
+
+# Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first that fits counts.
+PEAK_FLOPS = {
+    "GB300": 2500e12,
+    "GB200": 2500e12,
+    "B300": 2250e12,
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def environment(parallel: Parallel) -> dict[str, Any]:
+    """Versions, device, commit, command.  No environment variables, no paths."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": git_state(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "device": device_name(parallel.device),
+        "world_size": parallel.world_size,
+        "mode": parallel.mode,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout, and whether tracked files differ from it; None outside of git."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of one device, None where it is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)

@@ -1,0 +1,97 @@
+"""Signals, time limits, a lost launcher: all ranks stop, or save, after the same update."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+TIME_OVER, LAUNCHER_GONE = 1001, 1002  # beside the numbers of signals
+
+
+class Preempted(Exception):
+    """All ranks have agreed to stop here; the text says why."""
+
+
+class Preemption:
+    """Whether to stop or to save now, agreed by all ranks between hosts, without the device.
+
+    ``start_poll`` sends this rank's flags, ``finish_poll`` returns what any rank has raised; whatever lies between
+    overlaps with it.  Under torchrun a worker also asks to stop when its launcher is gone, or it would go on unseen.
+
+    Args:
+        world_size: ranks that call alike.
+        max_minutes: wall-clock limit of this process.
+        save_minutes: wall-clock time between checkpoints.
+        now: seconds of a monotonic clock; tests give their own.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        max_minutes: float | None = None,
+        save_minutes: float | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.max_minutes, self.save_minutes, self.now = max_minutes, save_minutes, now
+        self.group = dist.new_group(backend="gloo") if world_size > 1 else None
+        self.began = self.saved = now()
+        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self.signal = 0
+        # Python lets only its main thread listen to signals; a notebook's worker thread goes without.
+        heard = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self.previous = {number: signal.signal(number, self._receive) for number in heard}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+    def start_poll(self) -> None:
+        minutes = (self.now() - self.began) / 60
+        reason = self.signal
+        if not reason and self.parent not in (None, os.getppid()):
+            reason = LAUNCHER_GONE
+        if not reason and self.max_minutes is not None and minutes >= self.max_minutes:
+            reason = TIME_OVER
+        save = self.save_minutes is not None and self.now() - self.saved >= 60 * self.save_minutes
+        self.flags = torch.tensor([reason, int(save)])
+        if self.group is not None:
+            self.work = dist.all_reduce(self.flags, dist.ReduceOp.MAX, group=self.group, async_op=True)
+
+    def finish_poll(self) -> tuple[str | None, bool]:
+        """The reason to stop (None: go on), and whether a checkpoint is due by the clock on the wall."""
+        if self.group is not None:
+            self.work.wait()
+        reason, save = self.flags.tolist()
+        named = {0: None, TIME_OVER: f"train.max_minutes={self.max_minutes}", LAUNCHER_GONE: "the loss of its launcher"}
+        return named[reason] if reason in named else signal.Signals(reason).name, bool(save)
+
+    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, until all ranks agree to stop.
+
+        Raises:
+            Preempted: on all ranks after the same item.
+        """
+        for item in items:
+            self.start_poll()
+            yield item
+            reason, _ = self.finish_poll()
+            if reason:
+                raise Preempted(reason)
+
+    def mark_saved(self) -> None:
+        """A checkpoint is being saved: ``save_minutes`` run anew."""
+        self.saved = self.now()
+
+    def __enter__(self) -> "Preemption":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Signals mean again what they meant before."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
