@@ -14,8 +14,8 @@ from optim.routing import ROLES, build
 from trainer.config import by_family, register
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(path.stem for path in (ROOT / "configs/optim").glob("*.yaml"))
 FAMILIES = {OmegaConf.load(path).get("family") for path in (ROOT / "configs/model").glob("*.yaml")} - {None}
+NAMES = sorted(path.stem for path in (ROOT / "configs/optim").glob("*.yaml"))
 ISSUED = (
     "sgd sgd_momentum nesterov adagrad adagrad_inside rmsprop rmsprop_inside adadelta adam amsgrad adamw lion signum"
 )
