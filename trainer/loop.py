@@ -50,7 +50,7 @@ class Trainer:
         starts = self.split.eos if config.data.document_mask else None
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
         replicas = torch.distributed.group.WORLD if self.parallel.mode == "ddp" else None
-        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas)
+        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas, unwrap(self.model).head)
         self.lr_schedule = schedule.build(**asdict(config.schedule), steps=train.steps)
         self.loader = Loader(
             self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
@@ -143,7 +143,8 @@ class Trainer:
         batches = self.loader.batch(step)
         for i, (inputs, targets) in enumerate(batches):
             with self.parallel.accumulate(self.model, last=i + 1 == len(batches)):
-                loss = self.model(inputs, targets)
+                with self.parallel.autocast():
+                    loss = self.model(inputs, targets)
                 (loss / self.local_tokens).backward()
             total += loss.detach()
         return total

@@ -82,7 +82,7 @@ def every_arrangement(rank: int, world_size: int) -> dict:
             for name, config in MODELS.items():
                 parallel = setup(ParallelConfig(mode=mode.split()[0]), dtype=dtype, seed=3)
                 results[f"{dtype} {mode} {name}"] = train(parallel, config)
-                parallel.shutdown()
+                parallel.close()
     return results
 
 
@@ -167,7 +167,7 @@ def between_ranks(rank: int, world_size: int, folder: str) -> dict:
         "memory": parallel.peak_memory_bytes(),
     }  # fmt: skip
     parallel.once_a_node(lambda: Path(folder, str(rank)).touch())
-    parallel.shutdown()
+    parallel.close()
     return result
 
 

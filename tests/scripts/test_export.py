@@ -81,3 +81,14 @@ def test_a_place_that_cannot_be_written(run, tmp_path, capsys, place):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {out} cannot be written (") and "Traceback" not in error
     assert (tmp_path / "file").read_text() == "kept" and not list(tmp_path.rglob("*.partial"))
+
+
+def test_another_model_exports_our_names_but_not_transformers(run, tmp_path, capsys):
+    target = "examples.grouped_query_gpt.GroupedQueryGPT"
+    trainer = run("model=custom", f"model._target_={target}")
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out.safetensors")]) == 0
+    assert load_file(tmp_path / "out.safetensors").keys() == trainer.model.state_dict().keys()
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "hf"), "--hf"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert all(word in error for word in ("error: ", f"model._target_={target}", "trainer.model.GPT", "--hf"))
+    assert not (tmp_path / "hf").exists()

@@ -4,7 +4,6 @@ import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
-import hydra
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from omegaconf import OmegaConf
 from common import UserError
 from trainer.config import Config, Dtype, by_family, fit_batch, register, validate
 from trainer.language_model import ModelConfig
-from trainer.launch import cli
+from trainer.launch import cli, load_config
 from trainer.model import GPTConfig
 from trainer.resolve import model_class
 
@@ -85,7 +84,7 @@ def test_a_family_of_ones_own_is_one_file(configure, tmp_path):
     words = [SMOKE, "optim=muon", "model=mine_8m", f"hydra.searchpath=[{tmp_path}]"]
     config = configure(*words)
     assert (config.model.name, config.model.n_layer, config.optim.matrix["lr"]) == ("mine_8m", 3, preset.modern)
-    assert configure(*words, cli.to_hydra("optim.matrix.lr.mine=0.5")).optim.matrix["lr"] == 0.5
+    assert configure(*words, "optim.matrix.lr.mine=0.5").optim.matrix["lr"] == 0.5
     assert configure(*words, "model.presets=tiny").optim.matrix["lr"] == preset.tiny
 
 
@@ -272,12 +271,9 @@ def own(tmp_path, monkeypatch):
     (tmp_path / f"broken_{name}.py").write_text("x = 1\nundefined_name\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
-    register()
 
     def composed(*overrides, cls="Mixer", module=name):
-        words = [SMOKE, "model=custom", f"model._target_={module}.{cls}", *overrides]
-        with hydra.initialize_config_dir(str(cli.CONFIGS), job_name="train", version_base="1.3"):
-            return validate(hydra.compose("train", overrides=[cli.to_hydra(word) for word in words]), 1)
+        return load_config([SMOKE, "model=custom", f"model._target_={module}.{cls}", *overrides])
 
     composed.name = name
     return composed

@@ -116,7 +116,7 @@ def in_every_arrangement(rank, world_size):
         for preset in PRESETS:
             cold, warm = (trained(parallel, preset, warm) for warm in (False, True))
             assert cold == warm and cold[0] != cold[2], f"{mode} {preset}"
-        parallel.shutdown()
+        parallel.close()
 
 
 @pytest.mark.slow
