@@ -19,10 +19,9 @@ from common import UserError
 from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
-from trainer.language_model import ModelConfig
+from trainer.language_model import ModelConfig, by_family, model_class, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel
 from trainer.model import GPTConfig
-from trainer.resolve import by_family, model_class, resolve_model
 
 OPEN_SECTIONS = ("model", *(f"optim.{role}" for role in ROLES))
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from common import UserError
 from data import Loader, open_split, prepare
 from optim import routing, schedule
-from trainer.clock import Clock
 from trainer.config import Config
 from trainer.evaluate import evaluate, validation_batches
 from trainer.guard import NonFiniteGuard
+from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
 from trainer.run.checkpoint import Checkpoints
@@ -24,7 +24,7 @@ from trainer.run.directory import run_id
 from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import enter_run_dir, resume
 from trainer.run.timeouts import set_timeouts
-from trainer.warmup import warm_up
+from trainer.run.warmup import warm_up
 
 
 class Trainer:

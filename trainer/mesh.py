@@ -1,8 +1,12 @@
-"""Which ranks together hold one copy of the weights: from the section `parallel` to the device mesh."""
+"""Ranks and their devices: which ranks together hold one copy of the weights, and a device's memory."""
 
+import ctypes
 import os
+import resource
+import sys
 from dataclasses import dataclass
 
+import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 MODES = ("auto", "single", "ddp", "fsdp", "hsdp")
@@ -75,3 +79,19 @@ def build_mesh(config: ParallelConfig, mode: str, device: str, ranks: int) -> De
         size = shard_group_size(config, ranks)
         return init_device_mesh(device, (ranks // size, size), mesh_dim_names=("replicate", "shard"))
     return None
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors on the CPU leave behind, for the next step's, up to 1 GiB a tensor.
+
+    By default it returns large blocks to the kernel, which hands them back page by page, zeroed, at every step."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: below it, memory comes from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """This process' peak so far: allocated device memory on CUDA, resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

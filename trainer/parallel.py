@@ -26,10 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import UserError
 from optim.matrix import local
-from trainer.device import keep_freed_memory, peak_memory_bytes
-from trainer.language_model import LanguageModel, ModelConfig
-from trainer.mesh import ParallelConfig, build_mesh, check_parallel
-from trainer.resolve import model_class
+from trainer.language_model import LanguageModel, ModelConfig, model_class
+from trainer.mesh import ParallelConfig, build_mesh, check_parallel, keep_freed_memory, peak_memory_bytes
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from trainer import loop
-from trainer.clock import Clock
 from trainer.loop import Trainer
 from trainer.metrics import record
+from trainer.metrics.clock import Clock
 from trainer.run.checkpoint import Checkpoints
 
 

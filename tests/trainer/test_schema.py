@@ -11,10 +11,9 @@ from omegaconf import OmegaConf
 
 from common import UserError
 from trainer.config import Config, Dtype, by_family, fit_batch, register, validate
-from trainer.language_model import ModelConfig
+from trainer.language_model import ModelConfig, model_class
 from trainer.launch import cli, load_config
 from trainer.model import GPTConfig
-from trainer.resolve import model_class
 
 SMOKE = "experiment=smoke"
 

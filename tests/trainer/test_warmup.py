@@ -13,7 +13,7 @@ from trainer.config import register, validate
 from trainer.launch.cli import CONFIGS
 from trainer.model import GPT
 from trainer.parallel import ParallelConfig, initialise, setup, unwrap
-from trainer.warmup import untraced_step, warm_up
+from trainer.run.warmup import dry_run_step, warm_up
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "optim").glob("*.yaml"))
 SMALL = ["experiment=smoke", "model.n_layer=1", "model.n_embd=16", "model.n_head=2"]
@@ -53,7 +53,7 @@ def test_nothing_stays_of_the_step(configure, preset):
     for trained in range(2):  # at the start, and with the state of a run that is resumed
         random, before = torch.get_rng_state(), everything(model, optimizers)
         backward(model, 10 + trained)
-        untraced_step(optimizers, torch.device("cpu"))
+        dry_run_step(optimizers, torch.device("cpu"))
         optimizers.zero_grad()
         same(before, everything(model, optimizers))
         assert torch.equal(random, torch.get_rng_state())
@@ -75,7 +75,7 @@ def test_random_numbers_are_put_back():
     param = torch.nn.Parameter(torch.ones(2))
     param.grad = torch.ones(2)
     random = torch.get_rng_state()
-    untraced_step(routing.Optimizers({"matrix": Noisy([param], lr=0.1)}, {"weight": "matrix"}), torch.device("cpu"))
+    dry_run_step(routing.Optimizers({"matrix": Noisy([param], lr=0.1)}, {"weight": "matrix"}), torch.device("cpu"))
     assert torch.equal(random, torch.get_rng_state()) and torch.equal(param, torch.ones(2))
 
 

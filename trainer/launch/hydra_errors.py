@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common import UserError
 from trainer.config import OPEN_SECTIONS, keys
-from trainer.resolve import one_line, reason
+from trainer.language_model import one_line, reason
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead

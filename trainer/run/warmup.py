@@ -18,14 +18,14 @@ def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch:
             loss = model(inputs, targets)
         loss.backward()
     parallel.clip(model)
-    untraced_step(optimizers, parallel.device)
+    dry_run_step(optimizers, parallel.device)
     optimizers.zero_grad()
     with parallel.evaluation(model), parallel.autocast():
         model(inputs, targets)
 
 
 @torch.no_grad()
-def untraced_step(optimizers: Optimizers, device: torch.device) -> None:
+def dry_run_step(optimizers: Optimizers, device: torch.device) -> None:
     """Step every optimizer with zero gradients, then put back weights, state, counters and random numbers, bit for bit.
 
     A copy is kept of one role's weights and state at a time.  Parameters without a gradient are
