@@ -19,13 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainer.config import world_size  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
-from trainer.launch.rendezvous import broadcast_rank0  # noqa: E402
 from trainer.loop import Trainer  # noqa: E402
 from trainer.parallel import teardown  # noqa: E402
 from trainer.run import storage  # noqa: E402
-from trainer.run.checkpoint import CheckpointError  # noqa: E402
 from trainer.run.dcp_index import read_index  # noqa: E402
-from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 
 def main() -> None:
@@ -49,10 +46,9 @@ def build(overrides: list[str], folder: str) -> Trainer:
     """A Trainer after its first update, so that all optimizer state exists."""
     config = load_config(["experiment=smoke", *overrides], world_size())
     config.run.dir = f"{folder}/run"
-    config.run.dir = broadcast_rank0("run", lambda: acquire_run_dir(config))
     trainer = Trainer(config)
     trainer.checkpoints.before_commit = lambda: None  # there is no record
-    trainer.update(0)
+    trainer.train_step(0)
     return trainer
 
 
@@ -68,9 +64,8 @@ def measure(trainer: Trainer, repeat: int) -> dict[str, list[float]]:
         if kind == "synchronous":
             trainer.checkpoints.wait()
         seconds = time.perf_counter() - start
-        outcome = trainer.checkpoints.outcome(wait=True)
-        if isinstance(outcome, CheckpointError):
-            raise outcome
+        if fault := trainer.checkpoints.poll(wait=True):
+            raise SystemExit(f"error: {fault}")
         if number > 1:
             pauses[kind].append(seconds)
     return pauses
@@ -79,7 +74,7 @@ def measure(trainer: Trainer, repeat: int) -> dict[str, list[float]]:
 def report(trainer: Trainer, pauses: dict[str, list[float]]) -> None:
     folder = storage.committed(trainer.checkpoints.folder)[0]
     written = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{trainer.record.describe()}, {trainer.config.optim.name}")
+    print(f"{trainer.metrics.describe()}, {trainer.config.optim.name}")
     print(
         f"tensors {tensor_bytes(folder):,} bytes; written {written:,} bytes: {written / tensor_bytes(folder):.4f} times"
     )

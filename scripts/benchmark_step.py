@@ -34,7 +34,6 @@ from data.shards import write_shard  # noqa: E402
 from data.split import TrainValSplit  # noqa: E402
 from trainer import loop  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
-from trainer.run.directory import acquire_run_dir  # noqa: E402
 
 LAYERS, HEADS, WIDTH, SEQUENCES, LENGTH, VOCABULARY = 4, 4, 128, 12, 64, 65
 LR, BETAS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 10
@@ -66,10 +65,9 @@ def our_trainer(folder: Path, tokens: np.ndarray) -> loop.Trainer:
                  f"train.micro_batch={SEQUENCES}", f"train.clip={CLIP}", "train.dtype=float32",
                  "eval.every=1000000", "eval.tokens=768", f"run.dir={folder / 'run'}"]  # fmt: skip
     config = load_config(settings)
-    config.run.dir = acquire_run_dir(config)
     trainer = loop.Trainer(config)
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer.record.start(trainer.optimizers.table(), trainer.model.flops_per_token(), step=0, unfinished=True)
+        trainer.metrics.start(trainer.optimizers.table(), trainer.model.flops_per_token())
     return trainer
 
 
@@ -131,10 +129,10 @@ def our_step(trainer: loop.Trainer) -> Callable[[], None]:
     """A closure that goes once through the loop of ``Trainer.train``, where neither evaluation nor saving is due."""
 
     def step() -> None:
-        trainer.progress.line, *agreed = trainer.update(trainer.progress.step)
+        assert trainer.train_step(trainer.progress.step) == (None, False)
         trainer.progress.step += 1
-        assert agreed == [None, False] and trainer.watch.verdict() is None
-        trainer.write()
+        trainer.check_guard()
+        trainer.metrics.write(trainer.progress.step, trainer.clock.seconds)
 
     return step
 

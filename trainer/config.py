@@ -23,7 +23,7 @@ from trainer.language_model import ModelConfig, by_family, model_class, resolve_
 from trainer.mesh import ParallelConfig, check_parallel
 from trainer.model import GPTConfig
 
-OPEN_SECTIONS = ("model", *(f"optim.{role}" for role in ROLES))
+OPEN_SECTIONS = ("model", "data.source", *(f"optim.{role}" for role in ROLES))
 
 
 class Resume(StrEnum):

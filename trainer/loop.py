@@ -33,9 +33,6 @@ class Trainer:
         from trainer.launch import load_config
         Trainer(load_config(["experiment=smoke", "logger=jsonl"])).run()
 
-    Args:
-        config: resolved, as ``load_config`` returns it.
-
     Raises:
         UserError: the run's directory, data or checkpoints cannot be used.
     """
@@ -49,8 +46,8 @@ class Trainer:
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
-        replicas = torch.distributed.group.WORLD if self.parallel.mode == "ddp" else None
-        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), replicas, unwrap(self.model).head)
+        bare = unwrap(self.model)
+        self.optimizers = routing.build(bare, asdict(config.optim), self.parallel.replicas, bare.head)
         self.lr_schedule = schedule.build(**asdict(config.schedule), steps=train.steps)
         self.loader = Loader(
             self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
@@ -74,8 +71,8 @@ class Trainer:
             The last validation loss [nats per token].
         """
         with self.preemption:
-            step, table = self.progress.step, self.optimizers.table()
-            self.metrics.start(table, unwrap(self.model).flops_per_token(), step, unfinished=self.eval_is_due(step))
+            step, flops = self.progress.step, unwrap(self.model).flops_per_token()
+            self.metrics.start(self.optimizers.table(), flops, step, unfinished=self.eval_is_due(step))
             for notice in self.notices:
                 self.metrics.message(notice)
             warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])

@@ -112,6 +112,11 @@ class Parallel:
         """The ranks that together hold one copy of the weights; None where each rank holds its own."""
         return None if self.mesh is None else self.mesh["shard"].get_group()
 
+    @property
+    def replicas(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the same plain weights and gradients (DDP)."""
+        return dist.group.WORLD if self.mode == "ddp" else None
+
     # --- the model ---
 
     def wrap(

@@ -16,7 +16,7 @@ from trainer.language_model import one_line, reason
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
-OPEN = tuple(f"{section}." for section in (*OPEN_SECTIONS, "data.source"))  # whose keys a class decides
+OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)  # whose keys a class decides
 
 
 def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from common import UserError
 from data import Loader, open_split
 from data import prepare as prepare_data
-from trainer.config import Config, world_size
+from trainer.config import Config, Resume, world_size
 from trainer.launch import processes
 from trainer.launch.compose import check
 from trainer.launch.failures import report_failed_ranks
@@ -65,6 +65,8 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
 def train_or_launch(config: Config, train: Train, number: int, overrides: Sequence[str], sweep: Sweep | None) -> None:
     """Call ``train`` if this process is one of the job's, otherwise start those; neither if the run is finished."""
     config.run.dir = broadcast_rank0(f"job {number}", lambda: prepare_run_dir(config))
+    if config.run.resume == Resume.never:
+        config.run.resume = Resume.auto  # the directory is this run's own from now on
     if done := broadcast_rank0(f"finished {number} {restart_count()}", lambda: resume.finished(config)):
         if rank() == 0:
             print(done)
