@@ -15,6 +15,7 @@ Batch = tuple[Tensor, Tensor]
 
 def validation_batches(config: Config, split: TrainValSplit, parallel: Parallel) -> Iterator[Batch]:
     """This rank's part of the first ``eval.tokens`` validation tokens: (inputs, targets) [B, T]."""
+    assert config.train.micro_batch is not None  # where it is not given, `validate` has chosen it
     return eval_batches(
         split.val, seq_len=config.train.seq_len, tokens=config.eval.tokens, micro_batch=config.train.micro_batch,
         rank=parallel.rank, world_size=parallel.world_size, device=parallel.device, vocab_size=split.vocab_size,

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import IGNORE_INDEX
-from trainer.model import GPT, GPTConfig, rotate
+from trainer.model import GPT, MLP, GPTConfig, rotate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SMALL = dict(n_layer=2, n_head=2, n_embd=16)
@@ -305,3 +305,19 @@ def test_every_variant_learns(name):
         optimizer.step()
         optimizer.zero_grad()
     assert abs(losses[0] - math.log(VOCABULARY)) < 0.2 and losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_and_evaluation_compute_in_the_dtype_that_is_set(run, monkeypatch, dtype):
+    seen, forward = set(), MLP.forward
+
+    def noted(self, x):
+        y = forward(self, x)
+        seen.add((torch.is_grad_enabled(), y.dtype))
+        return y
+
+    monkeypatch.setattr(MLP, "forward", noted)
+    trainer = run("run", f"train.dtype={dtype}", "train.steps=1")
+    assert seen == {(True, getattr(torch, dtype)), (False, getattr(torch, dtype))}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
