@@ -7,6 +7,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
@@ -53,6 +54,9 @@ def prepare_submitit(launcher: str) -> None:
         )
     # SLURM sends this before the time limit.  submitit's own SIGUSR2 would requeue the job and save nothing.
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
+    # Its processes unpickle our functions before train.py could say where they are.
+    checkout = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
 
 
 def export_submitit_ranks() -> None:
