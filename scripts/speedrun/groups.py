@@ -79,7 +79,7 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
     target of every run. Raises ComparisonError for a baseline without a comparable run.
     """
     sound = [run for run in runs if not run.errors]
-    voters = [run for run in sound if baseline in (run.label, _title(run))] or sound
+    voters = [run for run in sound if baseline in (run.label, _label_with_steps(run))] or sound
     setting = _most_common([run.setting for run in voters]) or (None,) * len(SETTING)
     recorded = target is None
     if recorded:
@@ -89,7 +89,7 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
     groups: dict[str, Group] = {}
     aside = []
     for run in runs:
-        label = _title(run) if lengths[run.label] > 1 else run.label
+        label = _label_with_steps(run) if lengths[run.label] > 1 else run.label
         group = groups.setdefault(label, Group(label)) if label is not None else None
         reasons = [f"line {line}: {text}" if line else text for line, text in run.errors]
         if not reasons:
@@ -137,7 +137,7 @@ def _reasons(run: Run, setting: tuple, target: float | None) -> list[str]:
     return reasons
 
 
-def _title(run: Run) -> str:
+def _label_with_steps(run: Run) -> str:
     return f"{run.label} ({run.planned_steps} steps)"
 
 
