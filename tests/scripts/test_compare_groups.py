@@ -1,5 +1,8 @@
 """Which runs stand beside each other, and what may be claimed of them."""
 
+import json
+import math
+
 import pytest
 
 from scripts.speedrun import groups, records, statistics, table
@@ -78,8 +81,21 @@ def test_the_mean_curve_uses_the_steps_that_all_seeds_share(tmp_path):
         groups.compare([read(tmp_path / "a", lines((7, 5, 3.4, 2.7))), read(tmp_path / "b", dense)]).groups[0].curve()
     )
     assert curve["steps"] == [0, 100, 200, 300]
-    assert curve["loss"] == [6, 4.5, pytest.approx(3.3), pytest.approx(2.8)]
+    assert curve["mean"] == [6, 4.5, pytest.approx(3.3), pytest.approx(2.8)]
     assert (curve["low"], curve["high"]) == ([5, 4, 3.2, 2.7], [7, 5, 3.4, 2.9])
+
+
+def test_the_mean_of_another_metric_is_over_the_seeds_that_record_it(tmp_path):
+    def with_other(seed: int, values: dict[int, object]) -> records.Run:
+        more = [json.dumps({"step": 300 + step, "tokens": step, "train_time_s": step, "val/other": value})
+                for step, value in values.items()]  # fmt: skip
+        return read(tmp_path / str(seed), [*lines(seed=seed), *more])
+
+    found = [with_other(1, {10: 1, 20: 2, 30: None}), with_other(2, {10: 3, 30: 4}), with_other(3, {})]
+    curve = groups.compare(found).groups[0].curve("val/other")
+    assert curve["steps"] == [310, 330]
+    assert [curve[name][0] for name in ("mean", "low", "high")] == [2, 1, 3]
+    assert all(math.isnan(curve[name][1]) for name in ("mean", "low", "high"))
 
 
 def said(found: list[records.Run], label: str, sigma=None, loss_per_step=0.0, **options) -> list[tuple[bool, str]]:
