@@ -9,7 +9,7 @@ from torch import nn
 from optim import Muon
 from optim.muon import SCALES
 from optim.routing import assign_roles, build, resolve_target
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import plain_muon, relative, seeded, svd_polar
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]

@@ -9,7 +9,7 @@ from torch import nn
 
 from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest, lmo
 from optim.plan import Plan
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import SCALES, relative, seeded, svd_polar
 from tests.optim.rules import with_all_rules
 

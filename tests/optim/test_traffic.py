@@ -10,7 +10,7 @@ from optim.polar import polar_flops
 from scripts.benchmark_traffic import STATE_PER_MATRIX, gpt2_shapes, one_step, state_bytes
 
 SHAPES, BYTES, FLOPS = gpt2_shapes(12, 192), 16, 64
-# W: MB sent a rank, TFLOP of the slowest rank, by hand for the full width.  MB: 2 b S (W-1)/W^2, b = 2 bytes of bfloat16,
+# W: MB sent a rank, TFLOP of the slowest rank, by hand for the full width.  MB: 2 b S (W-1)/W^2, b = 2 bytes,
 # S = 12 * 12 * 768^2 = 84.9M elements.  TFLOP: five steps of 4 s^2 l + 2 s^3 on an s x l matrix are 0.0136, 0.0317 and
 # 0.0408 for l = 768, 2304 and 3072, 1.522 for all 48.  Given out largest first, each to the rank with the least so far
 # (Graham 1969): 2.4% above an eighth of it at W = 8, two of l = 2304 at 32, one of l = 3072 at 64.

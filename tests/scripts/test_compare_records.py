@@ -5,11 +5,11 @@ import json
 import pytest
 
 from scripts.speedrun import groups, records
-from tests.scripts.compare_runs import HEADER, lines, read
+from tests.scripts.compare_runs import HEADER, lines, write_run
 
 
 def test_a_clean_record(tmp_path):
-    run = read(tmp_path, [*lines()[:2], '{"event": "saved"}', '{"step": 50, "train/loss": 4.4}', *lines()[2:]])
+    run = write_run(tmp_path, [*lines()[:2], '{"event": "saved"}', '{"step": 50, "train/loss": 4.4}', *lines()[2:]])
     assert (run.faults, run.warnings) == ([], [])
     assert run.steps == [0, 100, 200, 300] and run.losses == [5.0, 4.0, 3.2, 2.9]
     assert run.seconds == [0, 10, 20, 30] and run.tokens[-1] == 307200
@@ -37,9 +37,9 @@ def test_a_clean_record(tmp_path):
     ],
 )
 def test_faults_flag_the_run_and_set_it_aside(tmp_path, edit, line, text):
-    run = read(tmp_path / "bad", edit(lines()))
+    run = write_run(tmp_path / "bad", edit(lines()))
     assert any(number == line and text in said for number, said in run.faults), run.faults
-    good = read(tmp_path / "good", lines(seed=9))
+    good = write_run(tmp_path / "good", lines(seed=9))
     comparison = groups.compare([run, good])
     assert [run for run, _ in comparison.aside] == [run]
     assert [group.runs for group in comparison.groups] == [[good]]
@@ -47,15 +47,15 @@ def test_faults_flag_the_run_and_set_it_aside(tmp_path, edit, line, text):
 
 def test_torn_last_line_and_empty_lines_are_only_warnings(tmp_path):
     whole = "\n".join([*lines()[:3], "", *lines()[3:]]).encode() + b"\n"
-    run = read(tmp_path, whole + b'{"step": 301, "tok')
+    run = write_run(tmp_path, whole + b'{"step": 301, "tok')
     assert run.faults == [] and [line for line, _ in run.warnings] == [4, 7]
     assert run.steps == [0, 100, 200, 300]
-    ended = read(tmp_path, whole + b'{"step": 301, "tok\n')  # with its newline it was written whole, and is broken
+    ended = write_run(tmp_path, whole + b'{"step": 301, "tok\n')  # with its newline it was written whole, and is broken
     assert [line for line, _ in ended.faults] == [7]
 
 
 def test_a_last_line_without_newline_counts_if_it_is_whole(tmp_path):
-    run = read(tmp_path, "\n".join(lines()).encode())
+    run = write_run(tmp_path, "\n".join(lines()).encode())
     assert run.steps[-1] == 300 and not run.faults and not run.warnings
 
 
@@ -63,20 +63,20 @@ def test_after_a_resume_the_later_lines_count(tmp_path):
     x = lines()
     before = json.dumps({"step": 300, "tokens": 307200, "train_time_s": 31, "val/loss": 9.9})
     again = [x[0], '{"event": "resumed"}', '{"step": 150, "train/loss": 4}', x[3], x[4]]
-    run = read(tmp_path, [*x[:4], before, *again])
+    run = write_run(tmp_path, [*x[:4], before, *again])
     assert run.losses == [5.0, 4.0, 3.2, 2.9] and not run.faults
     assert [line for line, _ in run.warnings] == [8]
 
 
 def test_a_resumed_run_is_not_ahead_of_itself(tmp_path):
     """Killed after step 300, resumed from 200, now at 250: what it had measured at 300 is no longer its own."""
-    run = read(tmp_path, [*lines(), '{"event": "resumed"}', '{"step": 250, "train/loss": 3}'])
+    run = write_run(tmp_path, [*lines(), '{"event": "resumed"}', '{"step": 250, "train/loss": 3}'])
     assert run.steps == [0, 100, 200] and run.last_step == 250
     assert groups.compare([run]).aside[0][1] == ["stopped early, at step 250 of 300"]
 
 
 def test_records_are_found_once_and_named_without_the_machine(tmp_path):
     for name in ("sweep/b", "sweep/a/deeper"):
-        read(tmp_path / name, lines())
+        write_run(tmp_path / name, lines())
     found = records.find_records([tmp_path / "sweep", tmp_path / "sweep/a/../b", tmp_path / "sweep/b/metrics.jsonl"])
     assert [place for _, place in found] == ["sweep/a/deeper/metrics.jsonl", "sweep/b/metrics.jsonl"]

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from common import UserError
-from tests.trainer.conftest import TINY, lines, losses
+from tests.errors import check_names, raises_naming
+from tests.runs import SHORT, cut_record, read_losses, read_record
 from trainer.metrics import record
 from trainer.metrics.jsonl import JsonLines
 from trainer.run import resume, storage
@@ -26,14 +27,14 @@ def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, 
         commit_it(folder, files)
 
     monkeypatch.setattr(storage, "commit", refused)
-    with pytest.raises(UserError, match="checkpoints: the checkpoint after update 6 could not be saved; make room"):
+    with raises_naming(UserError, f"{tmp_path}/run/checkpoints", "update 6", "make room"):
         run("run")
-    assert "final val loss" in capsys.readouterr().out and losses(tmp_path / "run")[-1][0] == 6
-    assert resume.finished(configure(*TINY, f"run.dir={tmp_path / 'run'}")) == ""
+    assert "final val loss" in capsys.readouterr().out and read_losses(tmp_path / "run")[-1][0] == 6
+    assert resume.finished(configure(*SHORT, f"run.dir={tmp_path / 'run'}")) == ""
     full.clear()
     again = run("run")
     assert again.checkpoints.latest == 6 and "is finished: step 6" in resume.finished(again.config)
-    assert losses(tmp_path / "run") == losses(run("whole").checkpoints.folder.parent)
+    assert read_losses(tmp_path / "run") == read_losses(run("whole").checkpoints.folder.parent)
 
 
 def test_a_loss_that_is_not_finite_is_an_end_too(run, tmp_path):
@@ -55,10 +56,10 @@ def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_
 
     monkeypatch.setattr(JsonLines, "_write", full)
     trainer = run("run", "checkpoint.keep_last=9")
-    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
-    [told, *_] = [line for line in lines(tmp_path / "run") if "checkpoint/failed" in line]
+    assert [line["step"] for line in read_record(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
+    [told, *_] = [line for line in read_record(tmp_path / "run") if "checkpoint/failed" in line]
     assert told["step"] <= 5, "the save after update 4 waits for the one before it"
-    assert "lines of metrics.jsonl could not be written" in told["checkpoint/failed"]
+    check_names(told["checkpoint/failed"], "metrics.jsonl")
     assert {2, 6} & {storage.step_of(path) for path in storage.committed(trainer.checkpoints.folder)} == {6}
 
 
@@ -66,10 +67,9 @@ def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
     run("whole")
     early = run("other", "checkpoint.every=null", "train.steps=6")
     shutil.rmtree(early.checkpoints.folder, ignore_errors=True)
-    text = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "other" / "metrics.jsonl").write_text("".join(text[:2]))
+    cut_record(tmp_path / "other", lines=2)
     run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
-    assert losses(tmp_path / "other") == losses(tmp_path / "whole")
+    assert read_losses(tmp_path / "other") == read_losses(tmp_path / "whole")
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):
@@ -77,12 +77,12 @@ def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(record, "write_text", full)
-    with pytest.raises(UserError, match="run.dir=.* cannot be written .No space left on device.: make room"):
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "No space left on device", "make room"):
         run("run")
 
 
 def test_a_kill_while_the_mark_was_written(configure, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.abcd").write_text("{")
-    config = configure(*TINY, f"run.dir={tmp_path / 'run'}")
+    config = configure(*SHORT, f"run.dir={tmp_path / 'run'}")
     assert acquire_run_dir(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()
