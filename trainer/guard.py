@@ -83,7 +83,7 @@ def guarded_step(optimizers: Optimizers, bad: Tensor) -> None:
         for param in params:
             local(param.grad).masked_fill_(bad, 0.0)
         if getattr(member, "_step_supports_amp_scaling", False):  # GradScaler's own question; no public name asks it
-            member.grad_scale, member.found_inf = None, bad.float()
+            member.grad_scale, member.found_inf = None, bad.float()  # type: ignore[attr-defined]
             member.step()
             continue
         holders = [{"param": param} for param in params] + [member.state[param] for param in params]

@@ -5,7 +5,6 @@ tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to thei
 
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,10 +57,12 @@ class Trainer:
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
-        self.metrics = Metrics(config, self.parallel, run_id(Path(config.run.dir)))
-        self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.metrics.sync)
+        self.metrics = Metrics(config, self.parallel, run_id(config.run.path))
+        self.checkpoints = Checkpoints(
+            config, self.parallel, self.model, self.optimizers, self.split.fingerprint, self.metrics.sync
+        )
         self.progress, self.notices = resume(config, self.parallel, self.checkpoints)
-        self.clock.load_state_dict({"seconds": self.progress.seconds})
+        self.clock.total = self.progress.seconds
         self.guard.skipped = self.progress.skipped
 
     def run(self) -> float | None:
@@ -196,4 +197,4 @@ class Trainer:
 
 def is_time(every: int | None, step: int, last: int) -> bool:
     """Whether what happens every so many updates, and after the last, happens after update ``step``."""
-    return bool(every) and (step % every == 0 or step == last)
+    return every is not None and (step % every == 0 or step == last)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -207,22 +207,33 @@ class Parallel:
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
-    def broadcast_rank0(self, compute: Callable[[], T]) -> T:
-        """What compute() returns on rank 0, on every rank. It must be picklable.
+    def gather(self, compute: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+        """What compute() returns on each rank, on every rank. It must be picklable.
 
-        Raises its UserError, or its OSError as a UserError, on every rank."""
-        outcome = broadcast_object_list([_try(compute) if self.is_main else None])[0]
-        value, error = outcome
-        if error is not None:
-            raise error
-        return value
+        Raises on every rank what the first rank that failed has raised, an OSError as a UserError."""
+        try:
+            outcomes: list[Any] = [(compute(), None)]
+        except Exception as error:
+            outcomes = [(None, error)]
+        if self.world_size > 1:
+            outcomes *= self.world_size
+            dist.all_gather_object(outcomes, outcomes[self.rank], group=group)
+        for rank, (_, failure) in enumerate(outcomes):
+            if isinstance(failure, OSError):
+                where = failure.filename or f"rank {rank}"
+                raise UserError(f"{where}: {failure.strerror or failure}; mend that") from failure
+            if failure is not None:
+                raise failure
+        return [value for value, _ in outcomes]
+
+    def broadcast_rank0(self, compute: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """What compute() returns on rank 0, on every rank; its errors are raised as by `gather`."""
+        values: list[Any] = self.gather(lambda: compute() if self.is_main else None, group)
+        return values[0]
 
     def once_a_node(self, work: Callable[[], None]) -> None:
-        """Run work on one rank of every node while the others wait; its errors are raised as in `broadcast_rank0`."""
-        _, error = _try(work) if self.local_rank == 0 else (None, None)
-        for found in gather_object([error]):
-            if found is not None:
-                raise found
+        """Run work on one rank of every node while the others wait; its errors are raised as by `gather`."""
+        self.gather(lambda: work() if self.local_rank == 0 else None)
 
     # --- the device ---
 
@@ -261,13 +272,3 @@ def unwrap(model: nn.Module) -> LanguageModel:
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(bare, LanguageModel)
     return bare
-
-
-def _try(compute: Callable[[], T]) -> tuple[T | None, UserError | None]:
-    """What compute() returned, or the user's mistake that it met: both can travel to other ranks."""
-    try:
-        return compute(), None
-    except UserError as error:
-        return None, error
-    except OSError as error:
-        return None, UserError(f"{error.filename or 'a file'}: {error.strerror or error}; mend that and start again")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from trainer.run import storage
 from trainer.run.storage import CheckpointError
@@ -83,7 +83,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
-        if name.startswith("model/")
+        if name.startswith("model/") and isinstance(entry, TensorStorageMetadata)
     }
     load_tensors(tensors, folder, metadata)
     return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
