@@ -217,15 +217,18 @@ def check_numbers(config: Config) -> None:
             raise UserError(f"{key}={value}: give 0 or more")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}: give a number from 0 to {2**32 - 1}")
-    for key in ("train.batch_tokens", "eval.tokens"):
-        tokens, length = attrgetter(key)(config), config.train.seq_len
-        if tokens % length:
-            raise UserError(f"{key}={tokens} is no multiple of train.seq_len={length}: {nearest(tokens, length)}")
+    check_multiple("eval.tokens", config.eval.tokens, config.train.seq_len)
+
+
+def check_multiple(key: str, tokens: int, seq_len: int) -> None:
+    if tokens % seq_len:
+        raise UserError(f"{key}={tokens} is no multiple of train.seq_len={seq_len}: {nearest(tokens, seq_len)}")
 
 
 def fit_batch(config: Config, world_size: int) -> None:
     """Check that the global batch divides over ranks and passes; choose ``train.micro_batch`` where it is not given."""
     train = config.train
+    check_multiple("train.batch_tokens", train.batch_tokens, train.seq_len)
     sequences = train.batch_tokens // train.seq_len
     unit = world_size * (train.micro_batch or 1)
     if sequences % unit:
