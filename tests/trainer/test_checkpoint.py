@@ -243,7 +243,7 @@ def test_a_finished_run_without_weights_is_not_begun_again(run, tmp_path):
     """Its record would be emptied."""
     run("run", "checkpoint.every=null")
     before = lines(tmp_path / "run")
-    with pytest.raises(UserError, match="is finished.*new run.dir"):
+    with pytest.raises(UserError, match="run.dir=.*step 6.*no checkpoint.*new run.dir.*run.resume=restart"):
         run("run", "checkpoint.every=null")
     assert lines(tmp_path / "run") == before
 

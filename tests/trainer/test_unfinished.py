@@ -3,11 +3,13 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from common import UserError
 from tests.trainer.conftest import TINY, lines, losses
+from trainer.loop import Trainer
 from trainer.metrics import record
 from trainer.metrics.jsonl import JsonLines
 from trainer.run import resume, storage
@@ -70,6 +72,99 @@ def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
     (tmp_path / "other" / "metrics.jsonl").write_text("".join(text[:2]))
     run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
     assert losses(tmp_path / "other") == losses(tmp_path / "whole")
+    assert (tmp_path / "other" / "metrics.1.jsonl").read_text() == "".join(text[:2]), "nothing measured is lost"
+
+
+def test_a_record_without_a_checkpoint_is_not_begun_anew(run, tmp_path):
+    """Its checkpoints may be on a disk that is away, or were removed by somebody."""
+    run("whole")
+    run("run")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "absent")
+    record = tmp_path / "run" / "metrics.jsonl"
+    record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]) + "\n\0")
+    before = record.read_text()
+    with pytest.raises(UserError) as error:
+        run("run")
+    for said in (f"run.dir={tmp_path / 'run'}", "step 5", str(tmp_path / "run" / "checkpoints"), "run.resume=restart"):
+        assert said in str(error.value)
+    assert record.read_text() == before
+    (tmp_path / "run" / "checkpoints").unlink()
+    run("run", "run.resume=restart")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert (tmp_path / "run" / "metrics.1.jsonl").read_text() == before
+
+
+def test_a_directory_that_is_renamed_is_not_made_again(run, configure, tmp_path):
+    """The save fails loudly; the run's files stay together."""
+    trainer = Trainer(configure(*TINY, f"run.dir={tmp_path / 'run'}"))
+    train_step = trainer.train_step
+
+    def renamed(step):
+        if step == 3:
+            (tmp_path / "run").rename(tmp_path / "moved")
+        return train_step(step)
+
+    trainer.train_step = renamed
+    with pytest.raises(UserError, match=f"{tmp_path / 'run'}.*could not be saved"):
+        trainer.run()
+    assert not (tmp_path / "run").exists()
+    assert any("checkpoint/failed" in line for line in lines(tmp_path / "moved"))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(run, tmp_path, monkeypatch):
+    run("run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    fingerprint = storage.fingerprint
+
+    def away(path):
+        if path.parent.name == "step_00000006":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fingerprint(path)
+
+    monkeypatch.setattr(storage, "fingerprint", away)
+    with pytest.raises(UserError, match="step_00000006.*Stale file handle.*start again"):
+        run("run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+    ]
+
+
+def test_lines_that_are_lost_at_the_end_are_an_error(run, tmp_path, monkeypatch):
+    write = JsonLines._write
+
+    def full(self, text):
+        if b'"step": 4,' in text:
+            self.unwritten = text
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, text)
+
+    monkeypatch.setattr(JsonLines, "_write", full)
+    with pytest.raises(UserError, match="metrics.jsonl: 3 lines.*make room"):
+        run("run", "checkpoint.every=null")
+
+
+def test_two_first_starts_of_one_directory(configure, tmp_path, monkeypatch):
+    """The one that is second finds the first one's mark, whatever it saw before."""
+    exists = Path.exists
+    acquire_run_dir(configure(*TINY, f"run.dir={tmp_path / 'run'}"))
+    before = (tmp_path / "run" / "run.json").read_text()
+    monkeypatch.setattr(Path, "exists", lambda path: path.name not in ("run.json", "run") and exists(path))
+    assert acquire_run_dir(configure(*TINY, f"run.dir={tmp_path / 'run'}")) == str(tmp_path / "run")
+    with pytest.raises(UserError, match="seed.*new run.dir"):
+        acquire_run_dir(configure(*TINY, f"run.dir={tmp_path / 'run'}", "seed=1"))
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_every_start_says_what_its_lines_were_measured_under(run, tmp_path):
+    shutil.rmtree(storage.folder_of(run("run").checkpoints.folder, 6))
+    run("run", "eval.tokens=384")
+    headers = {line["step"]: line["run"] for line in lines(tmp_path / "run") if "run" in line}
+    assert {step: header["eval_tokens"] for step, header in headers.items()} == {0: 768, 5: 384}
+    for key in ("model_hash", "data_hash", "precision", "device"):
+        assert headers[0][key] == headers[5][key] and headers[0][key]
+    assert headers[0]["data"] == "sample-byte", "the tokenizer in force"
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):

@@ -69,7 +69,8 @@ def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
         "hydra.mode": "RUN",
         "run.dir": config.run.dir,
         "run.name": config.run.name,
-        "run.resume": "must" if config.run.resume == Resume.must else "auto",  # never: seen to when it was acquired
+        # never: seen to when the directory was acquired
+        "run.resume": "auto" if config.run.resume == Resume.never else config.run.resume.value,
         "logger.group": config.logger.group,
         "logger.label": config.logger.label,
     }

@@ -79,7 +79,10 @@ def acquire_run_dir(config: Config) -> str:
         raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(mark, {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine})
+        said = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
+        write_json(mark, said, exclusive=True)
+    except FileExistsError:  # another start of this moment was first
+        _compare(mark, mine)
     except OSError as error:
         raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
