@@ -75,10 +75,12 @@ def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
         "logger.label": config.logger.label,
     }
     kept = [o for o in overrides if o.lstrip("+").partition("=")[0] not in decided]
-    given = {
-        key: QuotedString(value, Quote.single).with_quotes() for key, value in decided.items() if value is not None
-    }
-    return kept + [f"{key}={value}" for key, value in given.items()]
+    return kept + [f"{key}={quoted(value)}" for key, value in decided.items() if value is not None]
+
+
+def quoted(value: str) -> str:
+    """A text in Hydra's grammar."""
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 def launch(config: Config, overrides: Sequence[str]) -> None:

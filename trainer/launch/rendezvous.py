@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from common import UserError
 from trainer.config import world_size
+from trainer.mesh import check_launched
 
 TIMEOUT = timedelta(minutes=5)  # between the first rank and the last to start
 HELLO, HELLO_TIMEOUT = "nanomuon hello", timedelta(seconds=5)  # rank 0 says it as soon as its port listens
@@ -38,13 +39,10 @@ def store() -> dist.Store:
     """The store of this job: torchrun's agent holds it; without an agent rank 0 does, on the same port.
 
     Raises:
-        RendezvousError: several processes are announced, but not where to meet; or somebody else holds the port.
+        UserError: several processes are announced, but not where to meet.
+        RendezvousError: somebody else holds the port.
     """
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise RendezvousError(
-                f"WORLD_SIZE={world_size()} but {name} is not set: start with torchrun --nproc-per-node N train.py …"
-            )
+    check_launched()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:

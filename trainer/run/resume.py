@@ -127,8 +127,8 @@ def _keep_record(config: Config) -> None:
     if lines and config.run.resume != Resume.restart:
         raise UserError(
             f"run.dir={config.run.dir} has a record up to step {lines[-1].get('step')}, but no checkpoint to go on "
-            f"from in {config.run.checkpoints}: bring that back, choose a new run.dir, or give run.resume=restart to begin "
-            "anew and keep the record beside the new one"
+            f"from in {config.run.checkpoints}: bring that back, choose a new run.dir, or give run.resume=restart to "
+            "begin anew and keep the record beside the new one"
         )
     _set_record_aside(config.run.path)
 
