@@ -127,13 +127,13 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def report_error(error: Exception) -> None:
-    """Print ``error: …`` once for all ranks that met the same error."""
+def report_error(error: Exception, job: int = 0) -> None:
+    """Print ``error: …`` once for all ranks that met the same error in a job."""
     line = f"error: {error}"
     if world_size() > 1 and not isinstance(error, RendezvousError):
         mine = f"{rank()} {line}"
         try:
-            first = store().compare_set(f"error {restart_count()}", "", mine).decode()
+            first = store().compare_set(f"error {job} {restart_count()}", "", mine).decode()
         except (UserError, RuntimeError):
             first = mine
         if first != mine:
