@@ -176,8 +176,7 @@ def keys(section: type = Config, prefix: str = "") -> Iterator[str]:
 def validate(composed: DictConfig, world_size: int) -> Config:
     """The typed config with every derived value filled in, after all checks.
 
-    Raises:
-        UserError: naming the key, the value and the mend.
+    Raises UserError: naming the key, the value and the mend.
     """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:

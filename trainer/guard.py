@@ -55,11 +55,7 @@ class NonFiniteGuard:
         self.counters[0] = count
 
     def check(self) -> None:
-        """Waits for the device.
-
-        Raises:
-            UserError: the run must not go on.
-        """
+        """Waits for the device.  Raises UserError: the run must not go on."""
         _, longest, step, loss, norm = self.counters.tolist()
         if not longest or not (self.stops or longest > self.max_skips):
             return

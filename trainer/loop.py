@@ -163,8 +163,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """What is measured on the validation set; off the clock.
 
-        Raises:
-            Preempted: all ranks agreed to stop in the middle.
+        Raises Preempted: all ranks agreed to stop in the middle.
         """
         with self.clock.paused():
             batches = validation_batches(self.config, self.split, self.parallel)

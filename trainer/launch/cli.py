@@ -87,8 +87,7 @@ def parse_command_line() -> Sweep | None:
 def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | None:
     """Compose and validate every job; returns them, if they are a sweep.
 
-    Raises:
-        UserError: one line for the first job that cannot run.
+    Raises UserError: one line for the first job that cannot run.
     """
     with hydra_initialized(overrides) as loader:
         whole = loader.load_configuration("train", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)

@@ -29,8 +29,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
     """Hydra over ``configs/``, its errors told in one line; afterwards it is as it was, initialised or not.
 
-    Raises:
-        UserError: composing ``overrides`` failed.
+    Raises UserError: composing ``overrides`` failed.
     """
     register()
     instance, base = GlobalHydra.instance(), VersionBase.instance()
@@ -55,8 +54,7 @@ def check(composed: DictConfig, world_size: int) -> Config:
 def to_hydra(override: str) -> str:
     """An override in Hydra's grammar, which has no ``~/``, no ``experiment=null`` and no key ``from``.
 
-    Raises:
-        UserError: the key has another name, or a group has no choice.
+    Raises UserError: the key has another name, or a group has no choice.
     """
     key, equals, value = override.partition("=")
     if new := new_name(key.lstrip("+~").partition("@")[0]):

@@ -49,8 +49,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 def check_unknown_keys(composed: DictConfig) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
-    Raises:
-        UserError: naming the key and the nearest ones.
+    Raises UserError: naming the key and the nearest ones.
     """
     known = set(keys())
 

@@ -86,9 +86,8 @@ def quoted(value: str) -> str:
 def launch(config: Config, overrides: Sequence[str]) -> None:
     """Train in ``run.processes`` new processes, which torch's elastic agent starts and watches as torchrun does.
 
-    Raises:
-        JobFailed: one of them failed; the others were ended.
-        SystemExit: this process was told to end, and has ended them.
+    Raises JobFailed: one of them failed; the others were ended. Raises SystemExit: this process was told to end, and
+    has ended them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

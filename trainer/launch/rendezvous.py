@@ -38,9 +38,8 @@ class RendezvousError(UserError):
 def store() -> dist.Store:
     """The store of this job: torchrun's agent holds it; without an agent rank 0 does, on the same port.
 
-    Raises:
-        UserError: several processes are announced, but not where to meet.
-        RendezvousError: somebody else holds the port.
+    Raises UserError: several processes are announced, but not where to meet. Raises RendezvousError: somebody else
+    holds the port.
     """
     check_launched()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -65,8 +64,7 @@ def _open(host: str, port: int, serve: bool) -> dist.TCPStore:
 def _join(host: str, port: int) -> dist.TCPStore:
     """Rank 0's store.  Whatever else listens there is found out within seconds: it says no hello.
 
-    Raises:
-        OSError, RuntimeError: nobody listens, or not rank 0.
+    Raises OSError, RuntimeError: nobody listens, or not rank 0.
     """
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while True:
@@ -96,8 +94,7 @@ def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:
 
     Workers that torchrun restarts get what the first ones got.
 
-    Raises:
-        UserError: on every rank, if ``compute`` raised it.
+    Raises UserError: on every rank, if ``compute`` raised it.
     """
     if world_size() == 1:
         return compute()

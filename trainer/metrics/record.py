@@ -197,8 +197,7 @@ class Metrics:
     def sync(self) -> None:
         """Make the lines durable.  From any thread.
 
-        Raises:
-            OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
+        Raises OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
         """
         if self.parallel.is_main:
             if self.file.unwritten:
@@ -210,8 +209,7 @@ class Metrics:
 
         The trackers are closed with the processes.
 
-        Raises:
-            UserError: the disk has refused lines to the end.
+        Raises UserError: the disk has refused lines to the end.
         """
         if not self.parallel.is_main:
             return

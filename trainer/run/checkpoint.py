@@ -160,8 +160,7 @@ class Checkpoints:
     def load(self, folder: Path) -> Progress:
         """Load a verified checkpoint in place, whatever ranks and sharding wrote it.
 
-        Raises:
-            CheckpointError: it does not hold exactly what this model and these optimizers need.
+        Raises CheckpointError: it does not hold exactly what this model and these optimizers need.
         """
         state, metadata = storage.read_json(folder, STATE), read_index(folder)
         names = set(metadata.state_dict_metadata)

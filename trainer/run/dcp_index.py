@@ -54,11 +54,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 def read_index(folder: Path) -> Metadata:
-    """DCP's index of a checkpoint.
-
-    Raises:
-        CheckpointError: it holds anything but tensors in this folder's files.
-    """
+    """DCP's index of a checkpoint.  Raises CheckpointError: it holds anything but tensors in this folder's files."""
     try:
         with (folder / ".metadata").open("rb") as file:
             metadata = _IndexUnpickler(file).load()
@@ -75,8 +71,7 @@ def read_index(folder: Path) -> Metadata:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The whole weights of a checkpoint by parameter name, in one process, on the CPU.
 
-    Raises:
-        CheckpointError: it is damaged.
+    Raises CheckpointError: it is damaged.
     """
     storage.verify(folder)
     metadata = read_index(folder)
@@ -94,8 +89,7 @@ def load_tensors(
 ) -> None:
     """Fill this rank's tensors (plain or DTensor) from a checkpoint that any sharding has written.
 
-    Raises:
-        CheckpointError: a name is missing, or a shape is another one.
+    Raises CheckpointError: a name is missing, or a shape is another one.
     """
     try:
         dcp.load(tensors, storage_reader=_Reader(folder, metadata), process_group=group, no_dist=group is None)

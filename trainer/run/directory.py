@@ -63,8 +63,7 @@ def identity(config: Config) -> dict[str, Any]:
 def acquire_run_dir(config: Config) -> str:
     """Take ``run.dir``, or a new directory, for this run and return it.  On rank 0, after every check of the config.
 
-    Raises:
-        UserError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
+    Raises UserError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
     """
     directory = Path(config.run.dir) if config.run.dir else new_directory(config)
     mark, mine = directory / "run.json", identity(config)
@@ -91,8 +90,7 @@ def acquire_run_dir(config: Config) -> str:
 def lock_run_dir(directory: Path, patience: float = PATIENCE) -> IO[str]:
     """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
 
-    Raises:
-        UserError: another process holds it, and still does after ``patience`` seconds.
+    Raises UserError: another process holds it, and still does after ``patience`` seconds.
     """
     file = (directory / "run.json").open()
     deadline, told = time.monotonic() + patience, False

@@ -120,8 +120,7 @@ def changes(saved: dict[str, Any], config: Config, folder: Path, here: dict[str,
 def _keep_record(config: Config) -> None:
     """Nothing that was measured is emptied: see to it before a run begins anew.
 
-    Raises:
-        UserError: there is a record, and ``run.resume`` does not say what is to become of it.
+    Raises UserError: there is a record, and ``run.resume`` does not say what is to become of it.
     """
     lines = read_lines(config.run.path / FILE)
     if lines and config.run.resume != Resume.restart:

@@ -59,8 +59,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def make_partial(partial: Path) -> None:
     """An empty partial folder, whatever a failed save has left.
 
-    Raises:
-        OSError: the run's directory is not there any more; a second one must not grow in its place.
+    Raises OSError: the run's directory is not there any more; a second one must not grow in its place.
     """
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(exist_ok=True)
@@ -114,9 +113,7 @@ def remove_partial(checkpoints: Path) -> None:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of a checkpoint.
 
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-        UserError: it cannot be read now.
+    Raises CheckpointError: it is missing or not a JSON object. Raises UserError: it cannot be read now.
     """
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -140,9 +137,8 @@ def unreadable(folder: Path, name: str, error: OSError) -> UserError:
 def verify(folder: Path) -> Files:
     """Compare every file with the manifest; return the manifest's files.
 
-    Raises:
-        CheckpointError: naming the first file that is missing or different.
-        UserError: naming one that cannot be read now.
+    Raises CheckpointError: naming the first file that is missing or different. Raises UserError: naming one that cannot
+    be read now.
     """
     manifest = read_json(folder, MANIFEST)
     files = manifest.get("files")
