@@ -118,8 +118,8 @@ def launch(config: Config, overrides: Sequence[str]) -> None:
                 name = failure.signal_name()
                 print(f"error: {config.run.dir}: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
         raise JobFailed from None
-    except SignalException as told:
-        sys.exit(128 + told.sigval)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
     finally:
         for number, handler in handlers.items():  # the agent leaves its own
             signal.signal(number, handler)
