@@ -59,9 +59,6 @@ class ParamLayout:
     exchange: Exchange
     dtype: torch.dtype
 
-    def active(self) -> list[int]:
-        return [i for i, ref in enumerate(self.refs) if ref.param.grad is not None]
-
 
 def build_layouts(
     rule: MatrixRule,

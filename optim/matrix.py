@@ -124,7 +124,7 @@ class MatrixOptimizer(Optimizer):
 
     def update_params(self) -> None:
         """The engine does not wait for the device; eigh, svd and Newton roots of a rule do."""
-        active = [layout.active() for layout in self._layouts]
+        active = [[i for i, ref in enumerate(layout.refs) if ref.param.grad is not None] for layout in self._layouts]
         for layout, indices in zip(self._layouts, active, strict=True):
             _check_same_gradients(layout, indices)
         for group in self.param_groups:

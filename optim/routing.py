@@ -224,15 +224,8 @@ class Optimizers:
         rows = []
         for role, member in self.members.items():
             tensors = [p for group in member.param_groups for p in group["params"]]
-            rows.append(
-                {
-                    "role": role,
-                    "tensors": len(tensors),
-                    "parameters": sum(p.numel() for p in tensors),
-                    "optimizer": class_path(type(member)),
-                    "lr": self.base_lr[role][0],
-                }
-            )
+            row = dict(role=role, tensors=len(tensors), parameters=sum(p.numel() for p in tensors))
+            rows.append(row | dict(optimizer=class_path(type(member)), lr=self.base_lr[role][0]))
         return rows
 
 
