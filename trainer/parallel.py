@@ -169,6 +169,7 @@ class Parallel:
             dist.all_reduce(square, group=self.shard_group)
             norm = square.sqrt()
         if max_norm is not None:
+            # As torch.nn.utils.clip_grads_with_norm_, which takes parameters, does it: one kernel for all shards.
             torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
