@@ -96,9 +96,7 @@ class Parallel:
 
     # --- the model ---
 
-    def wrap(
-        self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None
-    ) -> nn.Module:
+    def wrap(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None) -> nn.Module:
         """Build the model on the meta device, arrange it over the ranks, and initialise it from (seed, parameter name).
 
         Parameter names are the bare model's in every mode, up to DDP's prefix; see `unwrap`.
