@@ -31,9 +31,9 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     """Load the newest good checkpoint, if there is one.
 
     Returns where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
-    Raises CheckpointError: there are checkpoints but none is good, or one is wanted and there is none. Raises UserError:
-    another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of a run whose
-    settings differ in what matters.
+    Raises CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
+    Raises UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
+    a run whose settings differ in what matters.
     """
     with ExitStack() as stack:
         parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(config.run.path))))
