@@ -67,7 +67,7 @@ def test_every_sharding_goes_on_from_every_other(template, tmp_path, optim):
         job = run(template, [*common, f"run.dir={tmp_path}/parts"], (mode, ranks), stop)
         if number:
             before = ROUND[number - 1]
-            assert f"{before[1]} ranks ({before[0]}) -> {ranks} ({mode})" in job.output()
+            assert f"{before[1]} ranks ({before[0]}) -> {ranks} ranks ({mode})" in job.output()
             assert f"going on after update {2 * number} of {steps}" in job.output()
     assert_same(losses(tmp_path / "parts"), losses(tmp_path / "whole"), 1e-9)
 
