@@ -115,4 +115,6 @@ def test_two_steps(title, checkout):
     if title == "A source of text":
         assert run_is["data"] == "paragraphs-byte"
     if title == "A metric":
+        run([str(ROOT / "scripts/compare.py"), "run", "--out", "page"], checkout)
+        assert "val/bits_per_token" in (checkout / "page.html").read_text(encoding="utf-8")
         assert all(line["val/bits_per_token"] == pytest.approx(line["val/loss"] / 0.693147, 1e-5) for line in lines)

@@ -57,7 +57,10 @@ def test_sweeps(tmp_path):
     folder = tmp_path / "together2"
     before, trained = (folder / names[2] / "metrics.jsonl").read_text(), losses(folder / names[3])
     cut_record(folder / names[3], lines=3, torn=9)  # as if it had been killed
-    again = sweep("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
+    stopped = sweep("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
+    assert len(read_record(folder / names[3])) == 2, "a record without a checkpoint is not emptied by itself"
+    assert "run.resume=restart" in stopped.stdout
+    again = sweep("seed=1,2", "hydra.sweep.dir=together2", "run.resume=restart", ranks=1, cwd=tmp_path, code=1)
     rows = [line.split() for line in again.stdout.splitlines() if line.startswith("optim")]
     states = {row[0]: row[1:-4] for row in rows}
     assert states == dict(zip(names, [["failed"], ["failed"], ["finished", "before"], ["finished"]], strict=True))

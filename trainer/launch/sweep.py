@@ -104,8 +104,9 @@ class Sweep:
         if ended.intersection(statuses):
             console.print(f"compare: {self.compare_command()}", markup=False)
         if missing := sum(status not in ended for status in statuses):
-            same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
-            console.print(f"{missing} of {len(statuses)} jobs have not finished; {same} runs only those", markup=False)
+            same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)} runs only those"
+            anew = "with run.resume=restart, those without a checkpoint begin anew"
+            console.print(f"{missing} of {len(statuses)} jobs have not finished; {same} ({anew})", markup=False)
             if "submitit" in self.launcher:
                 console.print(f"what they said: {self.folder}/.submitit/*/*_log.*", markup=False)
         return not missing
