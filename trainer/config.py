@@ -30,6 +30,7 @@ class Resume(StrEnum):
     auto = "auto"  # go on where this run's directory stands, or start
     never = "never"  # start, and refuse a directory that already holds this run
     must = "must"  # refuse to start anew
+    restart = "restart"  # as auto, but where a record has no checkpoint: keep it as metrics.1.jsonl, and start
 
 
 class Dtype(StrEnum):

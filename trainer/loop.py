@@ -20,9 +20,9 @@ from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
 from trainer.run.checkpoint import Checkpoints
-from trainer.run.directory import run_id
+from trainer.run.directory import acquire_run_dir, run_id
 from trainer.run.preemption import Preempted, Preemption
-from trainer.run.resume import enter_run_dir, resume
+from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
 
@@ -41,7 +41,7 @@ class Trainer:
         self.config, train = config, config.train
         self.parallel = setup(config.parallel, dtype=train.dtype, seed=config.seed)
         set_timeouts(config.parallel.timeout_minutes)
-        self.lock = enter_run_dir(config, self.parallel)
+        config.run.dir = self.parallel.broadcast_rank0(lambda: acquire_run_dir(config))
         self.parallel.once_a_node(lambda: prepare(config.data))
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
@@ -58,9 +58,9 @@ class Trainer:
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
-        self.metrics = Metrics(config, self.parallel, run_id(Path(config.run.dir)))
+        self.metrics = Metrics(config, self.parallel, run_id(Path(config.run.dir)), self.split)
         self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.metrics.sync)
-        self.progress, self.notices = resume(config, self.parallel, self.checkpoints)
+        self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
         self.clock.load_state_dict({"seconds": self.progress.seconds})
         self.guard.skipped = self.progress.skipped
 

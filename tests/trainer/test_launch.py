@@ -54,6 +54,8 @@ def test_load_config_works_anywhere_and_leaves_hydra_as_it_was(tmp_path, monkeyp
         "+optim.vector.lr=1": ["optim.scalar.lr"],
         "hydra.run.dir=X": ["called run.dir"],
         "logger=null": ["choose one of jsonl, wandb"],
+        "logger=true": ["logger=true", "jsonl, wandb"],
+        "model=3": ["model=3", "tiny"],
         "seed=-1": ["from 0"],
         "seed=4294967296": ["4294967295"],
     }.items(),

@@ -60,12 +60,15 @@ def test_slurm_is_asked_only_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "")  # so that it is put back
     monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     with raises_naming(UserError, "hydra/launcher=slurm", "srun", "leave"):
         processes.prepare_submitit(slurm)
     (tmp_path / "srun").touch(mode=0o755)
     processes.prepare_submitit(slurm)
     asked = f"SIG{os.environ['SUBMITIT_PREEMPT_SIGNAL']}"
     assert asked in {number.name for number in preemption.SIGNALS}, "a run saves at it"
+    path = os.environ["PYTHONPATH"].split(os.pathsep)
+    assert path == [str(cli.CONFIGS.parent), "/elsewhere"], "its processes find our modules"
 
 
 def test_a_job_that_slurm_loses_is_told_in_one_line(tmp_path, monkeypatch, capsys):

@@ -3,12 +3,14 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from common import UserError
 from tests.errors import check_names, raises_naming
 from tests.runs import SHORT, cut_record, read_losses, read_record
+from trainer.loop import Trainer
 from trainer.metrics import record
 from trainer.metrics.jsonl import JsonLines
 from trainer.run import resume, storage
@@ -67,9 +69,101 @@ def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
     run("whole")
     early = run("other", "checkpoint.every=null", "train.steps=6")
     shutil.rmtree(early.checkpoints.folder, ignore_errors=True)
-    cut_record(tmp_path / "other", lines=2)
+    before = cut_record(tmp_path / "other", lines=2)
     run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
     assert read_losses(tmp_path / "other") == read_losses(tmp_path / "whole")
+    assert (tmp_path / "other" / "metrics.1.jsonl").read_text() == before, "nothing measured is lost"
+
+
+def test_a_record_without_a_checkpoint_is_not_begun_anew(run, tmp_path):
+    """Its checkpoints may be on a disk that is away, or were removed by somebody."""
+    run("whole")
+    run("run")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "absent")
+    record = tmp_path / "run" / "metrics.jsonl"
+    before = cut_record(tmp_path / "run", lines=-1) + "\n\0"
+    record.write_text(before)
+    words = f"run.dir={tmp_path}/run", "step 5", f"{tmp_path}/run/checkpoints", "run.resume=restart"
+    with raises_naming(UserError, *words):
+        run("run")
+    assert record.read_text() == before
+    (tmp_path / "run" / "checkpoints").unlink()
+    run("run", "run.resume=restart")
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+    assert (tmp_path / "run" / "metrics.1.jsonl").read_text() == before
+
+
+def test_a_directory_that_is_renamed_is_not_made_again(run, configure, tmp_path):
+    """The save fails loudly; the run's files stay together."""
+    trainer = Trainer(configure(*SHORT, f"run.dir={tmp_path / 'run'}"))
+    train_step = trainer.train_step
+
+    def renamed(step):
+        if step == 3:
+            (tmp_path / "run").rename(tmp_path / "moved")
+        return train_step(step)
+
+    trainer.train_step = renamed
+    with raises_naming(UserError, f"{tmp_path}/run", "update 6", "make room"):
+        trainer.run()
+    assert not (tmp_path / "run").exists()
+    assert any("checkpoint/failed" in line for line in read_record(tmp_path / "moved"))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(run, tmp_path, monkeypatch):
+    run("run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    fingerprint = storage.fingerprint
+
+    def away(path):
+        if path.parent.name == "step_00000006":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fingerprint(path)
+
+    monkeypatch.setattr(storage, "fingerprint", away)
+    with raises_naming(UserError, "step_00000006", "Stale file handle", "start again"):
+        run("run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+    ]
+
+
+def test_lines_that_are_lost_at_the_end_are_an_error(run, tmp_path, monkeypatch):
+    write = JsonLines._write
+
+    def full(self, text):
+        if b'"step": 4,' in text:
+            self.unwritten = text
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, text)
+
+    monkeypatch.setattr(JsonLines, "_write", full)
+    with raises_naming(UserError, f"{tmp_path}/run/metrics.jsonl", "3 lines", "make room"):
+        run("run", "checkpoint.every=null")
+
+
+def test_two_first_starts_of_one_directory(configure, tmp_path, monkeypatch):
+    """The one that is second finds the first one's mark, whatever it saw before."""
+    exists = Path.exists
+    acquire_run_dir(configure(*SHORT, f"run.dir={tmp_path / 'run'}"))
+    before = (tmp_path / "run" / "run.json").read_text()
+    monkeypatch.setattr(Path, "exists", lambda path: path.name not in ("run.json", "run") and exists(path))
+    assert acquire_run_dir(configure(*SHORT, f"run.dir={tmp_path / 'run'}")) == str(tmp_path / "run")
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "seed", "new run.dir"):
+        acquire_run_dir(configure(*SHORT, f"run.dir={tmp_path / 'run'}", "seed=1"))
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_every_start_says_what_its_lines_were_measured_under(run, tmp_path):
+    shutil.rmtree(storage.folder_of(run("run").checkpoints.folder, 6))
+    run("run", "eval.tokens=384")
+    headers = {line["step"]: line["run"] for line in read_record(tmp_path / "run") if "run" in line}
+    assert {step: header["eval_tokens"] for step, header in headers.items()} == {0: 768, 5: 384}
+    for key in ("model_hash", "data_hash", "precision", "device"):
+        assert headers[0][key] == headers[5][key] and headers[0][key]
+    assert headers[0]["data"] == "sample-byte", "the tokenizer in force"
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):

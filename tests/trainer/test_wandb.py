@@ -80,7 +80,7 @@ def test_offline_wandb(configure, tmp_path):
                        "logger.group=sweep", "eval.target=5")  # fmt: skip
     acquire_run_dir(config)
     accelerator, display = Accelerator(cpu=True), Display(2, Console(file=shown, width=200))
-    record = Metrics(config, processes(accelerator=accelerator), run_id(tmp_path), display)
+    record = Metrics(config, processes(accelerator=accelerator), run_id(tmp_path), display=display)
     record.start()
     record.add(1, {"val/loss": 4.25})
     record.write(1, 0.5)

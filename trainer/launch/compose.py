@@ -69,6 +69,9 @@ def to_hydra(override: str) -> str:
         if key != "experiment":
             raise UserError(f"{override}: choose one of {', '.join(choices(key, CONFIGS))}")
         values = ["[]" if choice == "null" else choice for choice in values]
+    if (CONFIGS / key).is_dir():  # Hydra fails on a choice that reads as a number or a truth value
+        no_name = re.compile(r"-?\d[\d.eE+-]*|true|false", re.I)
+        values = [f"'{value}'" if no_name.fullmatch(value) else value for value in values]
     values = [os.path.expanduser(path) if path.startswith("~/") else path for path in values]
     return allow_extra_keys(f"{key}{equals}{','.join(values)}")
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
@@ -53,6 +54,9 @@ def prepare_submitit(launcher: str) -> None:
         )
     # SLURM sends this before the time limit.  submitit's own SIGUSR2 would requeue the job and save nothing.
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
+    # Its processes unpickle our functions before train.py could say where they are.
+    checkout = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
 
 
 def export_submitit_ranks() -> None:
@@ -69,7 +73,8 @@ def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
         "hydra.mode": "RUN",
         "run.dir": config.run.dir,
         "run.name": config.run.name,
-        "run.resume": "must" if config.run.resume == Resume.must else "auto",  # never: seen to when it was acquired
+        # never: seen to when the directory was acquired
+        "run.resume": "auto" if config.run.resume == Resume.never else config.run.resume.value,
         "logger.group": config.logger.group,
         "logger.label": config.logger.label,
     }

@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from common import UserError, write_json, write_text
+from data import TrainValSplit
 from trainer.config import Config, LoggerKind
 from trainer.metrics import wandb as wandb_run
 from trainer.metrics.console import Display, duration
-from trainer.metrics.environment import device_name, environment, peak_flops
+from trainer.metrics.environment import describe, environment, header, peak_flops
 from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.summary import summary
@@ -38,17 +39,26 @@ class Metrics:
         config: resolved; ``run.dir`` belongs to this run already.
         parallel: rank, device and the Accelerator whose trackers are used.
         run_id: the name under which trackers know the run.
+        split: the data that it reads.
         display: what shows the progress; tests give their own.
     """
 
     shown: ClassVar[Display | None] = None  # of the record that this process writes
 
-    def __init__(self, config: Config, parallel: Parallel, run_id: str | None = None, display: Display | None = None):
-        self.config, self.parallel, self.run_id = config, parallel, run_id
+    def __init__(
+        self,
+        config: Config,
+        parallel: Parallel,
+        run_id: str | None = None,
+        split: TrainValSplit | None = None,
+        display: Display | None = None,
+    ):
+        self.config, self.parallel, self.run_id, self.split = config, parallel, run_id, split
         self.directory = Path(config.run.dir)
         self.on_host = parallel.device.type == "cpu"
         self.pending: dict[int, dict[str, Value]] = {}
         self.noted: dict[str, Any] = {}
+        self.header_written = False
         self.recent: deque[float] = deque(maxlen=64)  # finite losses
         self.warned: set[str] = set()
         self.last: dict[str, Any] = {"tokens": 0, "train_time_s": 0.0}  # latest value of every key
@@ -77,7 +87,7 @@ class Metrics:
         self.flops_per_token = flops_per_token
         if self.parallel.is_main:
             self._open(step, unfinished)
-            self.message(f"run directory {self.directory}, {self.describe()}")
+            self.message(f"run directory {self.directory}, {describe(self.parallel)}")
             if table:
                 self.display.table(table)
         if self.config.logger.kind == LoggerKind.wandb:
@@ -90,7 +100,7 @@ class Metrics:
         path = self.directory / FILE
         lines = [line for line in read_lines(path) if line.get("step", step + 1) <= step]
         if unfinished and lines and lines[-1]["step"] == step:
-            self.pending[step] = lines.pop()
+            self.pending[step] = {key: value for key, value in lines.pop().items() if key != "run"}
         if step == 0:
             lines = []
         try:
@@ -103,10 +113,6 @@ class Metrics:
             ) from None
         for line in lines:
             self.last |= line
-
-    def describe(self) -> str:
-        ranks = f"{self.parallel.world_size} rank{'s' * (self.parallel.world_size > 1)}"
-        return f"{ranks} ({self.parallel.mode}) on {device_name(self.parallel.device)}"
 
     # What is measured --------------------------------------------------------------------------------------------
 
@@ -157,7 +163,9 @@ class Metrics:
         line |= self.noted
         self.noted = {}
         self.last |= line
-        whole = {**line, "run": self.header()} if step == 0 else line
+        # The first line of every start says under which conditions it and the lines after it were measured.
+        whole = line if self.header_written else {**line, "run": header(self.config, self.parallel, self.split)}
+        self.header_written = True
         self._try(FILE, lambda: self.file.append(whole))
         self.display.update(line)
         if self.parallel.accelerator.trackers:
@@ -174,23 +182,6 @@ class Metrics:
             used = self.flops_per_token * speed["perf/tokens_per_s"]
             speed["perf/mfu"] = used / (peak * self.parallel.world_size)
         return speed
-
-    def header(self) -> dict[str, Any]:
-        """What a comparison of records must know of a run; on the line of step 0."""
-        config, train = self.config, self.config.train
-        return {
-            "name": config.run.name,
-            "optim": config.logger.label or config.optim.name,
-            "model": config.model.name,
-            "data": f"{config.data.name}-{config.data.tokenizer or 'gpt2'}",
-            "seed": config.seed,
-            "steps": train.steps,
-            "batch_tokens": train.batch_tokens,
-            "seq_len": train.seq_len,
-            "eval_tokens": config.eval.tokens,
-            "target": config.eval.target,
-            "device": self.describe(),
-        }
 
     # What is said and kept ---------------------------------------------------------------------------------------
 
@@ -218,7 +209,11 @@ class Metrics:
     def finish(self, reason: str | None = None, step: int = 0) -> None:
         """Draw the picture and say what the run came to, or that it has stopped for ``reason`` after update ``step``.
 
-        The trackers are closed with the processes."""
+        The trackers are closed with the processes.
+
+        Raises:
+            UserError: the disk has refused lines to the end.
+        """
         if not self.parallel.is_main:
             return
         self.display.stop()
@@ -233,6 +228,8 @@ class Metrics:
             steps, seconds = outcome["target/steps"], outcome["target/seconds"]
             self.message(f"val loss {self.config.eval.target:g} reached after {steps:,.0f} steps, {duration(seconds)}")
         self.message(self._stopped(reason, step) if reason else self._final())
+        if lost := self.file.unwritten.count(b"\n"):
+            raise UserError(f"{self.directory / FILE}: {lost} lines could not be written: make room there")
 
     def _stopped(self, reason: str, step: int) -> str:
         again = f"to go on, start the same command with run.dir={self.config.run.dir}"

@@ -81,7 +81,9 @@ def acquire_run_dir(config: Config) -> str:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         said = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
-        write_json(mark, said)
+        write_json(mark, said, exclusive=True)
+    except FileExistsError:  # another start of this moment was first
+        _compare(mark, mine)
     except OSError as error:
         raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)

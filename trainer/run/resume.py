@@ -1,8 +1,10 @@
 """Starting again: whether the run is finished, whether it is in use, where it goes on, and what has changed."""
 
+import itertools
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common import UserError, write_text
 from trainer.config import Config, Resume
@@ -10,7 +12,7 @@ from trainer.metrics.jsonl import FILE, read_lines
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import acquire_run_dir, excluded_from_identity, lock_run_dir, settings
+from trainer.run.directory import excluded_from_identity, lock_run_dir, settings
 
 
 def finished(config: Config) -> str:
@@ -25,45 +27,33 @@ def finished(config: Config) -> str:
     return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do"
 
 
-def enter_run_dir(config: Config, parallel: Parallel) -> IO[str]:
-    """Take the run's directory and set ``config.run.dir``, on every rank.
+def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str], ExitStack]:
+    """Load the newest good checkpoint, if there is one.
 
     Returns:
-        What keeps other processes out of it for as long as it is open.
-
-    Raises:
-        UserError: it belongs to another run, another process holds it, or all is done and the weights were not kept.
-    """
-    locks: list[IO[str]] = []
-
-    def enter() -> str:
-        config.run.dir = acquire_run_dir(config)
-        if not storage.committed(Path(config.run.dir) / "checkpoints") and (done := finished(config)):
-            raise UserError(f"{done}; choose a new run.dir to train again")
-        locks.append(lock_run_dir(Path(config.run.dir)))
-        return config.run.dir
-
-    config.run.dir = parallel.broadcast_rank0(enter)
-    return locks[0] if locks else open(os.devnull)
-
-
-def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
-    """Load the newest good checkpoint, if there is one; returns where the run stands and what to tell about it.
+        Where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
 
     Raises:
         CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
-        UserError: ``run.from`` is of a run whose settings differ in what matters.
+        UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
+            a run whose settings differ in what matters.
     """
+    with ExitStack() as stack:
+        parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(Path(config.run.dir)))))
+        progress, notices = _load(config, parallel, checkpoints)
+        return progress, notices, stack.pop_all()
+
+
+def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
     folder, news = parallel.broadcast_rank0(lambda: find(config))
     if folder is None:
+        parallel.broadcast_rank0(lambda: _keep_record(config))
         return Progress(), news
     saved = storage.read_json(folder, storage.STATE)
     news += changes(saved, config, parallel, folder, checkpoints.shards)
     progress = checkpoints.load(folder)
-    own = folder.parent == checkpoints.folder
-    if not own:
+    if folder.parent != checkpoints.folder:
         checkpoints.latest = None  # it is not in this run's folder
-    if not own:
         parallel.broadcast_rank0(lambda: _take_record(folder, Path(config.run.dir)))
     return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
@@ -126,8 +116,32 @@ def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: P
     return [f"changed since the checkpoint: {', '.join(told)}"] if told else []
 
 
+def _keep_record(config: Config) -> None:
+    """Nothing that was measured is emptied: see to it before a run begins anew.
+
+    Raises:
+        UserError: there is a record, and ``run.resume`` does not say what is to become of it.
+    """
+    directory = Path(config.run.dir)
+    lines = read_lines(directory / FILE)
+    if lines and config.run.resume != Resume.restart:
+        raise UserError(
+            f"run.dir={directory} has a record up to step {lines[-1].get('step')}, but no checkpoint to go on from in "
+            f"{directory / 'checkpoints'}: bring that back, choose a new run.dir, or give run.resume=restart to begin "
+            "anew and keep the record beside the new one"
+        )
+    _set_record_aside(directory)
+
+
+def _set_record_aside(directory: Path) -> None:
+    if read_lines(directory / FILE):
+        free = next(path for n in itertools.count(1) if not (path := directory / f"metrics.{n}.jsonl").exists())
+        os.rename(directory / FILE, free)
+
+
 def _take_record(folder: Path, directory: Path) -> None:
-    """Begin the record with that of the run the checkpoint comes from, in place of lines that led to no checkpoint."""
+    """Begin the record with that of the run the checkpoint comes from; lines that led to no checkpoint stay aside."""
+    _set_record_aside(directory)
     theirs = folder.parent.parent / FILE
     if theirs.exists():
         text = theirs.read_text(encoding="utf-8", errors="replace")

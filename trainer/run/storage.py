@@ -56,9 +56,14 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def make_partial(partial: Path) -> None:
-    """An empty partial folder, whatever a failed save has left."""
+    """An empty partial folder, whatever a failed save has left.
+
+    Raises:
+        OSError: the run's directory is not there any more; a second one must not grow in its place.
+    """
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.parent.mkdir(exist_ok=True)
+    partial.mkdir()
 
 
 def commit(folder: Path, files: Files) -> None:
@@ -111,15 +116,25 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is missing or not a JSON object.
+        UserError: it cannot be read now.
     """
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise CheckpointError(f"checkpoint {folder}: {name} cannot be read ({reason})") from None
+    except OSError as error:
+        raise unreadable(folder, name, error) from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"checkpoint {folder}: {name} is not JSON") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"checkpoint {folder}: {name} is not a JSON object")
     return value
+
+
+def unreadable(folder: Path, name: str, error: OSError) -> UserError:
+    """A file that is not there is damage; one that cannot be read now may be whole: permissions, an absent disk."""
+    said = f"checkpoint {folder}: {name} cannot be read ({error.strerror})"
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(said)
+    return UserError(f"{said}: mend that and start again")
 
 
 def verify(folder: Path) -> Files:
@@ -127,6 +142,7 @@ def verify(folder: Path) -> Files:
 
     Raises:
         CheckpointError: naming the first file that is missing or different.
+        UserError: naming one that cannot be read now.
     """
     manifest = read_json(folder, MANIFEST)
     files = manifest.get("files")
@@ -140,20 +156,20 @@ def verify(folder: Path) -> Files:
         if name not in files or Path(name).name != name:
             raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged at {name}")
     with ThreadPoolExecutor(8) as pool:  # hashing leaves Python's lock: as many files at once as there are cores
-        faults = [fault for fault in pool.map(lambda name: _fault(folder / name, files[name]), files) if fault]
-    if faults:
-        raise CheckpointError(f"checkpoint {folder}: {faults[0]}")
+        for _ in pool.map(lambda name: _verify_file(folder, name, files[name]), files):
+            pass
     return files
 
 
-def _fault(path: Path, expected: Any) -> str | None:
+def _verify_file(folder: Path, name: str, expected: Any) -> None:
     try:
-        found = fingerprint(path)
+        found = fingerprint(folder / name)
     except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    if not isinstance(expected, dict) or found.get("size") != expected.get("size"):
-        return f"{path.name} has {found['size']} bytes and not those of the manifest"
-    return None if found == expected else f"{path.name} differs from its SHA-256 in the manifest"
+        raise unreadable(folder, name, error) from None
+    if not isinstance(expected, dict) or found["size"] != expected.get("size"):
+        raise CheckpointError(f"checkpoint {folder}: {name} has {found['size']} bytes and not those of the manifest")
+    if found != expected:
+        raise CheckpointError(f"checkpoint {folder}: {name} differs from its SHA-256 in the manifest")
 
 
 def newest_good(checkpoints: Path) -> tuple[Path | None, list[str]]:
