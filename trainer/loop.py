@@ -5,7 +5,6 @@ tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to thei
 
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,10 +57,12 @@ class Trainer:
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
-        self.metrics = Metrics(config, self.parallel, run_id(Path(config.run.dir)), self.split)
-        self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.metrics.sync)
+        self.metrics = Metrics(config, self.parallel, run_id(config.run.path), self.split)
+        self.checkpoints = Checkpoints(
+            config, self.parallel, self.model, self.optimizers, self.split.fingerprint, self.metrics.sync
+        )
         self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
-        self.clock.load_state_dict({"seconds": self.progress.seconds})
+        self.clock.total = self.progress.seconds
         self.guard.skipped = self.progress.skipped
 
     def run(self) -> float | None:
@@ -162,8 +163,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """What is measured on the validation set; off the clock.
 
-        Raises:
-            Preempted: all ranks agreed to stop in the middle.
+        Raises Preempted: all ranks agreed to stop in the middle.
         """
         with self.clock.paused():
             batches = validation_batches(self.config, self.split, self.parallel)
@@ -196,4 +196,4 @@ class Trainer:
 
 def is_time(every: int | None, step: int, last: int) -> bool:
     """Whether what happens every so many updates, and after the last, happens after update ``step``."""
-    return bool(every) and (step % every == 0 or step == last)
+    return every is not None and (step % every == 0 or step == last)

@@ -127,7 +127,7 @@
     const [low, high] = state.logY ? [Math.log10(bottom), Math.log10(top)] : [bottom, top];
     const pad = 0.06 * (high - low || 0.1 * Math.abs(high) || 1), y = [low - pad, high + pad];
     const right = highest(points.map((p) => p.x));
-    const visible = points.filter((p) => p.x > 0 && (!isLoss() || (state.logY ? Math.log10(p.y) : p.y) <= y[1]));
+    const visible = points.filter((p) => p.x > 0 && bottom <= p.y && (state.logY ? Math.log10(p.y) : p.y) <= y[1]);
     const left = lowest([right, ...visible.map((p) => p.x)]);
     const x = state.logX ? [left / 1.05, right * 1.05] : [0, right * 1.03];
     return [state.logX ? x.map(Math.log10) : x, y];

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from . import page_data, table
 from .claims import NO_CLAIM, Claim, scope
 from .groups import Comparison
-from .records import SETTING
+from .records import SHOWN
 from .statistics import CONFIDENCE
 from .style import DARK, LIGHT
 from .table import Row
@@ -52,7 +52,7 @@ def render(
 
 def setting(comparison: Comparison) -> str:
     """One line: model, data, batch and target that the compared runs share."""
-    known = [(key, comparison.setting[key]) for key in SETTING if comparison.setting[key] is not None]
+    known = [(key, comparison.setting[key]) for key in SHOWN if comparison.setting[key] is not None]
     parts = [f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in known]
     return " · ".join(parts + ([] if comparison.target is None else [f"target {comparison.target:g}"]))
 

@@ -19,7 +19,8 @@ from trainer.metrics.summary import AXES
 LOSS = "val/loss"
 REQUIRED = ("optim", "model", "data", "seed", "steps")
 # Runs that differ in one of these were not measured on the same task, whatever their optimizers.
-SETTING = ("model", "data", "batch_tokens", "seq_len", "eval_tokens")
+SHOWN = ("model", "data", "batch_tokens", "seq_len", "eval_tokens")
+SETTING = (*SHOWN, "model_hash", "data_hash", "precision")
 IDENTITY = ("group", "optim", "seed", *SETTING)
 Remark = tuple[int | None, str]  # line number, if it is about one, and what is to be said
 

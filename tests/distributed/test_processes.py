@@ -22,8 +22,9 @@ from trainer.parallel import ParallelConfig, check_parallel, setup
         (dict(mode="hsdp", shard_size=3), 6, 6, "hsdp"),
     ],
 )
-def test_mode(setting, world_size, local_world_size, mode):
-    assert check_parallel(ParallelConfig(**setting), world_size, local_world_size) == mode
+def test_mode(setting, world_size, local_world_size, mode, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world_size))
+    assert check_parallel(ParallelConfig(**setting), world_size) == mode
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def lines(losses=(5.0, 4.0, 3.2, 2.9), seconds_per_step=0.1, **header) -> list[s
     return found
 
 
-def read(folder: Path, content: list[str] | bytes) -> records.Run:
+def write_run(folder: Path, content: list[str] | bytes) -> records.Run:
     """As compare.py reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = content if isinstance(content, bytes) else ("\n".join(content) + "\n").encode()
@@ -26,10 +26,10 @@ def read(folder: Path, content: list[str] | bytes) -> records.Run:
     return records.read_run(folder / "metrics.jsonl", "x/metrics.jsonl")
 
 
-def runs(tmp_path: Path, optim: str, finals: list[float], **header) -> list[records.Run]:
+def write_runs(tmp_path: Path, optim: str, finals: list[float], **header) -> list[records.Run]:
     """One run per final loss; all are at 3.2 before it, so that the costs to the target 3 differ too."""
     found = []
     for seed, final in enumerate(finals, 1):
         folder = tmp_path / f"{optim}-{seed}-{len(list(tmp_path.iterdir()))}"
-        found.append(read(folder, lines((5.0, 4.0, 3.2, final), optim=optim, seed=seed, **header)))
+        found.append(write_run(folder, lines((5.0, 4.0, 3.2, final), optim=optim, seed=seed, **header)))
     return found

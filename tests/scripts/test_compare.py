@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.errors import check_names
-from tests.scripts.compare_runs import lines, read
+from tests.scripts.compare_runs import lines, write_run
 from tests.wandb_files import read_offline_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def test_same_records_give_the_same_files(example, tmp_path, run_in):
 
 def test_text_from_records_stays_text(tmp_path, run_in):
     hostile = "</script><img src=x onerror=alert(1)>|"
-    read(tmp_path / "runs" / "a", lines(name=hostile, optim=hostile, data="<b>"))
+    write_run(tmp_path / "runs" / "a", lines(name=hostile, optim=hostile, data="<b>"))
     assert run_in(tmp_path, "runs", "--out", "x")[0] == 0
     page = (tmp_path / "x.html").read_text()
     assert "<img" not in page.replace("\\u003c", "") and "<b>" not in re.sub(
@@ -114,7 +114,7 @@ def test_text_from_records_stays_text(tmp_path, run_in):
 
 
 def test_published_figures_are_laid_under_and_labelled(tmp_path, run_in):
-    read(tmp_path / "runs" / "a", lines(data="fineweb"))
+    write_run(tmp_path / "runs" / "a", lines(data="fineweb"))
     assert run_in(tmp_path, "runs", "--out", "x", "--published")[0] == 0
     page = (tmp_path / "x.html").read_text()
     data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
@@ -140,8 +140,8 @@ def test_published_figures_are_laid_under_and_labelled(tmp_path, run_in):
     ],
 )
 def test_mistakes_give_one_line_and_no_files(tmp_path, run_in, arguments, words):
-    read(tmp_path / "runs" / "a", lines())
-    read(tmp_path / "blank", b"")
+    write_run(tmp_path / "runs" / "a", lines())
+    write_run(tmp_path / "blank", b"")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     status, said = run_in(tmp_path, *arguments)
@@ -152,7 +152,7 @@ def test_mistakes_give_one_line_and_no_files(tmp_path, run_in, arguments, words)
 
 
 def test_unfinished_runs_can_be_watched(tmp_path, run_in):
-    read(tmp_path / "runs" / "a", lines(steps=1000))
+    write_run(tmp_path / "runs" / "a", lines(steps=1000))
     status, said = run_in(tmp_path, "runs", "--out", "x")
     assert status == 0 and "stopped early, at step 300 of 1000" in said
     assert "None of these runs can be compared yet" in (tmp_path / "x.html").read_text()
@@ -160,7 +160,7 @@ def test_unfinished_runs_can_be_watched(tmp_path, run_in):
 
 def test_the_four_files_become_an_artifact(tmp_path, run_in, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    read(tmp_path / "runs" / "a", lines())
+    write_run(tmp_path / "runs" / "a", lines())
     assert run_in(tmp_path, "runs", "--out", "deep/page", "--wandb", "mine")[0] == 0
     (path,) = tmp_path.glob("deep/wandb/offline-run-*/run-*.wandb")
     entries = read_offline_run(path)

@@ -4,7 +4,7 @@ import json
 import math
 
 from scripts.speedrun import groups, page, page_data, table
-from tests.scripts.compare_runs import lines, read
+from tests.scripts.compare_runs import lines, write_run
 
 # What a foreign writer may have put there; the last is too large for a float.
 ODD = ("null", '"text"', "NaN", "-Infinity", "true", "[1]", "{}", "1e999", "1" + "0" * 400)
@@ -27,8 +27,8 @@ def drawn(data: dict, owner: dict, metric: str) -> dict | None:
 
 
 def test_a_new_key_is_offered(tmp_path):
-    mine = read(tmp_path / "a", [*lines(), other(310, "0.25"), other(320, "0.5")])
-    without = read(tmp_path / "b", lines(optim="b", seed=2))
+    mine = write_run(tmp_path / "a", [*lines(), other(310, "0.25"), other(320, "0.5")])
+    without = write_run(tmp_path / "b", lines(optim="b", seed=2))
     data = built([mine, without])
     assert data["metrics"] == ["val/loss", "val/other"]
     for owner in (data["groups"][0], data["runs"][0]):
@@ -39,16 +39,15 @@ def test_a_new_key_is_offered(tmp_path):
 
 
 def test_a_key_of_a_run_that_is_set_aside_is_offered(tmp_path):
-    aside = read(tmp_path / "b", [*lines(seed=2, model="big"), other(310, "1")])
-    assert built([read(tmp_path / "a", lines()), read(tmp_path / "c", lines(seed=3)), aside])["metrics"][1:] == [
-        "val/other"
-    ]
+    aside = write_run(tmp_path / "b", [*lines(seed=2, model="big"), other(310, "1")])
+    others = [write_run(tmp_path / name, lines(seed=seed)) for name, seed in (("a", 1), ("c", 3))]
+    assert built([*others, aside])["metrics"][1:] == ["val/other"]
 
 
 def test_odd_values_are_gaps_or_nothing(tmp_path):
     never = [other(300 + i, value, f"odd/{i}") for i, value in enumerate(ODD)]
     mixed = [other(320 + i, value) for i, value in enumerate(("1", *ODD, "2"))]
-    run = read(tmp_path / "a", [*lines(), *never, *mixed])
+    run = write_run(tmp_path / "a", [*lines(), *never, *mixed])
     data = built([run])
     assert run.errors == [] and data["metrics"] == ["val/loss", "val/other"]
     values = drawn(data, data["runs"][0], "val/other")["values"]
@@ -57,12 +56,12 @@ def test_odd_values_are_gaps_or_nothing(tmp_path):
 
 def test_names_of_keys_stay_text(tmp_path):
     for name in ("</script><img src=x>", "__proto__", "", "\ud800", "a$b"):
-        assert built([read(tmp_path, [*lines(), other(310, "1", name)])])["metrics"] == ["val/loss", name]
+        assert built([write_run(tmp_path, [*lines(), other(310, "1", name)])])["metrics"] == ["val/loss", name]
 
 
 def test_long_curves_are_thinned_and_keep_their_spikes(tmp_path):
     spikes = {701: "90", 1502: "-90", 2203: "null"}
-    run = read(tmp_path, [*lines(), *(other(step, spikes.get(step, str(step % 7))) for step in range(301, 3301))])
+    run = write_run(tmp_path, [*lines(), *(other(step, spikes.get(step, str(step % 7))) for step in range(301, 3301))])
     data = built([run])
     curve = drawn(data, data["runs"][0], "val/other")
     assert page_data.MOST_POINTS / 2 < len(curve["values"]) <= page_data.MOST_POINTS
@@ -79,5 +78,5 @@ def test_thin_leaves_short_curves_alone():
 
 def test_metrics_of_the_same_lines_share_their_steps(tmp_path):
     both = '{"step": 310, "tokens": 1, "train_time_s": 31, "a": 1, "b": 2}'
-    data = built([read(tmp_path, [*lines(), both])])
+    data = built([write_run(tmp_path, [*lines(), both])])
     assert data["metrics"] == ["val/loss", "a", "b"] and len(data["axes"]) == 2

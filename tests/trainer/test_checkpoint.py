@@ -244,8 +244,7 @@ def test_a_finished_run_without_weights_is_not_begun_again(run, tmp_path):
     """Its record would be emptied."""
     run("run", "checkpoint.every=null")
     before = read_record(tmp_path / "run")
-    words = f"run.dir={tmp_path}/run", "step 6", "no checkpoint", "new run.dir", "run.resume=restart"
-    with raises_naming(UserError, *words):
+    with raises_naming(UserError, f"{tmp_path}/run", "step 6", "no checkpoint", "new run.dir", "run.resume=restart"):
         run("run", "checkpoint.every=null")
     assert read_record(tmp_path / "run") == before
 

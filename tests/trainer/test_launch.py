@@ -104,7 +104,8 @@ def test_a_port_that_another_program_holds_is_told_at_once(monkeypatch, rank, ho
         program.listen()
         other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         port = other.port if holder == "a store" else program.getsockname()[1]
-        address = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        address = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        address["MASTER_PORT"] = str(port)
         for key, value in address.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT", timedelta(seconds=0.5))

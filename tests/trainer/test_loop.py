@@ -29,7 +29,7 @@ def test_a_run_from_a_python_prompt(tmp_path, monkeypatch):
 def test_a_directory_of_another_run_is_not_taken(tmp_path):
     Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}"])).run()
     before = read_record(tmp_path / "run")
-    with raises_naming(UserError, f"run.dir={tmp_path}/run", "seed is 0 there and 1 here", "new run.dir"):
+    with raises_naming(UserError, f"run.dir={tmp_path / 'run'}", "seed", "new run.dir"):
         Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}", "seed=1"]))
     assert read_record(tmp_path / "run") == before
 

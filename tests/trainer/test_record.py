@@ -299,7 +299,7 @@ def test_bar_in_a_terminal(shown):
     display.update({"step": 5, "train_time_s": 60.0, "val/loss": 3.5})
     display.message("saved [1]")
     display.stop()
-    for words in ("5/10", "train 3.2500  val 3.5000", "MFU 41.5%", "1:00 < 1:00", "saved [1]"):
+    for words in ("5/10", "train 3.2500  val 3.5000", "MFU 41.5%", "1:00 trained, 1:00 left", "saved [1]"):
         assert words in shown.getvalue()
 
 

@@ -69,10 +69,10 @@ def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
     run("whole")
     early = run("other", "checkpoint.every=null", "train.steps=6")
     shutil.rmtree(early.checkpoints.folder, ignore_errors=True)
-    before = cut_record(tmp_path / "other", lines=2)
+    cut = cut_record(tmp_path / "other", lines=2)
     run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
     assert read_losses(tmp_path / "other") == read_losses(tmp_path / "whole")
-    assert (tmp_path / "other" / "metrics.1.jsonl").read_text() == before, "nothing measured is lost"
+    assert (tmp_path / "other" / "metrics.1.jsonl").read_text() == cut, "nothing measured is lost"
 
 
 def test_a_record_without_a_checkpoint_is_not_begun_anew(run, tmp_path):
@@ -84,8 +84,8 @@ def test_a_record_without_a_checkpoint_is_not_begun_anew(run, tmp_path):
     record = tmp_path / "run" / "metrics.jsonl"
     before = cut_record(tmp_path / "run", lines=-1) + "\n\0"
     record.write_text(before)
-    words = f"run.dir={tmp_path}/run", "step 5", f"{tmp_path}/run/checkpoints", "run.resume=restart"
-    with raises_naming(UserError, *words):
+    where = f"run.dir={tmp_path}/run", f"{tmp_path}/run/checkpoints"
+    with raises_naming(UserError, *where, "step 5", "run.resume=restart"):
         run("run")
     assert record.read_text() == before
     (tmp_path / "run" / "checkpoints").unlink()

@@ -14,18 +14,19 @@ from common import UserError
 from trainer.config import OPEN_SECTIONS, keys
 from trainer.language_model import one_line, reason
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
 OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)  # whose keys a class decides
 
 
-def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
-    """One line for an exception that composing ``overrides`` over the folder ``configs`` raised."""
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for an exception that composing ``overrides`` over ``configs/`` raised."""
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     if isinstance(error, MissingConfigException):
-        return _missing_choice(error, configs)
+        return _missing_choice(error)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
     if isinstance(root, yaml.YAMLError):
@@ -36,7 +37,7 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     given = _given(key, overrides) or key
     known = set(keys())
     if key not in known and not key.startswith(OPEN):
-        return f"{given}: no such key{close_keys(key, configs)}"
+        return f"{given}: no such key{close_keys(key)}"
     inside = sorted(name for name in known if name.startswith(f"{key}."))
     if inside or f"{key}." in OPEN:
         return f"{given}: {key} is a section, set what is in it: {', '.join(inside) or f'{key}.lr and others'}"
@@ -45,11 +46,10 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     return f"{given}: {reason(root)}"
 
 
-def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
+def check_unknown_keys(composed: DictConfig) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
-    Raises:
-        UserError: naming the key and the nearest ones.
+    Raises UserError: naming the key and the nearest ones.
     """
     known = set(keys())
 
@@ -57,16 +57,16 @@ def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
         for name, inner in value.items() if isinstance(value, dict) else ():
             key = f"{prefix}{name}"
             if key not in known:
-                raise UserError(f"{key}={inner}: no such key{close_keys(key, configs)}")
+                raise UserError(f"{key}={inner}: no such key{close_keys(key)}")
             if f"{key}." not in OPEN:
                 walk(inner, f"{key}.")
 
     walk(OmegaConf.to_container(composed), "")
 
 
-def _missing_choice(error: MissingConfigException, configs: Path) -> str:
+def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = choices(group, configs)
+    options = choices(group)
     if choice.startswith("submitit"):
         return "hydra/launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]'"
     if not group or not options:
@@ -96,8 +96,8 @@ def _given(key: str | None, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def choices(group: str, configs: Path) -> list[str]:
-    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def new_name(key: str) -> str | None:
@@ -108,11 +108,11 @@ def new_name(key: str) -> str | None:
     return None
 
 
-def close_keys(key: str, configs: Path) -> str:
+def close_keys(key: str) -> str:
     """A hint at the nearest keys: by their full names, or by their last parts."""
     if new := new_name(key):
         return f"; it is called {new}"
-    known = list(keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
+    known = list(keys()) + [path.name for path in CONFIGS.iterdir() if path.is_dir()]
     close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     section = key.rpartition(".")[0]

@@ -16,13 +16,14 @@ from data import prepare as prepare_data
 from trainer.config import Config, Resume, world_size
 from trainer.launch import processes
 from trainer.launch.compose import check
-from trainer.launch.failures import report_failed_ranks
+from trainer.launch.failures import report_failed_ranks, silent_ranks
 from trainer.launch.rendezvous import broadcast_rank0, rank, reinit_rendezvous, report_error, restart_count
-from trainer.launch.sweep import JobFailed, Sweep, all_ranks_failed
+from trainer.launch.sweep import JobFailed, Sweep
 from trainer.metrics import record
 from trainer.run import resume
 from trainer.run.directory import acquire_run_dir
 
+ERROR_TIMEOUT = 15.0  # seconds between the first rank and the last to meet an error that all ranks meet
 Train = Callable[[Config], None]
 
 
@@ -47,9 +48,9 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
     except JobFailed:
         others_go_on = True
     except UserError as error:
-        others_go_on = sweep is not None and all_ranks_failed(error, number)
-        if not sweep:
-            report_error(error)
+        report_error(error, number)
+        # Where a rank has not failed, it waits for this one in vain.
+        others_go_on = sweep is not None and (world_size() == 1 or not silent_ranks(f"failed {number}", ERROR_TIMEOUT))
     except Exception:
         traceback.print_exc()
         others_go_on = world_size() == 1

@@ -79,18 +79,19 @@ def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
         "logger.label": config.logger.label,
     }
     kept = [o for o in overrides if o.lstrip("+").partition("=")[0] not in decided]
-    given = {
-        key: QuotedString(value, Quote.single).with_quotes() for key, value in decided.items() if value is not None
-    }
-    return kept + [f"{key}={value}" for key, value in given.items()]
+    return kept + [f"{key}={quoted(value)}" for key, value in decided.items() if value is not None]
+
+
+def quoted(value: str) -> str:
+    """A text in Hydra's grammar."""
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 def launch(config: Config, overrides: Sequence[str]) -> None:
     """Train in ``run.processes`` new processes, which torch's elastic agent starts and watches as torchrun does.
 
-    Raises:
-        JobFailed: one of them failed; the others were ended.
-        SystemExit: this process was told to end, and has ended them.
+    Raises JobFailed: one of them failed; the others were ended. Raises SystemExit: this process was told to end, and
+    has ended them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -44,7 +44,9 @@ PEAK_FLOPS = {
 
 def header(config: Config, parallel: Parallel, split: TrainValSplit | None = None) -> dict[str, Any]:
     """What a comparison of records must know of a run and of the conditions that it runs under."""
-    train, model = config.train, json.dumps(asdict(config.model), sort_keys=True, default=str)
+    named = ("name", "family", "presets")  # what a model is called does not change it
+    model = json.dumps({k: v for k, v in asdict(config.model).items() if k not in named}, sort_keys=True, default=str)
+    train = config.train
     return {
         "name": config.run.name,
         "optim": config.logger.label or config.optim.name,

@@ -7,7 +7,6 @@ import os
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +53,7 @@ class Metrics:
         display: Display | None = None,
     ):
         self.config, self.parallel, self.run_id, self.split = config, parallel, run_id, split
-        self.directory = Path(config.run.dir)
+        self.directory = config.run.path
         self.on_host = parallel.device.type == "cpu"
         self.pending: dict[int, dict[str, Value]] = {}
         self.noted: dict[str, Any] = {}
@@ -91,7 +90,7 @@ class Metrics:
             if table:
                 self.display.table(table)
         if self.config.logger.kind == LoggerKind.wandb:
-            self._try("wandb", self._start_wandb)
+            self._try("wandb", lambda: self.message(wandb_run.start(self.config, self.parallel, self.run_id)))
         if self.parallel.is_main:
             Metrics.shown = self.display
             self.display.start(step)
@@ -198,8 +197,7 @@ class Metrics:
     def sync(self) -> None:
         """Make the lines durable.  From any thread.
 
-        Raises:
-            OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
+        Raises OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
         """
         if self.parallel.is_main:
             if self.file.unwritten:
@@ -211,8 +209,7 @@ class Metrics:
 
         The trackers are closed with the processes.
 
-        Raises:
-            UserError: the disk has refused lines to the end.
+        Raises UserError: the disk has refused lines to the end.
         """
         if not self.parallel.is_main:
             return
@@ -220,29 +217,24 @@ class Metrics:
         self.retry()
         self.file.close()
         picture = self.directory / "loss_vs_time.png"
-        self._try(picture.name, lambda: loss_vs_time(self.file.lines, picture, self.config.run.name))
+        self._try(picture.name, lambda: loss_vs_time(self.file.lines, picture, self.config.run.name or ""))
         outcome = summary(self.file.lines, self.config.eval.target)
-        if self.parallel.accelerator.trackers:
-            self._try("wandb", lambda: wandb_run.summarise(self.parallel, outcome))
+        accelerator = self.parallel.accelerator
+        if accelerator.trackers:
+            self._try("wandb", lambda: accelerator.get_tracker("wandb", unwrap=True).summary.update(outcome))
         if "target/steps" in outcome:
             steps, seconds = outcome["target/steps"], outcome["target/seconds"]
             self.message(f"val loss {self.config.eval.target:g} reached after {steps:,.0f} steps, {duration(seconds)}")
-        self.message(self._stopped(reason, step) if reason else self._final())
+        if reason:
+            again = f"to go on, start the same command with run.dir={self.directory}"
+            self.message(f"stopped by {reason} after update {step} of {self.config.train.steps}; {again}")
+        else:
+            seconds, val_loss = self.last["train_time_s"], self.last.get("val/loss", float("nan"))
+            speed = f", {self.last['tokens'] / seconds:,.0f} tokens/s" if seconds else ""
+            trained = f"{duration(seconds)} of training{speed}"
+            self.message(f"final val loss {val_loss:.4f} after {trained}; {self.directory}")
         if lost := self.file.unwritten.count(b"\n"):
             raise UserError(f"{self.directory / FILE}: {lost} lines could not be written: make room there")
-
-    def _stopped(self, reason: str, step: int) -> str:
-        again = f"to go on, start the same command with run.dir={self.config.run.dir}"
-        return f"stopped by {reason} after update {step} of {self.config.train.steps}; {again}"
-
-    def _final(self) -> str:
-        seconds, tokens = self.last["train_time_s"], self.last["tokens"]
-        speed = f", {tokens / seconds:,.0f} tokens/s" if seconds else ""
-        val_loss = self.last.get("val/loss", float("nan"))
-        return f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}"
-
-    def _start_wandb(self) -> None:
-        self.message(wandb_run.start(self.config, self.parallel, self.run_id))
 
     def _try(self, what: str, act: Callable[[], Any]) -> None:
         """Do it; a failure is shown once and does not end the run."""

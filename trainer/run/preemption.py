@@ -72,11 +72,7 @@ class Preemption:
         return named[reason] if reason in named else signal.Signals(reason).name, bool(save)
 
     def interruptible(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, until all ranks agree to stop.
-
-        Raises:
-            Preempted: on all ranks after the same item.
-        """
+        """The items, until all ranks agree to stop.  Raises Preempted: on all ranks after the same item."""
         for item in items:
             self.start_poll()
             yield item

@@ -12,15 +12,15 @@ from trainer.metrics.jsonl import FILE, read_lines
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import excluded_from_identity, lock_run_dir, settings
+from trainer.run.directory import excluded_from_identity, lock_run_dir
 
 
 def finished(config: Config) -> str:
     """One line if the run in ``run.dir`` has done all its steps and saved the last, if it saves; otherwise nothing."""
-    lines = read_lines(Path(config.run.dir) / FILE)
+    lines = read_lines(config.run.path / FILE)
     if not lines or lines[-1].get("step") != config.train.steps or "val/loss" not in lines[-1]:
         return ""
-    saved = storage.committed(Path(config.run.dir) / "checkpoints") if config.checkpoint.saves else []
+    saved = storage.committed(config.run.checkpoints) if config.checkpoint.saves else []
     if saved and storage.step_of(saved[0]) != config.train.steps:
         return ""  # the record is complete, the last weights are lost
     loss = float("nan") if lines[-1]["val/loss"] is None else lines[-1]["val/loss"]
@@ -39,7 +39,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
             a run whose settings differ in what matters.
     """
     with ExitStack() as stack:
-        parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(Path(config.run.dir)))))
+        parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(config.run.path))))
         progress, notices = _load(config, parallel, checkpoints)
         return progress, notices, stack.pop_all()
 
@@ -50,11 +50,11 @@ def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple
         parallel.broadcast_rank0(lambda: _keep_record(config))
         return Progress(), news
     saved = storage.read_json(folder, storage.STATE)
-    news += changes(saved, config, parallel, folder, checkpoints.shards)
+    news += changes(saved, config, folder, checkpoints.about)
     progress = checkpoints.load(folder)
-    if folder.parent != checkpoints.folder:
-        checkpoints.latest = None  # it is not in this run's folder
-        parallel.broadcast_rank0(lambda: _take_record(folder, Path(config.run.dir)))
+    if folder.parent != checkpoints.folder:  # run.from
+        checkpoints.latest = None
+        parallel.broadcast_rank0(lambda: _take_record(folder.parent.parent, config.run.path))
     return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
 
@@ -64,7 +64,7 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
     This run's newer ones are set aside: if they could be read another time after all, the run would leap to them and
     leave a gap in its record; and they would be counted among the newest that stay.
     """
-    own = Path(config.run.dir) / "checkpoints"
+    own = config.run.checkpoints
     storage.remove_partial(own)
     folder, faults = storage.newest_good(own)
     for damaged in storage.committed(own)[: len(faults)] if folder else ():
@@ -89,48 +89,47 @@ def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
     return source / "checkpoints", folder, faults
 
 
-def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: Path, shards: str) -> list[str]:
+def changes(saved: dict[str, Any], config: Config, folder: Path, here: dict[str, Any]) -> list[str]:
     """Settings that differ from those of the checkpoint and do not matter, in words.
 
     Args:
-        shards: fingerprint of the data that are to be read.
+        saved: the checkpoint's state.json.
+        here: ``Checkpoints.about`` of this run.
 
     Raises:
         UserError: for those that matter, each with both values; or the shards are others than those before.
     """
-    then, now = saved["config"], settings(config)
+    then, now = saved["config"], here["config"]
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
     matters = [key for key in different if not excluded_from_identity(key) and key != "data.dir"]  # shards may move
     if matters:
         wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
         raise UserError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
-    if saved.get("shards", shards) != shards:
+    if saved.get("shards", here["shards"]) != here["shards"]:
         raise UserError(
             f"checkpoint {folder} is of a run on other data: the shards in {config.data.folder} are not those that it "
             "has read; give data.dir=FOLDER that holds them, or begin a new run.dir"
         )
     told = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
-    before, here = (saved["world_size"], saved["mode"]), (parallel.world_size, parallel.mode)
-    if before != here:
-        told.append(f"{before[0]} ranks ({before[1]}) -> {here[0]} ({here[1]})")
+    ranks = [f"{about['world_size']} ranks ({about['mode']})" for about in (saved, here)]
+    if ranks[0] != ranks[1]:
+        told.append(" -> ".join(ranks))
     return [f"changed since the checkpoint: {', '.join(told)}"] if told else []
 
 
 def _keep_record(config: Config) -> None:
     """Nothing that was measured is emptied: see to it before a run begins anew.
 
-    Raises:
-        UserError: there is a record, and ``run.resume`` does not say what is to become of it.
+    Raises UserError: there is a record, and ``run.resume`` does not say what is to become of it.
     """
-    directory = Path(config.run.dir)
-    lines = read_lines(directory / FILE)
+    lines = read_lines(config.run.path / FILE)
     if lines and config.run.resume != Resume.restart:
         raise UserError(
-            f"run.dir={directory} has a record up to step {lines[-1].get('step')}, but no checkpoint to go on from in "
-            f"{directory / 'checkpoints'}: bring that back, choose a new run.dir, or give run.resume=restart to begin "
-            "anew and keep the record beside the new one"
+            f"run.dir={config.run.dir} has a record up to step {lines[-1].get('step')}, but no checkpoint to go on "
+            f"from in {config.run.checkpoints}: bring that back, choose a new run.dir, or give run.resume=restart to "
+            "begin anew and keep the record beside the new one"
         )
-    _set_record_aside(directory)
+    _set_record_aside(config.run.path)
 
 
 def _set_record_aside(directory: Path) -> None:
@@ -139,10 +138,8 @@ def _set_record_aside(directory: Path) -> None:
         os.rename(directory / FILE, free)
 
 
-def _take_record(folder: Path, directory: Path) -> None:
+def _take_record(source: Path, target: Path) -> None:
     """Begin the record with that of the run the checkpoint comes from; lines that led to no checkpoint stay aside."""
-    _set_record_aside(directory)
-    theirs = folder.parent.parent / FILE
-    if theirs.exists():
-        text = theirs.read_text(encoding="utf-8", errors="replace")
-        write_text(directory / FILE, text)
+    _set_record_aside(target)
+    if (source / FILE).exists():
+        write_text(target / FILE, (source / FILE).read_text(encoding="utf-8", errors="replace"))

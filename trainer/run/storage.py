@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def partial_of(folder: Path) -> Path:
 
 def committed(checkpoints: Path) -> list[Path]:
     """Committed checkpoints, newest first; their content is not looked at."""
-    found = [path for path in checkpoints.glob("step_*") if step_of(path) is not None]
-    return sorted(found, key=step_of, reverse=True)
+    steps = {path: step for path in checkpoints.glob("step_*") if (step := step_of(path)) is not None}
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -58,8 +59,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def make_partial(partial: Path) -> None:
     """An empty partial folder, whatever a failed save has left.
 
-    Raises:
-        OSError: the run's directory is not there any more; a second one must not grow in its place.
+    Raises OSError: the run's directory is not there any more; a second one must not grow in its place.
     """
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(exist_ok=True)
@@ -86,9 +86,8 @@ def commit(folder: Path, files: Files) -> None:
     sync_folder(folder.parent)
 
 
-def write_manifest(folder: Path, step: int, files: Files) -> None:
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    write_json(folder / MANIFEST, manifest)
+def write_manifest(folder: Path, step: int | None, files: Files) -> None:
+    write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "files": files})
 
 
 def remove(folder: Path) -> None:
@@ -114,9 +113,7 @@ def remove_partial(checkpoints: Path) -> None:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of a checkpoint.
 
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-        UserError: it cannot be read now.
+    Raises CheckpointError: it is missing or not a JSON object. Raises UserError: it cannot be read now.
     """
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -140,9 +137,8 @@ def unreadable(folder: Path, name: str, error: OSError) -> UserError:
 def verify(folder: Path) -> Files:
     """Compare every file with the manifest; return the manifest's files.
 
-    Raises:
-        CheckpointError: naming the first file that is missing or different.
-        UserError: naming one that cannot be read now.
+    Raises CheckpointError: naming the first file that is missing or different. Raises UserError: naming one that cannot
+    be read now.
     """
     manifest = read_json(folder, MANIFEST)
     files = manifest.get("files")
@@ -190,15 +186,12 @@ def prune(checkpoints: Path, keep_last: int, keep_best: int) -> None:
     newest = committed(checkpoints)
     losses = {}
     for folder in newest if keep_best else []:
-        try:
+        with suppress(CheckpointError):
             state = read_json(folder, STATE)
-        except CheckpointError:
-            continue
-        loss = state.get("val_loss")
-        if loss is not None and math.isfinite(loss) and state.get("val_step") == state.get("step"):
-            losses[folder] = loss
-    best = sorted(losses, key=losses.get)[:keep_best]
+            loss = state.get("val_loss")
+            if loss is not None and math.isfinite(loss) and state.get("val_step") == state.get("step"):
+                losses[folder] = loss
+    best = sorted(losses, key=lambda folder: losses[folder])[:keep_best]
     for folder in newest[keep_last:]:
         if folder not in best:
             remove(folder)
-
