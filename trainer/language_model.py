@@ -12,7 +12,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -119,7 +119,7 @@ def model_class(target: Any) -> type[LanguageModel]:
     if cls.__abstractmethods__:
         raise UserError(f"{where}: {name} has no {', '.join(sorted(cls.__abstractmethods__))}: add it, {CONTRACT}")
     config = getattr(cls, "Config", None)
-    if not is_dataclass(config) or "__dataclass_fields__" not in vars(config) or not issubclass(config, ModelConfig):  # type: ignore[arg-type]
+    if not (isinstance(config, type) and issubclass(config, ModelConfig) and "__dataclass_fields__" in vars(config)):
         raise UserError(f"{where}: {name}.Config must be a dataclass that extends ModelConfig: add it, {CONTRACT}")
     return cls
 

@@ -66,11 +66,8 @@ class Trainer:
         self.guard.skipped = self.progress.skipped
 
     def run(self) -> float | None:
-        """Train for ``train.steps`` updates, or until all ranks agree to stop.
-
-        Returns:
-            The last validation loss [nats per token].
-        """
+        """Train for ``train.steps`` updates, or until all ranks agree to stop; returns the last validation loss
+        [nats per token]."""
         with self.preemption:
             step, flops = self.progress.step, unwrap(self.model).flops_per_token()
             self.metrics.start(self.optimizers.table(), flops, step, unfinished=self.eval_is_due(step))
@@ -89,8 +86,7 @@ class Trainer:
     def train(self) -> str | None:
         """Every update still to be done, each with its evaluation, its line of the record and its checkpoint.
 
-        Returns:
-            Why all ranks agreed to stop; None when all updates are done.
+        Returns why all ranks agreed to stop; None when all updates are done.
         """
         first, steps, reason, save = self.progress.step, self.config.train.steps, None, False
         for step in range(first, steps + 1):
@@ -120,8 +116,7 @@ class Trainer:
     def train_step(self, step: int) -> tuple[str | None, bool]:
         """One update of the weights on the global batch of ``step``.
 
-        Returns:
-            On what all ranks agree: a reason to stop, and whether the clock on the wall says to save.
+        Returns on what all ranks agree: a reason to stop, and whether it is time to save by ``checkpoint.minutes``.
         """
         lrs = self.optimizers.set_lr(self.lr_schedule(step))
         loss = self.forward_backward(step)

@@ -48,8 +48,7 @@ def check_parallel(config: ParallelConfig, world_size: int | None = None) -> str
     mode = config.mode if config.mode != "auto" else "single" if world_size == 1 else "fsdp"
     if mode == "single" and world_size > 1:
         raise ValueError(
-            f"parallel.mode=single but {world_size} processes were started: "
-            "choose ddp, fsdp or hsdp, or start one process"
+            f"parallel.mode=single but {world_size} processes were started: choose ddp, fsdp or hsdp, or start one"
         )
     if mode in ("ddp", "fsdp") and not launched:
         raise ValueError(

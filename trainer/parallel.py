@@ -96,9 +96,7 @@ class Parallel:
 
     # --- the model ---
 
-    def wrap(
-        self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None
-    ) -> nn.Module:
+    def wrap(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None) -> nn.Module:
         """Build the model on the meta device, arrange it over the ranks, and initialise it from (seed, parameter name).
 
         Parameter names are the bare model's in every mode, up to DDP's prefix; see `unwrap`.
@@ -169,6 +167,7 @@ class Parallel:
             dist.all_reduce(square, group=self.shard_group)
             norm = square.sqrt()
         if max_norm is not None:
+            # As torch.nn.utils.clip_grads_with_norm_, which takes parameters, does it: one kernel for all shards.
             torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 

@@ -299,9 +299,9 @@ def test_a_directory_in_use_is_refused(run, tmp_path, capsys):
     run("run")
     first = lock_run_dir(tmp_path / "run")
     with raises_naming(UserError, f"run.dir={tmp_path}/run", "in use", "wait for it"):
-        lock_run_dir(tmp_path / "run", patience=0.3)
+        lock_run_dir(tmp_path / "run", timeout=0.3)
     first.close()
-    lock_run_dir(tmp_path / "run", patience=0).close()
+    lock_run_dir(tmp_path / "run", timeout=0).close()
 
 
 def test_the_pause_is_recorded(saved):

@@ -17,6 +17,7 @@ from trainer.language_model import one_line, reason
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
+QUOTED_KEY = re.compile(r"(?:override|delete|append to config\.?|in) '([\w./@-]+)'")  # in Hydra's own messages
 OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)  # whose keys a class decides
 
 
@@ -31,10 +32,12 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
     if isinstance(root, yaml.YAMLError):
         return f"a configuration file is not valid YAML: {one_line(root)}"
-    key = _key(root) or _key(error) or _quoted(error)
-    if key is None:
+    found = re.search(r"full_key: (\S+)", f"{root}\n{error}") or QUOTED_KEY.search(str(error))
+    if not found:
         return one_line(error)
-    given = _given(key, overrides) or key
+    key = found[1].partition("@")[0]
+    typed = (o for o in overrides if f"{o.lstrip('+~').partition('=')[0]}.".startswith(f"{key}."))
+    given = next(typed, key).lstrip("+")
     known = set(keys())
     if key not in known and not key.startswith(OPEN):
         return f"{given}: no such key{close_keys(key)}"
@@ -76,26 +79,6 @@ def _missing_choice(error: MissingConfigException) -> str:
     return f"{group}={choice}: no such choice; {mend}available: {', '.join(options)}"
 
 
-def _key(error: BaseException) -> str | None:
-    """The dotted key that OmegaConf attached to an exception, as attribute or in its text."""
-    key = getattr(error, "full_key", None)
-    found = re.search(r"full_key: (\S+)", str(error))
-    return key or (found.group(1) if found else None)
-
-
-def _quoted(error: BaseException) -> str | None:
-    found = re.search(r"(?:override|delete|append to config\.?|in) '([\w./@-]+)'", str(error))
-    return found.group(1).partition("@")[0] if found else None
-
-
-def _given(key: str | None, overrides: Sequence[str]) -> str | None:
-    """What the user typed for ``key``."""
-    for override in overrides:
-        if f"{override.lstrip('+~').partition('=')[0]}.".startswith(f"{key}."):
-            return override.lstrip("+")
-    return None
-
-
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
@@ -114,10 +97,10 @@ def close_keys(key: str) -> str:
         return f"; it is called {new}"
     known = list(keys()) + [path.name for path in CONFIGS.iterdir() if path.is_dir()]
     close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    section = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    section, _, leaf = key.rpartition(".")
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     if not close and not same_leaf and section in known:
-        return f"; {section} has {', '.join(name.rpartition('.')[2] for name in siblings)}"
+        siblings = [name.removeprefix(f"{section}.") for name in known if name.rpartition(".")[0] == section]
+        return f"; {section} has {', '.join(siblings)}"
     names = list(dict.fromkeys(close[:1] + same_leaf))
     return f"; did you mean {' or '.join(names)}?" if names else "; see python train.py --help"

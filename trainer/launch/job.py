@@ -33,7 +33,7 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
     number = 0 if OmegaConf.is_missing(job.job, "num") else job.job.num
     searched = [override for override in job.overrides.hydra if override.startswith("hydra.searchpath=")]
     processes.export_submitit_ranks()
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         config = check(composed, processes.job_world_size(composed, job.launcher))
         if sweep:
@@ -43,7 +43,7 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
         train_or_launch(config, train, number, [*job.overrides.task, *searched], sweep)
         if sweep:
             sweep.statuses[number] = "stopped"  # unless its record says that it has finished
-            stop_sweep_if_preempted(config, number, time.monotonic() - began)
+            stop_sweep_if_preempted(config, number, time.monotonic() - started)
         return
     except JobFailed:
         others_go_on = True

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from common import UserError
-from trainer.config import Config, Resume, world_size
+from trainer.config import Config, world_size
 from trainer.launch.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -74,7 +74,7 @@ def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
         "run.dir": config.run.dir,
         "run.name": config.run.name,
         # never: seen to when the directory was acquired
-        "run.resume": "auto" if config.run.resume == Resume.never else config.run.resume.value,
+        "run.resume": config.run.resume.value,
         "logger.group": config.logger.group,
         "logger.label": config.logger.label,
     }
@@ -118,8 +118,8 @@ def launch(config: Config, overrides: Sequence[str]) -> None:
                 name = failure.signal_name()
                 print(f"error: {config.run.dir}: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
         raise JobFailed from None
-    except SignalException as told:
-        sys.exit(128 + told.sigval)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
     finally:
         for number, handler in handlers.items():  # the agent leaves its own
             signal.signal(number, handler)

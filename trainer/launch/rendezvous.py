@@ -49,7 +49,7 @@ def store() -> dist.Store:
     except (RuntimeError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         where = f"MASTER_ADDR={address[0]} MASTER_PORT={address[1]}"
-        raise RendezvousError(f"{where}: rank 0 cannot be met there, give a free port ({reason})") from None
+        raise RendezvousError(f"{where}: rank 0 cannot be reached there, give a free port ({reason})") from None
     return dist.PrefixStore("nanomuon", tcp)
 
 
@@ -75,18 +75,18 @@ def _join(host: str, port: int) -> dist.TCPStore:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-    met: Future[dist.TCPStore] = Future()
+    connected: Future[dist.TCPStore] = Future()
 
-    def meet() -> None:
+    def connect() -> None:
         try:
             tcp = _open(host, port, serve=False)
             tcp.wait([HELLO], HELLO_TIMEOUT)
-            met.set_result(tcp)
+            connected.set_result(tcp)
         except RuntimeError as error:
-            met.set_exception(error)
+            connected.set_exception(error)
 
-    Thread(target=meet, daemon=True).start()  # torch's handshake has no time limit: it may have to be left behind
-    return met.result(2 * HELLO_TIMEOUT.total_seconds())
+    Thread(target=connect, daemon=True).start()  # torch's handshake has no time limit: it may have to be left behind
+    return connected.result(2 * HELLO_TIMEOUT.total_seconds())
 
 
 def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:

@@ -25,14 +25,13 @@ from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
 
 Value = float | Tensor
-LOSS = "train/loss"
 
 
 class Metrics:
     """Collects what is measured by step, and writes the lines that are due.
 
     Values may be scalars on the device: they are read together, where a line is due, so that the host does not wait
-    for the device in between.  A line that says that an update was skipped, or that the loss has leapt, is always due.
+    for the device in between.  A line that says that an update was skipped, or that the loss spikes, is always due.
 
     Args:
         config: resolved; ``run.dir`` belongs to this run already.
@@ -149,12 +148,12 @@ class Metrics:
         """What makes a line worth writing although none is due; ``skipped`` is left in a line only if it is."""
         if skipped := line.pop("skipped", 0):
             return {"skipped": int(skipped), "batch": step - 1}
-        loss = line.get(LOSS)
+        loss = line.get("train/loss")
         if loss is None:
             return {}
-        leap = loss - statistics.fmean(self.recent) if is_spike(self.recent, loss) else None
+        excess = loss - statistics.fmean(self.recent) if is_spike(self.recent, loss) else None
         self.recent.append(loss)
-        return {} if leap is None else {"spike": leap, "batch": step - 1}
+        return {} if excess is None else {"spike": excess, "batch": step - 1}
 
     def _write_line(self, step: int, seconds: float, line: dict[str, Any]) -> None:
         tokens = step * self.config.train.batch_tokens

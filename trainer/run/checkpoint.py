@@ -184,6 +184,5 @@ class Checkpoints:
         return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
 
     def close(self) -> None:
-        self.wait()
-        self.pool.shutdown()
+        self.pool.shutdown()  # waits
         self.stager.close()

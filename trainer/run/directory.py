@@ -26,7 +26,7 @@ NOT_IDENTITY = (
 )
 SHOWN = 8  # differences that an error lists
 FORMAT = 2  # of run.json: settings have other names than in 1
-PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
+LOCK_TIMEOUT = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
 
 
 def new_directory(config: Config) -> Path:
@@ -78,8 +78,8 @@ def acquire_run_dir(config: Config) -> str:
         raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        said = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
-        write_json(mark, said, exclusive=True)
+        saved = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
+        write_json(mark, saved, exclusive=True)
     except FileExistsError:  # another start of this moment was first
         _compare(mark, mine)
     except OSError as error:
@@ -87,13 +87,13 @@ def acquire_run_dir(config: Config) -> str:
     return str(directory)
 
 
-def lock_run_dir(directory: Path, patience: float = PATIENCE) -> IO[str]:
+def lock_run_dir(directory: Path, timeout: float = LOCK_TIMEOUT) -> IO[str]:
     """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
 
-    Raises UserError: another process holds it, and still does after ``patience`` seconds.
+    Raises UserError: another process holds it, and still does after ``timeout`` seconds.
     """
     file = (directory / "run.json").open()
-    deadline, told = time.monotonic() + patience, False
+    deadline, announced = time.monotonic() + timeout, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,9 +102,9 @@ def lock_run_dir(directory: Path, patience: float = PATIENCE) -> IO[str]:
             if time.monotonic() > deadline:
                 file.close()
                 raise UserError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
-            if not told:
-                print(f"{directory} is still in use, waiting up to {patience:.0f} s", file=sys.stderr, flush=True)
-                told = True
+            if not announced:
+                print(f"{directory} is still in use, waiting up to {timeout:.0f} s", file=sys.stderr, flush=True)
+                announced = True
             time.sleep(0.2)
         except OSError:  # a file system without locks
             return file
@@ -125,8 +125,8 @@ def run_id(directory: Path) -> str | None:
 
 def _compare(mark: Path, mine: dict[str, Any]) -> None:
     try:
-        said = json.loads(mark.read_text(encoding="utf-8"))
-        theirs, version = said["identity"], said.get("format", 1)
+        saved = json.loads(mark.read_text(encoding="utf-8"))
+        theirs, version = saved["identity"], saved.get("format", 1)
         different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{mark} is damaged: choose a new run.dir") from None

@@ -30,13 +30,10 @@ def finished(config: Config) -> str:
 def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str], ExitStack]:
     """Load the newest good checkpoint, if there is one.
 
-    Returns:
-        Where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
-
-    Raises:
-        CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
-        UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
-            a run whose settings differ in what matters.
+    Returns where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
+    Raises CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
+    Raises UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
+    a run whose settings differ in what matters.
     """
     with ExitStack() as stack:
         parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(config.run.path))))
@@ -45,17 +42,17 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
 
 
 def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
-    folder, news = parallel.broadcast_rank0(lambda: find(config))
+    folder, notices = parallel.broadcast_rank0(lambda: find(config))
     if folder is None:
         parallel.broadcast_rank0(lambda: _keep_record(config))
-        return Progress(), news
+        return Progress(), notices
     saved = storage.read_json(folder, storage.STATE)
-    news += changes(saved, config, folder, checkpoints.about)
+    notices += changes(saved, config, folder, checkpoints.about)
     progress = checkpoints.load(folder)
     if folder.parent != checkpoints.folder:  # run.from
         checkpoints.latest = None
         parallel.broadcast_rank0(lambda: _take_record(folder.parent.parent, config.run.path))
-    return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
+    return progress, notices + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
 
 def find(config: Config) -> tuple[Path | None, list[str]]:
@@ -110,11 +107,11 @@ def changes(saved: dict[str, Any], config: Config, folder: Path, here: dict[str,
             f"checkpoint {folder} is of a run on other data: the shards in {config.data.folder} are not those that it "
             "has read; give data.dir=FOLDER that holds them, or begin a new run.dir"
         )
-    told = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
+    changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
     ranks = [f"{about['world_size']} ranks ({about['mode']})" for about in (saved, here)]
     if ranks[0] != ranks[1]:
-        told.append(" -> ".join(ranks))
-    return [f"changed since the checkpoint: {', '.join(told)}"] if told else []
+        changed.append(" -> ".join(ranks))
+    return [f"changed since the checkpoint: {', '.join(changed)}"] if changed else []
 
 
 def _keep_record(config: Config) -> None:

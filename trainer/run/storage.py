@@ -76,13 +76,11 @@ def commit(folder: Path, files: Files) -> None:
     partial = partial_of(folder)
     write_manifest(partial, step_of(folder), files)
     sync_folder(partial)
+    replaced = folder.with_name(f"{folder.name}.replaced.partial")
     if folder.exists():
-        aside = folder.with_name(f"{folder.name}.replaced.partial")
-        os.rename(folder, aside)
-        os.rename(partial, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(partial, folder)
+        os.rename(folder, replaced)
+    os.rename(partial, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     sync_folder(folder.parent)
 
 
