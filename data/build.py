@@ -35,6 +35,12 @@ PROGRESS = "progress.json"
 CHECKPOINT_SECONDS = 2.0  # work lost to a kill, at most
 END_OF_TEXT = "<|endoftext|>"
 HUGE = 1_000_000  # characters of a document that is counted as huge
+MENDS = {
+    "missing_text": "a row needs a column `text` that holds strings",
+    "invalid_utf8": "text must be UTF-8: convert it, as `iconv -f LATIN1 -t UTF-8` does",
+    "nul_bytes": "a .txt with NUL bytes is UTF-16, to be converted to UTF-8, or no text",
+    "invalid_json": "each line must be one JSON object",
+}
 
 Report = Callable[[int, float | None], None]  # (tokens so far, fraction of the work or None if unknown)
 
@@ -102,7 +108,8 @@ def _start(config: DataConfig, progress: dict[str, Any] | None) -> tuple[Source,
     if progress is None:
         if any(config.folder.glob("*.bin")):
             raise UserError(f"data.dir={config.folder}: holds shards of unknown origin; choose another or empty it")
-        progress = {**identity, "cursor": None, "position": 0, "documents": {}}
+        unread = getattr(source, "unread", {})  # files, by the reason
+        progress = {**identity, "cursor": None, "position": 0, "documents": dict(unread)}
     _check_same_identity(config.folder, progress, identity)
     return source, tokenizer, progress
 
@@ -134,7 +141,8 @@ def _run(
                 report(writer.position, batch.fraction if limit is None else writer.position / limit)
         if not counts["written"]:
             bad = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if count) or "no row at all"
-            raise TooLittleText(f"data.source={config.source} holds no text ({bad}); its column must be called `text`")
+            mends = "; ".join(mend for kind, mend in MENDS.items() if counts[kind]) or "name another"
+            raise TooLittleText(f"data.source={config.source} holds no text ({bad}): {mends}")
         files = writer.finish(hold_out=val_tokens is None)
     finally:
         writer.close()

@@ -5,6 +5,7 @@ A source reads raw documents and says where it stands; decoding them is left to 
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +32,7 @@ def decode_text(raw: bytes | str | None) -> str:
 def decode_json(line: bytes) -> str:
     """The field `text` of one line of JSON. Raises BadDocument."""
     try:
-        row = json.loads(decode_text(line))
+        row = json.loads(decode_text(line.removeprefix(codecs.BOM_UTF8)))
     except (ValueError, RecursionError):
         raise BadDocument("invalid_json") from None
     text = row.get("text") if isinstance(row, dict) else None
