@@ -27,6 +27,7 @@ class DataConfig:
     tokens: int | None = None  # training tokens to prepare or fetch; null: all
     shard_tokens: int = 100_000_000  # tokens in a shard
     val_tokens: int | None = None  # validation tokens; null: one shard, or a tenth of a corpus smaller than that
+    validation: str = "first"  # first: the beginning, as in the speedrun | spread: documents from everywhere
     workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:
@@ -39,6 +40,8 @@ class DataConfig:
             raise UserError(f"data.shard_tokens={self.shard_tokens}: a shard holds at most {2**31 - 1} tokens")
         if self.order not in ("shuffled", "sequential"):
             raise UserError(f"data.order={self.order}: choose shuffled or sequential")
+        if self.validation not in ("first", "spread"):
+            raise UserError(f"data.validation={self.validation}: choose first or spread")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
         if not isinstance(self.source, str | Mapping):
