@@ -18,7 +18,7 @@ from common import UserError, atomic_write
 HEADER_BYTES = 256 * 4
 FORMATS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 MAX_TOKENS = 2**31 - 1  # the count is an int32
-ROLE = re.compile(r"(?:^|_)(train|val)(?:_\d+)?\.bin$")
+ROLE = re.compile(r"(?:^|_)(train|val)(?:_\d+)?\.bin\Z")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

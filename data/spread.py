@@ -81,6 +81,8 @@ class SpreadWriter:
         """
         asked = min(self.most, self.position // VAL_FRACTION) if hold_out else self.most
         missing = max(0, asked - self.val.position)
+        if hold_out and 10 * missing < asked:
+            missing = 0  # about a tenth will do, and documents stay whole
         if asked == 0 or missing >= self.train.position:
             raise too_little_text(self.position, self.most)
         kept, end = self.train.split_end(missing)
