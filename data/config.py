@@ -21,13 +21,13 @@ class DataConfig:
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
     tokenizer: str | None = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
-    order: str = "shuffled"  # shuffled: a seeded permutation of windows each epoch | sequential: the speedrun's order
+    order: str = "shuffled"  # shuffled: a seeded permutation of windows each epoch | sequential: the speedrun's, whatever the seed
     document_mask: bool = False  # attention stays inside a document
     download: bool = False  # fetch ready-made shards from `pretokenized` when the folder has none
     tokens: int | None = None  # training tokens to prepare or fetch; null: all
     shard_tokens: int = 100_000_000  # tokens in a shard
     val_tokens: int | None = None  # validation tokens; null: one shard, or a tenth of a corpus smaller than that
-    validation: str = "first"  # first: the beginning, as in the speedrun | spread: documents from everywhere
+    validation: str = "first"  # first: the source's beginning, as in the speedrun | spread: all over it
     workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:

@@ -59,7 +59,7 @@ class Source(Protocol):
 
     A folder is continued only by a source of the same `name`, `revision` and `identity`; one of the last two may be
     None. A source may also have `val_documents`, an int: the first so many documents are for validation, unless
-    `data.val_tokens` says how much is.
+    `data.val_tokens` says how much is; and `unread`, a dict of counts: what it leaves out as a whole, by the reason.
     """
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,37 +19,33 @@ def check_origin(config: DataConfig, content: dict[str, Any]) -> None:
 
     A source that is not at hand, as where only the shards were copied, is compared by its name alone.
     """
+    for key, asked, found in _differences(config, content):
+        here = f"data=shards data.dir={config.folder} data.order={config.order} trains on what is there"
+        mend = f"prepare it into another data.dir, or {here}"
+        raise UserError(f"data.{key}={asked}: {config.folder} was prepared {found}; {mend}")
+
+
+def _differences(config: DataConfig, content: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     before, settings = content["source"], content["settings"]
-    for key in ("tokens", "val_tokens"):
-        wanted = getattr(config, key)
-        if wanted is not None and key in settings and "pretokenized" not in settings and wanted != settings[key]:
-            raise _other(config, f"data.{key}={wanted}", f"with {settings[key]}")
-    if config.source in ("", "shards"):
-        return
-    if isinstance(config.source, str) and config.source.startswith("hub:"):
+    for key in ("tokens", "val_tokens"):  # of fetched shards, more than asked for is enough
+        if "pretokenized" not in settings and getattr(config, key) not in (None, settings.get(key)):
+            yield key, getattr(config, key), f"with {settings.get(key)}"
+    if str(config.source).startswith("hub:"):
         if before not in (config.source, f"hub:{config.pretokenized}"):
-            raise _other(config, f"data.source={config.source}", f"from {before}")
-        commit = config.revision if re.fullmatch("[0-9a-f]{40}", config.revision or "") else None
-        if commit not in (None, content["revision"]):
-            raise _other(config, f"data.revision={commit}", f"from commit {content['revision']}")
-        return
-    source = _at_hand(config)
-    local = isinstance(config.source, str) and config.source != "sample"
-    name = source.name if source else Path(config.source).expanduser().resolve().name if local else before
-    if name != before:
-        raise _other(config, f"data.source={config.source}", f"from {before}")
-    then = settings.get("content")
-    if source and then is not None and not (local and ":" not in then) and source.identity != then:  # ":" since 11/2026
-        raise _other(config, f"data.source={config.source}", f"from other text called {before}, or before a change")
+            yield "source", config.source, f"from {before}"
+        if re.fullmatch("[0-9a-f]{40}", config.revision or "") and config.revision != content["revision"]:
+            yield "revision", config.revision, f"from commit {content['revision']}"
+    elif config.source not in ("", "shards"):
+        source, local = _at_hand(config), isinstance(config.source, str) and config.source != "sample"
+        name = source.name if source else Path(config.source).expanduser().resolve().name if local else before
+        then = settings.get("content")
+        if name != before:
+            yield "source", config.source, f"from {before}"
+        elif source and then and (":" in then or not local) and then != source.identity:  # none of local text before
+            yield "source", config.source, f"from other text called {before}, or before a change"
 
 
 def _at_hand(config: DataConfig) -> Source | None:
     with suppress(Exception):  # training needs no source, so whatever keeps one from being opened is no error
         return open_source(config)
     return None
-
-
-def _other(config: DataConfig, asked: str, found: str) -> UserError:
-    folder = config.folder
-    mend = f"prepare it into another data.dir, or train on what is there with data=shards data.dir={folder}"
-    return UserError(f"{asked}: {folder} was prepared {found}; {mend}")

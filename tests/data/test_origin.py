@@ -53,7 +53,7 @@ def test_the_same_source_opens_and_so_does_none(prepared, tmp_path):
 def test_another_source_is_named(prepared, tmp_path, monkeypatch, mistake, keys, found):
     monkeypatch.chdir(tmp_path)
     (key, value), *_ = keys.items()
-    with mistake(f"data.{key}={value}", str(prepared.folder), f"prepared {found}", "data=shards data.dir="):
+    with mistake(f"data.{key}={value}", str(prepared.folder), f"prepared {found}", f"data=shards data.dir={prepared.dir} data.order=shuffled"):
         open_split(config_of("local", **({"source": "A", "dir": prepared.dir, "tokenizer": "byte"} | keys)))
 
 
