@@ -21,7 +21,7 @@ class DataConfig:
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
     tokenizer: str | None = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
-    order: str = "shuffled"  # shuffled: a seeded permutation of windows each epoch | sequential: the speedrun's, whatever the seed
+    order: str = "shuffled"  # shuffled: a permutation of windows each epoch, by `seed` | sequential: the speedrun's
     document_mask: bool = False  # attention stays inside a document
     download: bool = False  # fetch ready-made shards from `pretokenized` when the folder has none
     tokens: int | None = None  # training tokens to prepare or fetch; null: all

@@ -28,8 +28,9 @@ def check_origin(config: DataConfig, content: dict[str, Any]) -> None:
 def _differences(config: DataConfig, content: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     before, settings = content["source"], content["settings"]
     for key in ("tokens", "val_tokens"):  # of fetched shards, more than asked for is enough
-        if "pretokenized" not in settings and getattr(config, key) not in (None, settings.get(key)):
-            yield key, getattr(config, key), f"with {settings.get(key)}"
+        asked = getattr(config, key)
+        if "pretokenized" not in settings and asked is not None and asked != settings.get(key, asked):
+            yield key, asked, f"with {settings[key]}"
     if str(config.source).startswith("hub:"):
         if before not in (config.source, f"hub:{config.pretokenized}"):
             yield "source", config.source, f"from {before}"

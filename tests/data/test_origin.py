@@ -1,5 +1,6 @@
 """A run reads the text it asks for: what a folder was prepared from is compared with what the settings name."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -53,7 +54,12 @@ def test_the_same_source_opens_and_so_does_none(prepared, tmp_path):
 def test_another_source_is_named(prepared, tmp_path, monkeypatch, mistake, keys, found):
     monkeypatch.chdir(tmp_path)
     (key, value), *_ = keys.items()
-    with mistake(f"data.{key}={value}", str(prepared.folder), f"prepared {found}", f"data=shards data.dir={prepared.dir} data.order=shuffled"):
+    with mistake(
+        f"data.{key}={value}",
+        str(prepared.folder),
+        f"prepared {found}",
+        f"data=shards data.dir={prepared.dir} data.order=shuffled",
+    ):
         open_split(config_of("local", **({"source": "A", "dir": prepared.dir, "tokenizer": "byte"} | keys)))
 
 
@@ -116,6 +122,8 @@ def test_folders_of_before_open(prepared):
         files = [prepared.folder / entry["file"] for entry in content["shards"]]
         manifest.write_manifest(prepared.folder, content | {"settings": settings}, {}, files)
         assert open_split(prepared).train
+        if not settings:
+            assert open_split(dataclasses.replace(prepared, tokens=100)).train
 
 
 def test_hub_commits_are_compared(prepared, mistake):
