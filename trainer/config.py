@@ -279,7 +279,8 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         try:
             optimizer([parameter], **arguments).step()
         except Exception as error:  # of any author's class; some settings contradict each other only in a step
-            raise UserError(f"optim.{role}: {optimizer.__name__} does not take these settings: {one_line(error)}") from None
+            said = f"{optimizer.__name__} does not take these settings: {one_line(error)}"
+            raise UserError(f"optim.{role}: {said}") from None
 
 
 def nearest(value: int, unit: int) -> str:
