@@ -28,6 +28,7 @@ from data.download import download
 from data.lock import folder_lock
 from data.shards import token_dtype
 from data.sources import open_source
+from data.spread import SpreadWriter
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.writer import ShardWriter, TooLittleText
 
@@ -35,6 +36,12 @@ PROGRESS = "progress.json"
 CHECKPOINT_SECONDS = 2.0  # work lost to a kill, at most
 END_OF_TEXT = "<|endoftext|>"
 HUGE = 1_000_000  # characters of a document that is counted as huge
+MENDS = {
+    "missing_text": "a row needs a column `text` that holds strings",
+    "invalid_utf8": "text must be UTF-8: convert it, as `iconv -f LATIN1 -t UTF-8` does",
+    "nul_bytes": "a .txt with NUL bytes is UTF-16, to be converted to UTF-8, or no text",
+    "invalid_json": "each line must be one JSON object",
+}
 
 Report = Callable[[int, float | None], None]  # (tokens so far, fraction of the work or None if unknown)
 
@@ -97,12 +104,13 @@ def _start(config: DataConfig, progress: dict[str, Any] | None) -> tuple[Source,
     source = open_source(config, (progress or {}).get("revision"))
     tokenizer = load_tokenizer(config.tokenizer or "gpt2")
     limits = {key: getattr(config, key) for key in ("tokens", "shard_tokens", "val_tokens")}
-    settings = {"content": source.identity, **limits}
+    settings = {"content": source.identity, **limits, **({"validation": "spread"} if _spreads(config, source) else {})}
     identity = manifest.describe(config.name, source.name, source.revision, settings, tokenizer)
     if progress is None:
         if any(config.folder.glob("*.bin")):
             raise UserError(f"data.dir={config.folder}: holds shards of unknown origin; choose another or empty it")
-        progress = {**identity, "cursor": None, "position": 0, "documents": {}}
+        unread = getattr(source, "unread", {})  # files, by the reason
+        progress = {**identity, "cursor": None, "position": 0, "documents": dict(unread)}
     _check_same_identity(config.folder, progress, identity)
     return source, tokenizer, progress
 
@@ -114,32 +122,43 @@ def _run(
     val_tokens = config.val_tokens or _count_val_tokens(source, tokenizer, dtype)
     first = val_tokens or config.shard_tokens
     limit = None if config.tokens is None else first + config.tokens
+    place = (folder, config.name, dtype)
+    writer: ShardWriter | SpreadWriter
     write_json(folder / PROGRESS, progress)  # from now on the folder is this preparation's
-    writer = ShardWriter(folder, config.name, dtype, first, config.shard_tokens, progress["position"])
+    if _spreads(config, source):
+        done = (progress["position"], progress.get("val", 0))
+        writer = SpreadWriter(*place, val_tokens, config.shard_tokens, config.tokens, *done)
+    else:
+        writer = ShardWriter(*place, first, config.shard_tokens, progress["position"], limit)
     counts, saved = Counter(progress["documents"]), time.monotonic()
     try:
         for batch, encoded in _encode_in_order(source, progress["cursor"], tokenizer, dtype, config.workers):
-            if limit is not None and writer.position >= limit:
+            if writer.position == writer.limit:
                 break
-            room = len(encoded.tokens) if limit is None else limit - writer.position
-            writer.write(encoded.tokens[:room])
+            span = (progress.get("fraction") or 0.0, 1.0 if batch.fraction is None else batch.fraction)
+            counts["written"] += writer.write_documents(encoded.tokens, encoded.starts, span)
             counts.update(encoded.counts)
-            counts["written"] += sum(start < room for start in encoded.starts)
-            progress |= {"cursor": batch.cursor, "position": writer.position, "documents": dict(counts)}
+            progress |= {"cursor": batch.cursor, "fraction": batch.fraction, "documents": dict(counts), **writer.state}
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 writer.sync()
                 write_json(folder / PROGRESS, progress)
                 saved = time.monotonic()
             if report is not None:
-                report(writer.position, batch.fraction if limit is None else writer.position / limit)
+                report(writer.position, writer.position / writer.limit if writer.limit else batch.fraction)
         if not counts["written"]:
             bad = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if count) or "no row at all"
-            raise TooLittleText(f"data.source={config.source} holds no text ({bad}); its column must be called `text`")
+            mends = "; ".join(mend for kind, mend in MENDS.items() if counts[kind]) or "name another"
+            raise TooLittleText(f"data.source={config.source} holds no text ({bad}): {mends}")
         files = writer.finish(hold_out=val_tokens is None)
     finally:
         writer.close()
     identity = {key: progress[key] for key in ("name", "source", "revision", "settings", "tokenizer")}
     return manifest.write_manifest(folder, identity, progress["documents"], files)
+
+
+def _spreads(config: DataConfig, source: Source) -> bool:
+    """Whether validation is dealt out; a source's own validation documents come first."""
+    return config.validation == "spread" and not hasattr(source, "val_documents")
 
 
 def _count_val_tokens(source: Source, tokenizer: Tokenizer, dtype: np.dtype) -> int | None:
@@ -197,7 +216,12 @@ def _check_same_identity(folder: Path, before: dict[str, Any], now: dict[str, An
     """A folder is continued only under what decided its bytes before."""
     before, now = (
         {key: each[key] for key in ("name", "source", "revision")}
-        | {"tokenizer": each["tokenizer"]["name"], "vocabulary": each["tokenizer"]["sha256"], **each["settings"]}
+        | {
+            "tokenizer": each["tokenizer"]["name"],
+            "vocabulary": each["tokenizer"]["sha256"],
+            "validation": "first",
+            **each["settings"],
+        }
         for each in (before, now)
     )
     for key in now:

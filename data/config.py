@@ -21,12 +21,13 @@ class DataConfig:
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
     tokenizer: str | None = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
-    order: str = "shuffled"  # shuffled: a seeded permutation of windows each epoch | sequential: the speedrun's order
+    order: str = "shuffled"  # shuffled: a permutation of windows each epoch, by `seed` | sequential: the speedrun's
     document_mask: bool = False  # attention stays inside a document
     download: bool = False  # fetch ready-made shards from `pretokenized` when the folder has none
     tokens: int | None = None  # training tokens to prepare or fetch; null: all
     shard_tokens: int = 100_000_000  # tokens in a shard
     val_tokens: int | None = None  # validation tokens; null: one shard, or a tenth of a corpus smaller than that
+    validation: str = "first"  # first: the source's beginning, as in the speedrun | spread: all over it
     workers: int | None = None  # threads that tokenize; null: one for each available core
 
     def check(self) -> None:
@@ -39,6 +40,8 @@ class DataConfig:
             raise UserError(f"data.shard_tokens={self.shard_tokens}: a shard holds at most {2**31 - 1} tokens")
         if self.order not in ("shuffled", "sequential"):
             raise UserError(f"data.order={self.order}: choose shuffled or sequential")
+        if self.validation not in ("first", "spread"):
+            raise UserError(f"data.validation={self.validation}: choose first or spread")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
         if not isinstance(self.source, str | Mapping):

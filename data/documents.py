@@ -5,6 +5,7 @@ A source reads raw documents and says where it stands; decoding them is left to 
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +32,7 @@ def decode_text(raw: bytes | str | None) -> str:
 def decode_json(line: bytes) -> str:
     """The field `text` of one line of JSON. Raises BadDocument."""
     try:
-        row = json.loads(decode_text(line))
+        row = json.loads(decode_text(line.removeprefix(codecs.BOM_UTF8)))
     except (ValueError, RecursionError):
         raise BadDocument("invalid_json") from None
     text = row.get("text") if isinstance(row, dict) else None
@@ -58,7 +59,7 @@ class Source(Protocol):
 
     A folder is continued only by a source of the same `name`, `revision` and `identity`; one of the last two may be
     None. A source may also have `val_documents`, an int: the first so many documents are for validation, unless
-    `data.val_tokens` says how much is.
+    `data.val_tokens` says how much is; and `unread`, a dict of counts: what it leaves out as a whole, by the reason.
     """
 
     @property

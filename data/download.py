@@ -13,7 +13,7 @@ from common import UserError
 from data import manifest
 from data.config import DataConfig
 from data.lock import folder_lock
-from data.shards import open_shard
+from data.shards import open_shard, split_of
 from data.sources.hub import hub_errors, resolve_revision
 from data.tokenizer import load_tokenizer
 
@@ -50,9 +50,7 @@ def _download(config: DataConfig, revision: str | None) -> None:
     revision = resolve_revision(repository, revision)
     with hub_errors(repository):
         files = HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
-    names = sorted(name for name in files if name.endswith(".bin"))
-    val = [name for name in names if manifest.split_of(name) == "val"]
-    train = [name for name in names if "_train_" in name]
+    val, train = (sorted(name for name in files if split_of(name) == split) for split in ("val", "train"))
     if not val or not train:
         raise UserError(f"data.pretokenized={repository}: holds no *_train_*.bin and *_val_*.bin; name another")
     fetched, left = [], config.tokens

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError, write_json
-from data.shards import open_shard
+from data.shards import open_shard, split_of
 from data.tokenizer import Tokenizer
 
 NAME = "manifest.json"
@@ -27,7 +27,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "tokenizer": dict,  # name, vocab_size, sha256
     "documents": dict,  # written, and the counts of each kind of bad document
     "tokens": dict,  # train, val
-    "shards": list,  # in the order of the text: file, tokens, sha256
+    "shards": list,  # in the order of the text: file, split (none before November 2026), tokens, sha256
     "checksum": str,
 }
 
@@ -52,17 +52,14 @@ def write_manifest(folder: Path, identity: dict, documents: dict[str, int], file
     """Write the manifest of the shards `files`, atomically, and return it. `identity`: from `describe`."""
     totals, shards = {"train": 0, "val": 0}, []
     for file in files:
-        shards.append({"file": file.name, "tokens": len(open_shard(file)), "sha256": file_sha256(file)})
-        totals[split_of(file.name)] += len(open_shard(file))
+        split, tokens = split_of(file.name), len(open_shard(file))
+        assert split is not None  # the names are the writer's, or those that the download has chosen
+        shards.append({"file": file.name, "split": split, "tokens": tokens, "sha256": file_sha256(file)})
+        totals[split] += tokens
     content = {"format": FORMAT, **identity, "documents": documents, "shards": shards, "tokens": totals}
     content["checksum"] = _checksum(content)
     write_json(folder / NAME, content)
     return content
-
-
-def split_of(file: str) -> str:
-    """`train` or `val`, from a shard's name, as the speedrun writes it: NAME_train_000001.bin."""
-    return "val" if "_val_" in file else "train"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ has magic 20240801, version 7 and uint32 tokens.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from common import UserError, atomic_write
 HEADER_BYTES = 256 * 4
 FORMATS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 MAX_TOKENS = 2**31 - 1  # the count is an int32
+ROLE = re.compile(r"(?:^|_)(train|val)(?:_\d+)?\.bin\Z")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -32,6 +34,12 @@ def header(n_tokens: int, dtype: np.dtype) -> bytes:
     fields[:2] = next(key for key, value in FORMATS.items() if value == dtype)
     fields[2] = n_tokens
     return fields.tobytes()
+
+
+def split_of(file: str) -> str | None:
+    """`train` or `val` by the end of a shard's name, NAME_train_000001.bin or NAME_val.bin; None if it says neither."""
+    found = ROLE.search(file)
+    return found and found[1]
 
 
 def write_shard(path: Path | str, tokens: ArrayLike, dtype: DTypeLike = np.uint16) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import UserError
 from data import manifest
 from data.config import DataConfig
-from data.shards import open_shard
+from data.origin import check_origin
+from data.shards import open_shard, split_of
 from data.tokenizer import load_tokenizer
 
 
@@ -29,30 +32,50 @@ def open_split(config: DataConfig) -> TrainValSplit:
     """The shards of `config.folder`, their headers and sizes checked.
 
     Raises UserError if there are none (saying how to prepare them), if a file is missing or corrupt, or if the
-    folder was written with another tokenizer than `config.tokenizer`.
+    folder was written with another tokenizer or from another source than `config` asks for.
     """
     config.check()
     folder = config.folder
-    train, val = (sorted(folder.glob(f"*_{split}_*.bin")) for split in ("train", "val"))
+    content = manifest.read_manifest(folder)
+    train, val = _files(folder, content)
     if not train or not val:
         raise UserError(f"{folder} holds no {'train' if not train else 'val'} shards: {_how_to_prepare(config)}")
-    content = manifest.read_manifest(folder)
     name = config.tokenizer or "gpt2"
-    fingerprint = _fingerprint(val + train)
     if content is not None:
         manifest.check_folder(folder, content)
+        check_origin(config, content)
         name = content["tokenizer"]["name"]
         if config.tokenizer not in (None, name):
             raise UserError(f"data.tokenizer={config.tokenizer}: {folder} was written with data.tokenizer={name}")
     tokenizer = load_tokenizer(name)
     if content is not None and content["tokenizer"]["sha256"] != tokenizer.sha256:
         raise UserError(f"data.tokenizer={name}: {folder} was written with another vocabulary; prepare it anew")
-    return TrainValSplit(train, val, name, tokenizer.vocab_size, tokenizer.eos, fingerprint)
+    return TrainValSplit(train, val, name, tokenizer.vocab_size, tokenizer.eos, _fingerprint(val + train, content))
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """Of the names, token counts and first tokens of shards: cheap, and other text or another tokenizer changes it."""
-    digest = hashlib.sha256()
+def _files(folder: Path, content: dict[str, Any] | None) -> tuple[list[Path], list[Path]]:
+    """Training and validation shards: those of the manifest, or those whose names say so where there is none."""
+    if content is not None:
+        roles = {folder / entry["file"]: entry.get("split") or split_of(entry["file"]) for entry in content["shards"]}
+    else:
+        roles = {file: split_of(file.name) for file in sorted(folder.glob("*.bin"))}
+    for file, role in roles.items():
+        if role is None and _is_shard(file):  # other files may be called .bin too
+            raise UserError(f"{file}: for training or validation? Call it NAME_train_000001.bin or NAME_val_000000.bin")
+    train, val = ([file for file, role in roles.items() if role == split] for split in ("train", "val"))
+    return train, val
+
+
+def _is_shard(file: Path) -> bool:
+    with suppress(UserError):
+        open_shard(file)
+        return True
+    return False
+
+
+def _fingerprint(files: list[Path], content: dict[str, Any] | None) -> str:
+    """Of the names, token counts and first tokens of shards, cheaply, and of all tokens where a manifest has hashes."""
+    digest = hashlib.sha256(repr([entry["sha256"] for entry in content["shards"]]).encode() if content else b"")
     for file in files:
         tokens = open_shard(file)
         digest.update(f"{file.name} {len(tokens)} ".encode() + tokens[:4096].tobytes())

@@ -30,11 +30,13 @@ def read_losses(directory: Path | str) -> list[tuple]:
     return [tuple(line.get(key) for key in keys) for line in read_record(directory)]
 
 
-def cut_record(directory: Path | str, lines: int, torn: int = 0) -> None:
+def cut_record(directory: Path | str, lines: int, torn: int = 0) -> str:
     """Leave the first lines of the record (negative: all but the last ones), without the last ``torn`` bytes."""
     path = Path(directory) / FILE
     text = "".join(path.read_text().splitlines(keepends=True)[:lines])
-    path.write_text(text[: len(text) - torn])
+    text = text[: len(text) - torn]
+    path.write_text(text)
+    return text
 
 
 def train(*overrides: str, ranks: int = 0, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from common import UserError
 from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
-from trainer.language_model import ModelConfig, by_family, model_class, resolve_model
+from trainer.language_model import ModelConfig, by_family, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel
 from trainer.model import GPTConfig
 
@@ -268,16 +268,19 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         setattr(optim, role, settings)
         if not settings:
             continue
-        lr = settings.get("lr", 0.0)
-        if isinstance(lr, bool) or not isinstance(lr, int | float):
-            raise UserError(f"optim.{role}.lr={lr}: give a number")
-        if "lr" in settings:
-            settings["lr"] = lr * optim.lr_scale
-        optimizer, arguments = resolve_target(settings, f"optim.{role}")
         try:
-            optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optim.{role}: {error}") from None
+            optimizer, arguments = resolve_target(settings, f"optim.{role}")
+        except ValueError as error:
+            raise UserError(one_line(error)) from None
+        if "lr" in arguments:
+            settings["lr"] = arguments["lr"] = arguments["lr"] * optim.lr_scale
+        parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
+        parameter.grad = torch.zeros_like(parameter)
+        try:
+            optimizer([parameter], **arguments).step()
+        except Exception as error:  # of any author's class; some settings contradict each other only in a step
+            said = f"{optimizer.__name__} does not take these settings: {one_line(error)}"
+            raise UserError(f"optim.{role}: {said}") from None
 
 
 def nearest(value: int, unit: int) -> str:

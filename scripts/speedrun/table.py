@@ -69,8 +69,7 @@ def _costs(group: Group, target: float | None) -> Row:
     crossings, means = {}, {"interpolated": {}, "first": {}}
     for unit in UNITS:
         crossings[unit] = [
-            None if target is None else crossing(getattr(run, unit), run.losses, target)
-            for run in group.runs
+            None if target is None else crossing(getattr(run, unit), run.losses, target) for run in group.runs
         ]
         all_reached = None not in crossings[unit]
         for kind, estimates in means.items():

@@ -173,6 +173,21 @@ def test_a_repository_without_shards_is_named(tmp_path, shelf, monkeypatch, mist
         prepare(ready(tmp_path))
 
 
+def test_the_end_of_a_fetched_name_decides(tmp_path, shelf, monkeypatch):
+    """A repository called after its split, with files beside the shards."""
+    store, fetched = shelf
+    names = []
+    for file in sorted(store.glob("*.bin")):
+        names.append(file.name.replace("fineweb", "c4_train_val_set"))
+        file.rename(store / names[-1])
+    listed = [*names, "README.md", "x_train_old.bin", "x_val_notes.txt"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: listed)
+    prepare(ready(tmp_path))
+    split = open_split(ready(tmp_path))
+    assert [file.name for file in (*split.train, *split.val)] == names and sorted(fetched) == names
+    assert manifest.read_manifest(tmp_path / "out")["tokens"] == {"train": 3000, "val": 1000}
+
+
 def test_what_was_prepared_here_is_not_fetched_over(tmp_path, hub, shelf):
     build(DataConfig(**FINEWEB, dir=str(tmp_path / "out"), tokenizer="gpt2"))
     prepare(ready(tmp_path))

@@ -91,7 +91,7 @@ def start(program: str, folder: Path, *overrides: str) -> str:
 
 def test_one_file_and_one_yaml_prepare(stranger):
     assert "from 1500 documents" in start("scripts/prepare_data.py", stranger, "data=mine")
-    val, train = tokens_of(config_of(stranger))
+    val, train = tokens_of(config_of(stranger, count=1500))
     assert val + train == [token for n in range(1500) for token in [256, *f"number {n}".encode()]]
     assert verify_folder(stranger / "out") == []
 

@@ -12,7 +12,7 @@ import optim
 from optim import MatrixOptimizer
 from tests.distributed.harness import run_workers
 from tests.distributed.hooks import around
-from tests.distributed.test_matrix import gradient, sharded
+from tests.distributed.matrices import gradient, sharded
 from tests.distributed.test_rules import RULES
 from tests.live_bytes import LiveBytes
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.errors import check_names
 from tests.scripts.compare_runs import lines, write_run
-from tests.trainer.test_wandb import finished_wandb_records
+from tests.wandb_files import read_offline_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "scripts" / "data"
@@ -163,7 +163,7 @@ def test_the_four_files_become_an_artifact(tmp_path, run_in, monkeypatch):
     write_run(tmp_path / "runs" / "a", lines())
     assert run_in(tmp_path, "runs", "--out", "deep/page", "--wandb", "mine")[0] == 0
     (path,) = tmp_path.glob("deep/wandb/offline-run-*/run-*.wandb")
-    entries = finished_wandb_records(path)
+    entries = read_offline_run(path)
     (run,) = [entry.run for entry in entries if entry.HasField("run")]
     assert (run.project, run.job_type, run.display_name) == ("mine", "comparison", "page")
     (artifact,) = [

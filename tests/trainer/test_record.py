@@ -118,7 +118,8 @@ def test_resume_keeps_every_step_once(open_record, tmp_path):
     assert read_record(tmp_path)[-1]["perf/tokens_per_s"] == 2 * 3072, "speed goes on from the last line that is kept"
 
 
-def test_a_new_start_empties_the_record(open_record, tmp_path):
+def test_a_start_at_step_0_writes_its_line_once(open_record, tmp_path):
+    """As after a kill before the first checkpoint; what was measured later, trainer.run.resume has kept aside."""
     for _ in range(2):
         record = open_record()
         record.start()
