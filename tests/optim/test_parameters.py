@@ -197,3 +197,12 @@ def test_build_sees_how_a_module_stores_its_weight():
         .param_groups
     )
     assert group["conv1d"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_loading_does_not_hide_a_replaced_parameter(cls):
+    optimizer, weights = pair(cls)
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.ones(4, 3))
+    optimizer.load_state_dict(pair(cls)[0].state_dict())
+    with raises_naming(ValueError, cls.__name__, "was not there"):
+        step(optimizer)
