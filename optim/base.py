@@ -15,8 +15,8 @@ Group = dict[str, Any]
 """A parameter group: ``params`` and the settings in force for them."""
 Tensors = list[Tensor]
 
-ALSO_IN_GROUPS = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
-ALSO_IN_GROUPS |= {"swa_lr"}
+_OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
 NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius")
 
@@ -106,8 +106,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def check_first_gradients(self) -> None:
         """Raises ValueError in a first step without any gradient: the parameters are not those that the model uses."""
+        if self._stepped:
+            return
         trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad and p.numel()]
-        if not self._stepped and trainable and all(p.grad is None for p in trainable):
+        if trainable and all(p.grad is None for p in trainable):
             raise ValueError(f"no parameter of {type(self).__name__} has a gradient in the first step: {_BUILD}")
 
     def check_groups(self) -> None:
@@ -141,7 +143,9 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
             self._check_settings(group, defaults)
         super().__setstate__(state)
-        self._remember()
+        if "_origin" not in vars(self):  # a copy
+            self._remember()
+        self._in_force = [_settings(group) for group in self.param_groups]
 
     def rename_settings(self, group: Group, defaults: Group) -> None:
         """Give settings of earlier versions their present names."""

@@ -2,7 +2,6 @@
 
 import inspect
 import numbers
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -21,8 +20,7 @@ MENDS = {
 UNREAD = object()
 
 
-@cache
-def settings_of(cls: Any) -> dict[str, Any]:
+def settings_of(cls: type) -> dict[str, Any]:
     """Keyword arguments of a class and their types; ``**kwargs`` stands for those of its bases.
 
     Where there is no annotation that can be read, the type is the default's (any number where that is an int).

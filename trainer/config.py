@@ -268,10 +268,8 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         setattr(optim, role, settings)
         if not settings:
             continue
-        try:
-            optimizer, arguments = resolve_target(settings, f"optim.{role}")
-        except ValueError as error:
-            raise UserError(one_line(error)) from None
+        optimizer, arguments = resolve_target(settings, f"optim.{role}")
+        settings |= {key: value for key, value in arguments.items() if isinstance(value, bool | int | float | str)}
         if "lr" in arguments:
             settings["lr"] = arguments["lr"] = arguments["lr"] * optim.lr_scale
         parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
@@ -279,8 +277,7 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         try:
             optimizer([parameter], **arguments).step()
         except Exception as error:  # of any author's class; some settings contradict each other only in a step
-            said = f"{optimizer.__name__} does not take these settings: {one_line(error)}"
-            raise UserError(f"optim.{role}: {said}") from None
+            raise UserError(f"optim.{role}, {optimizer.__name__}: {one_line(error)}") from None
 
 
 def nearest(value: int, unit: int) -> str:

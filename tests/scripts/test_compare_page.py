@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.compare_runs import lines, read
+from tests.scripts.compare_runs import lines, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = "tests/scripts/data/example"
@@ -178,7 +178,7 @@ def odd_page(tmp_path_factory) -> Path:
                 for i, value in enumerate(["-1", "null", '"text"', "NaN", "0", "1" + "0" * 400, "0.25", "0.5"]):
                     at = f'"step": {10 * i + 10}, "tokens": {10240 * i + 10240}, "train_time_s": {i + 1}'
                     found.insert(2 + i, f'{{{at}, "val/other": {value}, "train/loss": 5}}')
-            read(folder / "runs" / f"{optim}-{seed}", found)
+            write_run(folder / "runs" / f"{optim}-{seed}", found)
     command = [sys.executable, "scripts/compare.py", str(folder / "runs"), "--published", "--out", str(folder / "odd")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     return folder / "odd.html"

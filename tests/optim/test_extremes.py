@@ -1,0 +1,136 @@
+"""Gradients at the ends of float32's range, rows of zeros, settings that schedulers make, and settings as tensors."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from optim import SOAP, AdagradInside, Lion, Muon, NorMuon, RMSpropInside, Scion, Shampoo, Signum, Steepest
+from optim.lmo import NORMS, dual_norm, lmo, norm
+from optim.minimax import polar_express_coefficients
+from optim.polar import POLAR_METHODS, polar, power_of_two
+from tests.optim.reference import seeded
+
+POWERS = [120, 66, -66, -80, -110]  # 2^66 = 7e19, 2^-80 = 8e-25
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("method", [name for name in POLAR_METHODS if name not in ("svd", "eigh")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_polar_factor_does_not_depend_on_a_power_of_two(method, power, dtype):
+    x = seeded((2, 6, 4), 0).to(dtype)
+    scaled = x * 2.0**power
+    assert torch.equal(polar(scaled, method), polar(x, method))
+    beside = torch.stack([x[0], scaled[1]])  # and each matrix has a scale of its own
+    assert torch.equal(polar(beside, method), polar(x, method))
+
+
+def test_ordinary_matrices_are_not_scaled():
+    for power in (0, 40, -40, 60):
+        assert power_of_two(seeded((3, 4, 5), 0) * 2.0**power).eq(1).all()
+    odd = torch.zeros(3, 2, 2)
+    odd[1], odd[2] = torch.inf, torch.nan
+    assert power_of_two(odd).eq(1).all()
+    assert torch.equal(polar(torch.zeros(2, 2)), torch.zeros(2, 2)) and polar(odd)[1:].isnan().all()
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("kind", list(NORMS))
+def test_norms_and_oracles_keep_their_scale(kind, power):
+    x, scale = seeded((5, 4), 0), 2.0**power
+    torch.testing.assert_close(lmo(x * scale, kind), lmo(x, kind))
+    for size in (norm, dual_norm):
+        want = size(x, kind).double() * scale
+        torch.testing.assert_close(size(x * scale, kind).double(), want, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("cls", [Muon, NorMuon, Scion, Steepest, Lion, Signum])
+def test_a_step_has_its_length_at_any_size_of_the_gradient(cls, power):
+    steps = []
+    for scale in (1.0, 2.0**power):
+        weight = nn.Parameter(torch.zeros(5, 4))
+        optimizer = cls([weight], lr=0.1)
+        for t in range(3):
+            weight.grad = seeded((5, 4), t) * scale
+            optimizer.step()
+        steps.append(weight.detach())
+    torch.testing.assert_close(*steps)
+    assert steps[0].abs().max() > 0
+
+
+def test_normuon_without_eps_leaves_a_row_of_zeros_alone():
+    weight = nn.Parameter(torch.ones(4, 3))
+    weight.grad = seeded((4, 3), 1)
+    weight.grad[1] = 0
+    NorMuon([weight], eps=0.0).step()
+    assert torch.equal(weight[1].detach(), torch.ones(3)) and weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs"), [(Steepest, {"momentum": 0.0}), (Shampoo, {"betas": (0.0, 0.9)}), (SOAP, {"betas": (0.0, 0.9)})]
+)
+def test_a_scheduler_may_bring_momentum(cls, kwargs):
+    weights = [nn.Parameter(seeded((4, 3), 0, i)) for i in range(2)]
+    optimizer = cls([{"params": weights[:1]}, {"params": weights[1:]}], **kwargs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    for t in range(5):
+        for weight in weights:
+            weight.grad = seeded((4, 3), 1 + t)
+        optimizer.step()
+        schedule.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert all("momentum" in state for state in saved["state"].values())
+    other = cls([{"params": [nn.Parameter(w.detach().clone())]} for w in weights], **kwargs)
+    other.load_state_dict(saved)
+    for one in (optimizer, other):
+        for group in one.param_groups:
+            group["params"][0].grad = seeded((4, 3), 9)
+        one.step()
+    for a, b in zip(optimizer.param_groups, other.param_groups, strict=True):
+        assert torch.equal(a["params"][0], b["params"][0])
+
+
+@pytest.mark.parametrize(
+    "cls", [Muon, NorMuon, Scion, Steepest, Shampoo, SOAP, Lion, Signum, AdagradInside, RMSpropInside]
+)
+def test_lr_may_be_a_tensor(cls):
+    results = []
+    for lr in (0.25, torch.tensor(0.25), torch.tensor([0.25])):
+        weight = nn.Parameter(seeded((4, 3), 0))
+        optimizer = cls([weight], lr=lr)
+        for t in range(2):
+            weight.grad = seeded((4, 3), 1 + t)
+            optimizer.step()
+        results.append(weight.detach())
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(1, 24),
+    st.floats(-7, -0.01),
+    st.one_of(st.just(0.0), st.floats(0.0, 0.95)),
+    st.one_of(st.just(0.0), st.floats(1e-6, 0.5)),
+)
+def test_coefficients_exist_for_every_setting(steps, log_lower, cushion, safety):
+    assert len(polar_express_coefficients(steps, 10**log_lower, cushion, safety)) == steps
+    assert len(polar_express_coefficients(12, 1e-4, 0.02, 0.01)) == 12
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (48, 8), (16, 64)])
+def test_shampoos_null_space_in_float32(shape):
+    """The first step of a matrix that is not square: its long side's statistics are singular."""
+
+    def step(dtype):
+        weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        decay = torch.logspace(0, -2, shape[1], dtype=torch.float64)
+        weight.grad = (seeded(shape, 0, dtype=torch.float64) * decay).to(dtype)
+        Shampoo([weight], lr=1.0).step()
+        return weight.detach().double().flatten()
+
+    assert cosine_similarity(step(torch.float32), step(torch.float64), dim=0) > 0.98

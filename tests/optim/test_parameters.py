@@ -1,0 +1,208 @@
+"""Parameters that are not, or no longer, what an optimizer can train: it works, or one clear error says so at once."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from optim import SOAP, Lion, Muon
+from optim.elementwise import Elementwise
+from optim.routing import build
+from tests.optim.errors import raises_naming
+from tests.optim.reference import relative, seeded, svd_polar
+from tests.optim.rules import find_rules
+from tests.optim.threads import run_threads
+
+CLASSES = [*find_rules(), *find_rules(Elementwise)]
+
+
+def pair(cls):
+    weights = [nn.Parameter(seeded((4, 3), 0, i)) for i in range(2)]
+    return cls(weights), weights
+
+
+def step(optimizer):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_parameters_that_changed_are_named(cls):
+    def replaced(optimizer, weights):
+        optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.ones(4, 3))
+
+    def cast(optimizer, weights):
+        weights[0].data = weights[0].data.bfloat16()
+
+    def cut(optimizer, weights):
+        weights[0].data = weights[0].data[:2]
+
+    def regrouped(optimizer, weights):
+        optimizer.param_groups.append(
+            optimizer.param_groups[0] | {"params": [optimizer.param_groups[0]["params"].pop()]}
+        )
+
+    for change in (replaced, cast, cut, regrouped):
+        optimizer, weights = pair(cls)
+        change(optimizer, weights)
+        with raises_naming(ValueError, cls.__name__, "build the optimizer after"):
+            step(optimizer)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_parameter_taken_out_of_its_group_is_frozen(cls):
+    optimizer, weights = pair(cls)
+    step(optimizer)
+    frozen = optimizer.param_groups[0]["params"].pop(0)
+    before = [w.detach().clone() for w in weights]
+    step(optimizer)
+    step(optimizer)
+    assert frozen is weights[0] and torch.equal(weights[0].detach(), before[0])
+    assert not torch.equal(weights[1].detach(), before[1])
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_optimizer_built_before_to_empty_says_so(cls):
+    with torch.device("meta"):
+        model = nn.Linear(4, 3, bias=False)
+    optimizer = cls(model.parameters())
+    model.to_empty(device="cpu")
+    model(torch.ones(4)).sum().backward()
+    with raises_naming(ValueError, cls.__name__, "no parameter", "to_empty"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("cls", [Muon, SOAP, Lion])
+def test_an_optimizer_built_before_fully_shard_says_so(cls):
+    def on_rank(rank):
+        model = nn.Linear(4, 4, bias=False)
+        optimizer = cls(model.parameters())
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        with raises_naming(ValueError, cls.__name__, "fully_shard"):
+            optimizer.step()
+
+    run_threads(2, on_rank)
+
+
+def test_a_later_step_and_frozen_parameters_may_lack_all_gradients():
+    optimizer, weights = pair(Muon)
+    step(optimizer)
+    optimizer.zero_grad()
+    optimizer.step()
+    frozen, weights = pair(Lion)
+    for weight in weights:
+        weight.requires_grad_(False)
+    frozen.step()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_tensors_of_another_kind(cls):
+    for dtype in (torch.complex64, torch.int32):
+        with raises_naming(ValueError, str(dtype), "floating-point"):
+            cls([nn.Parameter(torch.ones(4, 3, dtype=dtype), requires_grad=False)])
+    weight = nn.Parameter(torch.ones(4, 3))
+    with raises_naming(ValueError, "twice"):
+        cls([weight, weight])
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = cls(table.named_parameters())
+    table(torch.tensor([1])).sum().backward()
+    before = table.weight.detach().clone()
+    with raises_naming(ValueError, "weight", "sparse=False"):
+        optimizer.step()
+    assert torch.equal(table.weight.detach(), before)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (0, 3, 4), (2, 0, 4)])
+def test_empty_matrices_are_left_alone(cls, shape):
+    weights = [nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(4, 3))]
+    optimizer = cls(weights)
+    step(optimizer)
+    step(optimizer)
+    assert not torch.equal(weights[1].detach(), torch.ones(4, 3))
+    step(cls([nn.Parameter(torch.ones(shape))]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "flat"),
+    [
+        ((6, 4, 3, 3), {}, (6, 36)),
+        ((6, 4, 2, 3, 3), {}, (6, 72)),
+        ((6, 4, 3), {"stack": False}, (6, 12)),
+        ((6, 4, 3, 3), {"stack": False, "conv1d": True}, (6, 36)),
+        ((6, 4, 3, 3), {"split": 2}, (6, 36)),
+    ],
+)
+@pytest.mark.parametrize("cls", find_rules())
+def test_a_kernel_is_one_matrix(cls, shape, settings, flat):
+    kernel = nn.Parameter(seeded(shape, 0, dtype=torch.float64))
+    matrix = nn.Parameter(kernel.detach().reshape(flat).clone())
+    matrix_settings = {key: value for key, value in settings.items() if key != "stack"}
+    optimizers = cls([{"params": [kernel], **settings}]), cls([{"params": [matrix], **matrix_settings}])
+    for t in range(3):
+        kernel.grad = seeded(shape, 1 + t, dtype=torch.float64)
+        matrix.grad = kernel.grad.reshape(flat)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(kernel.detach().reshape(flat), matrix.detach())
+
+
+def test_stacks_stay_stacks():
+    """[E, m, n] always, four dimensions where the group says so: a polar factor for each matrix."""
+    for shape, settings in [((5, 4, 3), {}), ((2, 5, 4, 3), {"stack": True})]:
+        weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        weight.grad = seeded(shape, 1, dtype=torch.float64)
+        Muon([{"params": [weight], **settings}], lr=1.0, momentum=0.0, scale="rms_to_rms", polar="svd").step()
+        assert relative(-weight.detach(), svd_polar(weight.grad) * (4 / 3) ** 0.5) < 1e-12
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face's: weight (fan_in, fan_out)."""
+
+    def __init__(self, fan_out, fan_in):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(fan_in, fan_out))
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+
+def test_build_sees_how_a_module_stores_its_weight():
+    class Sub(Conv1D):  # as fully_shard makes one
+        pass
+
+    model = nn.ModuleDict(
+        dict(hf=Conv1D(6, 4), sub=Sub(6, 4), plain=nn.Linear(4, 6, bias=False), conv=nn.Conv1d(4, 6, 3, bias=False))
+        | dict(up=nn.ConvTranspose2d(4, 6, 3, bias=False))
+    )
+    member = build(model, {"matrix": {"_target_": "optim.Muon"}}).members["matrix"]
+    found = {name: (g["conv1d"], g["stack"]) for g in member.param_groups for name in g["param_names"]}
+    assert found == {
+        "hf.weight": (True, None),
+        "sub.weight": (True, None),
+        "plain.weight": (False, None),
+        "conv.weight": (False, False),
+        "up.weight": (True, False),
+    }
+    from transformers.pytorch_utils import Conv1D as Real
+
+    (group,) = (
+        build(Real(6, 4), {"matrix": {"_target_": "optim.Muon"}, "scalar": {"_target_": "optim.Lion"}})
+        .members["matrix"]
+        .param_groups
+    )
+    assert group["conv1d"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_loading_does_not_hide_a_replaced_parameter(cls):
+    optimizer, weights = pair(cls)
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.ones(4, 3))
+    optimizer.load_state_dict(pair(cls)[0].state_dict())
+    with raises_naming(ValueError, cls.__name__, "was not there"):
+        step(optimizer)
