@@ -17,8 +17,12 @@ class UserError(ValueError):
 
 
 @contextmanager
-def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
-    """A binary file that appears under ``path`` complete and durable, or not at all."""
+def atomic_write(path: Path | str, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
+    """A binary file that appears under ``path`` complete and durable, or not at all.
+
+    Raises:
+        FileExistsError: it is there already, and shall not be replaced (``exclusive``).
+    """
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -27,11 +31,13 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
             file.flush()
             os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide the file from other users
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if exclusive:
+            os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
         sync_folder(path.parent)
-    except BaseException:
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -40,8 +46,9 @@ def write_text(path: Path | str, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path | str, value: Any, *, exclusive: bool = False) -> None:
+    with atomic_write(path, exclusive=exclusive) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """What all optimizers here share: the frame of a step, checks of settings, and this rank's part of a tensor."""
 
+import difflib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -7,20 +9,44 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .settings import settings_of, typed
+
 Group = dict[str, Any]
 """A parameter group: ``params`` and the settings in force for them."""
 Tensors = list[Tensor]
 
+ALSO_IN_GROUPS = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
+ALSO_IN_GROUPS |= {"swa_lr"}
+"""What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
+NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius")
+
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of both families, :class:`MatrixOptimizer` and :class:`Elementwise`, which fill in the other methods."""
+    """Base of both families, :class:`MatrixOptimizer` and :class:`Elementwise`, which fill in the other methods.
+
+    Raises:
+        ValueError: a setting that does not exist or is out of range, at construction, when a state dict is loaded, or
+            in the step after it was changed; a parameter that cannot be trained so; in ``step``, before anything
+            changes, a parameter that is not what it was at construction, a sparse gradient, or no gradient at all in
+            the first step.
+    """
+
+    group_settings: dict[str, Any] = {}
+    """Types of the settings that groups have and the constructor has not."""
+    _stepped = False
 
     def check_group(self, group: Group) -> None:
         """Raises ValueError for a setting of a parameter group that is out of range."""
 
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
-        self.check_group(self.param_groups[-1])
+        self._check_settings(self.param_groups[-1], self.defaults)
+        for param, name in named(self.param_groups[-1]):
+            if not param.is_floating_point():
+                raise ValueError(f"{name} is {param.dtype}: give real floating-point tensors, such as view_as_real's")
+        if len(set(self.param_groups[-1]["params"])) < len(self.param_groups[-1]["params"]):
+            raise ValueError("a parameter is given twice: give model.parameters(), which has shared ones once")
+        self._remember()
 
     def update_params(self) -> None:
         """One update of every parameter that has a gradient."""
@@ -39,8 +65,100 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_params()
+        for index, group in enumerate(self.param_groups):
+            if self._in_force[index] != _settings(group):
+                self._check_settings(group, self.defaults)
+                self.settings_changed()
+                self._in_force[index] = _settings(group)
         self.update_params()
+        self._stepped = True
         return loss
+
+    def settings_changed(self) -> None:
+        """Called in the step after a setting of a group (other than lr) was changed, by a scheduler or by hand."""
+
+    def _remember(self) -> None:
+        """What parameters and settings are now, for the checks of later steps."""
+        self._origin = {
+            param: (index, param.shape, param.dtype, param.device)
+            for index, group in enumerate(self.param_groups)
+            for param in group["params"]
+        }
+        self._in_force = [_settings(group) for group in self.param_groups]
+
+    def _check_params(self) -> None:
+        if len(self.param_groups) != len(self._in_force):
+            raise ValueError(f"parameter groups came or went since {type(self).__name__} was built: {_BUILD}")
+        for index, group in enumerate(self.param_groups):
+            for param, name in named(group):
+                was, now = self._origin.get(param), (index, param.shape, param.dtype, param.device)
+                if was is None:
+                    raise ValueError(f"{name} was not there when {type(self).__name__} was built: {_BUILD}")
+                if was != now:
+                    changes = ", ".join(f"{a} -> {b}" for a, b in zip(was, now, strict=True) if a != b)
+                    raise ValueError(
+                        f"{name} changed since {type(self).__name__} was built (group, shape, dtype or device: "
+                        f"{changes}): {_BUILD}"
+                    )
+                if param.grad is not None and param.grad.layout != torch.strided:
+                    raise ValueError(f"{name} has a sparse gradient: use nn.Embedding(sparse=False) or SparseAdam")
+
+    def check_first_gradients(self) -> None:
+        """Raises ValueError in a first step without any gradient: the parameters are not those that the model uses."""
+        trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad and p.numel()]
+        if not self._stepped and trainable and all(p.grad is None for p in trainable):
+            raise ValueError(f"no parameter of {type(self).__name__} has a gradient in the first step: {_BUILD}")
+
+    def check_groups(self) -> None:
+        """Raises ValueError for a setting of any group that does not exist or is out of range."""
+        for group in self.param_groups:
+            self._check_settings(group, self.defaults)
+
+    def _check_settings(self, group: Group, defaults: Group) -> None:
+        types = settings_of(type(self)) | self.group_settings
+        for key, value in group.items():
+            if key in ALSO_IN_GROUPS:
+                continue
+            if key not in defaults:
+                close = difflib.get_close_matches(key, defaults, 1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(defaults)}"
+                raise ValueError(f"{key}={value}: {type(self).__name__} has no such setting of a group; {hint}")
+            try:
+                group[key] = typed(value, types.get(key, Any))
+            except ValueError as error:
+                raise ValueError(f"{key}={value}: {error}") from None
+            if key in NEVER_NEGATIVE and not 0 <= group[key] < math.inf:
+                raise ValueError(f"{key}={value}: give a finite number, {key} >= 0")
+        self.check_group(group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What ``load_state_dict`` and copies end with: a group may lack settings that its checkpoint did not know."""
+        defaults = state.get("defaults") or self.defaults
+        for group in state["param_groups"]:
+            self.rename_settings(group, defaults)
+            for key, value in defaults.items():
+                group.setdefault(key, value)
+            self._check_settings(group, defaults)
+        super().__setstate__(state)
+        self._remember()
+
+    def rename_settings(self, group: Group, defaults: Group) -> None:
+        """Give settings of earlier versions their present names."""
+
+
+_BUILD = "build the optimizer after fully_shard, to_empty, to and the like, from model.parameters()"
+
+
+def named(group: Group) -> Iterable[tuple[Tensor, str]]:
+    """The parameters of a group and their names, or numbers and shapes where they have none."""
+    params = group["params"]
+    numbers = [f"parameter {i} of its group {tuple(p.shape)}" for i, p in enumerate(params)]
+    return zip(params, group.get("param_names", numbers), strict=False)
+
+
+def _settings(group: Group) -> Group:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", "step")}
 
 
 def check_fraction(**settings: float | tuple[float, ...]) -> None:

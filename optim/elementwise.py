@@ -21,6 +21,7 @@ class Elementwise(Optimizer):
                 self.state[param][name] = torch.zeros_like(param, memory_format=torch.preserve_format)
 
     def update_params(self) -> None:
+        self.check_first_gradients()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             buffers = [[local(self.state[p][name]) for p in params] for name in self.buffers]
@@ -60,7 +61,7 @@ class Signum(Elementwise):
         (momenta,) = buffers
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         _decay(group, params)
-        torch._foreach_add_(params, torch._foreach_sign(momenta), alpha=-group["lr"])
+        torch._foreach_add_(params, torch._foreach_sign(momenta), alpha=-float(group["lr"]))
 
 
 class Lion(Elementwise):
@@ -96,7 +97,7 @@ class Lion(Elementwise):
         signs = torch._foreach_lerp(momenta, grads, 1 - beta1)
         torch._foreach_sign_(signs)
         _decay(group, params)
-        torch._foreach_add_(params, signs, alpha=-group["lr"])
+        torch._foreach_add_(params, signs, alpha=-float(group["lr"]))
         torch._foreach_lerp_(momenta, grads, 1 - beta2)
 
 
@@ -157,9 +158,9 @@ def _divide_inside(group: Group, params: Tensors, grads: Tensors, squares: Tenso
     roots = torch._foreach_add(squares, group["eps"])
     torch._foreach_sqrt_(roots)
     torch._foreach_clamp_min_(roots, torch.finfo(roots[0].dtype).tiny ** 0.5)  # V underflows before G
-    torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
+    torch._foreach_addcdiv_(params, grads, roots, -float(group["lr"]))
 
 
 def _decay(group: Group, params: Tensors) -> None:
     if group["weight_decay"]:
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(params, 1 - float(group["lr"]) * group["weight_decay"])

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from .base import Group
 from .exchange import Exchange
 from .plan import MatrixSpec
-from .stacks import block_shape
+from .stacks import block_shape, matrix_shape
 
 Kind = tuple[str, dist.ProcessGroup | None]
 """A layout of :class:`Exchange`, and the ranks that it spans."""
@@ -72,7 +72,9 @@ def build_layouts(
     for index, group in enumerate(rule.param_groups):
         names = group.get("param_names") or [f"parameter {i} of group {index}" for i in range(len(group["params"]))]
         for param, name in zip(group["params"], names, strict=True):
-            refs_of[_kind(group, param, name, process_group)].append(ParamRef(param, index, name))
+            if not param.numel():
+                continue  # an empty matrix has nothing to update
+            refs_of[_kind(param, name, process_group)].append(ParamRef(param, index, name))
     layouts = []
     for (kind, ranks), refs in refs_of.items():
         compute_dtype = dtype or _default_dtype(rule, refs)
@@ -84,27 +86,33 @@ def build_layouts(
 
 
 def create_state(rule: MatrixRule, layouts: list[ParamLayout]) -> set[str]:
-    """Create all state, so that every rank and every checkpoint knows the same names; returns those of the state that
-    is sharded like its parameter."""
+    """Create all state that is missing, so that every rank and every checkpoint knows the same names; returns those of
+    the state that is sharded like its parameter."""
     shard_keys: set[str] = set()
     for layout in layouts:
         for ref, owner in zip(layout.refs, layout.exchange.plan.owners, strict=True):
             group, state = rule.param_groups[ref.group_index], rule.state[ref.param]
-            state.update(rule.shard_state(group, ref.param))
-            shard_keys |= set(state)
+            on_shards = rule.shard_state(group, ref.param)
+            state.update({k: v for k, v in on_shards.items() if k not in state})
+            shard_keys |= set(on_shards)
             if owner == layout.exchange.rank:
                 shapes = rule.owner_state(group, block_shape(group, ref.param.shape))
                 dtype = _state_dtype(layout.dtype)
-                state.update({k: torch.zeros(s, dtype=dtype, device=ref.param.device) for k, s in shapes.items()})
+                new = {k: s for k, s in shapes.items() if k not in state}
+                state.update({k: torch.zeros(s, dtype=dtype, device=ref.param.device) for k, s in new.items()})
     return shard_keys
 
 
-def _kind(group: Group, param: Tensor, name: str, process_group: dist.ProcessGroup | None) -> Kind:
+def check_matrix(group: Group, param: Tensor, name: str) -> None:
+    """Raises ValueError for a parameter that is not made of matrices which the group's ``split`` divides."""
     if param.ndim < 2:
         raise ValueError(f"{name} has shape {tuple(param.shape)}: a matrix optimizer takes matrices (2-D or more)")
-    fan_out = param.shape[-1 if group["conv1d"] else -2]
+    fan_out = matrix_shape(group, param.shape)[-1 if group["conv1d"] else -2]
     if fan_out % group["split"]:
         raise ValueError(f"{name}: split={group['split']} does not divide its fan-out of {fan_out}")
+
+
+def _kind(param: Tensor, name: str, process_group: dist.ProcessGroup | None) -> Kind:
     if not isinstance(param, DTensor):
         shared = process_group is not None and dist.get_world_size(process_group) > 1
         return ("replicated", process_group) if shared else ("single", None)

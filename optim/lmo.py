@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .polar import finite_part, polar
+from .polar import finite_part, polar, power_of_two
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,20 @@ def _gain(x: Tensor) -> float:
 
 
 def _entries(x: Tensor, p: float) -> Tensor:
-    norm: Tensor = vector_norm(x, p, dim=_dims(x))
-    return norm
+    return _length(x, _dims(x)) if p == 2 else torch.as_tensor(vector_norm(x, p, dim=_dims(x)))
+
+
+def _length(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The Euclidean norm over dims, also where its square leaves the range of x's dtype."""
+    power = power_of_two(x, dims)
+    length: Tensor = vector_norm(x * power, dim=dims, keepdim=True) / power
+    return length.squeeze(dims)
 
 
 def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """x divided by its Euclidean norm over dims; 0 stays 0."""
     full = _full(x)
+    full = full * power_of_two(full, dims)
     length = vector_norm(full, dim=dims, keepdim=True)
     return torch.where(length == 0, 0.0, full / length).to(x.dtype)
 
@@ -143,15 +150,15 @@ NORMS: dict[str, Norm] = {
     ),
     # the largest RMS of a column: max ‖Wv‖_RMS over ‖v‖₁ <= 1
     "one_to_rms": Norm(
-        lambda x: vector_norm(x, dim=-2).amax(-1) / math.sqrt(x.shape[-2]),
-        lambda x: vector_norm(x, dim=-2).sum(-1) * math.sqrt(x.shape[-2]),
+        lambda x: _length(x, (-2,)).amax(-1) / math.sqrt(x.shape[-2]),
+        lambda x: _length(x, (-2,)).sum(-1) * math.sqrt(x.shape[-2]),
         lambda x, _: _unit(x, (-2,)) * math.sqrt(x.shape[-2]),
         True,
     ),
     # √n times the largest norm of a row: max ‖Wv‖_∞ over ‖v‖_RMS <= 1
     "rms_to_inf": Norm(
-        lambda x: vector_norm(x, dim=-1).amax(-1) * math.sqrt(x.shape[-1]),
-        lambda x: vector_norm(x, dim=-1).sum(-1) / math.sqrt(x.shape[-1]),
+        lambda x: _length(x, (-1,)).amax(-1) * math.sqrt(x.shape[-1]),
+        lambda x: _length(x, (-1,)).sum(-1) / math.sqrt(x.shape[-1]),
         lambda x, _: _unit(x, (-1,)) / math.sqrt(x.shape[-1]),
         True,
     ),

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Tensors, check_count, local
+from .base import Group, Optimizer, Tensors, check_count, local, named
 from .exchange import Transfer
-from .layout import EngineSettings, ParamLayout, build_layouts, create_state
+from .layout import EngineSettings, ParamLayout, build_layouts, check_matrix, create_state
 from .stacks import as_parameter, block_shape, cat_states, split_state
 
 __all__ = ["EngineSettings", "Group", "MatrixOptimizer", "ParamsT", "Tensors", "local"]  # what a rule needs
@@ -34,11 +34,14 @@ class MatrixOptimizer(Optimizer):
     """Base of the rules that precondition whole matrices.
 
     Args:
-        params: matrices (>= 2-D; leading dimensions are a stack, e.g. experts ``[E, m, n]``), plain tensors or
-            DTensors that FSDP2 sharded on dimension 0.  Named parameters give better error messages.
+        params: matrices (m, n), stacks of matrices such as experts [E, m, n], and convolutions' kernels
+            [O, I, kh, kw], each one matrix [O, I kh kw]; plain tensors or DTensors that FSDP2 sharded on dimension 0.
+            Named parameters give better error messages.
         defaults: the rule's settings.  Every group also has ``split`` (the matrix is that many blocks of equal
             size along the fan-out dimension, each preconditioned alone: 3 for a fused QKV, the number of heads
-            for per-head Muon) and ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``).
+            for per-head Muon), ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``) and
+            ``stack`` (True: all but the last two dimensions count matrices; False: the first dimension is the fan-out,
+            the others are the fan-in; by default True for three dimensions, so say False for ``nn.Conv1d``).
         process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
         dtype: in which matrices are preconditioned; by default bfloat16 on CUDA where the rule allows it (not for
             float64), otherwise the widest dtype of the parameters.
@@ -52,6 +55,7 @@ class MatrixOptimizer(Optimizer):
         RuntimeError: in ``step``, before any matrix travels, if a gradient is missing on some ranks only.
     """
 
+    group_settings = {"split": int, "conv1d": bool, "stack": bool | None, "step": int}
     half_precision = False  # whether bfloat16 is the better dtype on CUDA
 
     def __init__(
@@ -69,7 +73,7 @@ class MatrixOptimizer(Optimizer):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}")
         self._layouts: list[ParamLayout] = []
-        super().__init__(params, {"split": 1, "conv1d": False, "step": 0, **defaults})
+        super().__init__(params, {"split": 1, "conv1d": False, "stack": None, "step": 0, **defaults})
         self._layouts = build_layouts(self, process_group, dtype, comm_dtype, bucket_bytes)
         self._shard_keys = create_state(self, self._layouts)
 
@@ -109,7 +113,8 @@ class MatrixOptimizer(Optimizer):
 
     def apply(self, group: Group, params: Tensors, updates: Tensors, scales: list[float]) -> None:
         """On shards: W <- (1 - lr * weight_decay) W - lr * scale * update, decay masked if ``cautious``."""
-        decay = group["lr"] * group.get("weight_decay", 0.0)
+        lr = float(group["lr"])
+        decay = lr * group.get("weight_decay", 0.0)
         if decay and group.get("cautious", False):
             for param, update in zip(params, updates, strict=True):
                 param.sub_((update * param).ge_(0).mul_(param), alpha=decay)
@@ -118,15 +123,20 @@ class MatrixOptimizer(Optimizer):
         for scale in set(scales):
             chosen = [i for i, other in enumerate(scales) if other == scale]
             scaled = [params[i] for i in chosen], [updates[i] for i in chosen]
-            torch._foreach_add_(*scaled, alpha=-group["lr"] * scale)
+            torch._foreach_add_(*scaled, alpha=-lr * scale)
 
     # The step ------------------------------------------------------------------------------------------------
 
     def update_params(self) -> None:
         """The engine does not wait for the device; eigh, svd and Newton roots of a rule do."""
-        active = [[i for i, ref in enumerate(layout.refs) if ref.param.grad is not None] for layout in self._layouts]
+        present = {param for group in self.param_groups for param in group["params"]}  # removed ones are frozen
+        active = [
+            [i for i, ref in enumerate(layout.refs) if ref.param.grad is not None and ref.param in present]
+            for layout in self._layouts
+        ]
         for layout, indices in zip(self._layouts, active, strict=True):
             _check_same_gradients(layout, indices)
+        self.check_first_gradients()
         for group in self.param_groups:
             group["step"] += 1
         for layout, indices in zip(self._layouts, active, strict=True):
@@ -183,9 +193,8 @@ class MatrixOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
-        for group in self.param_groups:
-            for old in RENAMED.keys() & group.keys() - self.defaults.keys():
-                group[RENAMED[old]] = group.pop(old)
+        for group in self.param_groups:  # of settings that this one began without
+            self._shard_keys.update(*(self.shard_state(group, param) for param in group["params"][:1]))
         for number, param in zip(saved, params, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
                 if key not in self._shard_keys and isinstance(value, Tensor):
@@ -202,8 +211,21 @@ class MatrixOptimizer(Optimizer):
         if self._layouts:
             raise RuntimeError("give all parameter groups at construction: the owners of matrices are chosen once")
         _check_renamed({key: value for key, value in param_group.items() if key not in self.defaults})
-        check_count(split=param_group.get("split", 1))
         super().add_param_group(param_group)
+
+    def _check_settings(self, group: Group, defaults: Group) -> None:
+        super()._check_settings(group, defaults)
+        check_count(split=group["split"])
+        for param, name in named(group):
+            check_matrix(group, param, name)
+
+    def settings_changed(self) -> None:
+        """A scheduler may have set a momentum where there was none: its state begins at zero."""
+        self._shard_keys |= create_state(self, self._layouts)
+
+    def rename_settings(self, group: Group, defaults: Group) -> None:
+        for old in RENAMED.keys() & group.keys() - defaults.keys():
+            group[RENAMED[old]] = group.pop(old)
 
 
 def _check_same_gradients(layout: ParamLayout, active: list[int]) -> None:

@@ -34,7 +34,7 @@ def minimax_quintic(lower: float, upper: float) -> Quintic:
         a, b, c, error = _solve([[x, x**3, x**5, sign, 1.0] for x, sign in zip(points, (1, -1, 1, -1), strict=True)])
         if abs(error - last_error) <= 1e-15:
             break
-        root = math.sqrt(9 * b * b - 20 * a * c)
+        root = math.sqrt(max(0.0, 9 * b * b - 20 * a * c))  # rounding may make it negative on a short interval
         inner = math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))
         last_error = error
     return a / upper, b / upper**3, c / upper**5

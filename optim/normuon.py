@@ -1,12 +1,12 @@
 """NorMuon: Muon with a second moment per neuron (Li et al. 2025, arXiv 2510.05491, algorithm 1)."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from .base import check_fraction
-from .matrix import Group, ParamsT
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
 from .muon import Muon
 from .stacks import frobenius_norm
 
@@ -36,13 +36,21 @@ class NorMuon(Muon):
         beta2: float = 0.95,
         eps: float = 1e-8,
         scale: str = "match_rms",
-        **muon: Any,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
+        polar: str = "polar_express",
+        polar_steps: int | None = None,
+        **engine: Unpack[EngineSettings],
     ):
-        super().__init__(params, lr, scale=scale, **muon)
-        for settings in (self.defaults, *self.param_groups):
-            settings.setdefault("beta2", beta2)
-            settings.setdefault("eps", eps)
-            check_fraction(beta2=settings["beta2"])
+        settings: Group = dict(lr=lr, beta2=beta2, eps=eps, scale=scale, momentum=momentum, nesterov=nesterov)
+        settings |= dict(weight_decay=weight_decay, cautious=cautious, polar=polar, polar_steps=polar_steps)
+        MatrixOptimizer.__init__(self, params, settings, **engine)
+
+    def check_group(self, group: Group) -> None:
+        super().check_group(group)
+        check_fraction(beta2=group["beta2"])
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         k, m, _ = shape
@@ -52,7 +60,8 @@ class NorMuon(Muon):
         mean_square = state["row_mean_square"]
         update = super().precondition(group, stack, state).to(mean_square.dtype)
         mean_square.lerp_(update.square().mean(-1), 1 - group["beta2"])
-        normalised: Tensor = update / (mean_square.sqrt() + group["eps"]).unsqueeze(-1)
+        floor = torch.finfo(update.dtype).tiny ** 0.5  # a row of zeros stays one without eps
+        normalised: Tensor = update / (mean_square.sqrt() + group["eps"]).clamp_min(floor).unsqueeze(-1)
         length = frobenius_norm(normalised).clamp_min(torch.finfo(update.dtype).tiny)
         return normalised.mul_(frobenius_norm(update) / length)
 

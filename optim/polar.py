@@ -97,9 +97,21 @@ def _pieces(x: Tensor) -> Sequence[Tensor]:
 
 def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
     out.copy_(x)  # first: the result must not depend on the memory layout of x through the order of the sum
+    out.mul_(power_of_two(out))
     norm = torch.linalg.vector_norm(out, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     # The floor is below every norm whose square float32 can hold: it only keeps zero finite.
     out.mul_((norm * (1 + safety)).clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_())
+
+
+def power_of_two(x: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """The factor that brings squares of x's entries back into the range of float32 (or x's wider dtype), with x's
+    dimensions ``dims`` reduced to 1: 1 where the norm is ordinary, else the power of two for which the largest entry is
+    about 1.  Multiplying by it rounds nothing; nothing waits for the device."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    limits, norm = torch.finfo(wide), torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
+    largest = torch.linalg.vector_norm(x, math.inf, dim=dims, keepdim=True, dtype=wide)
+    power = (torch.frexp(largest).mantissa / largest).clamp(limits.tiny, 1 / limits.tiny).nan_to_num_(1.0)  # of 0, inf
+    return torch.where((norm >= limits.tiny**0.5) & norm.isfinite(), 1.0, power)
 
 
 def _apply(segments: Segments, x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:

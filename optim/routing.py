@@ -10,7 +10,6 @@ Every parameter has exactly one role:
 
 import difflib
 import importlib
-import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,9 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .base import Optimizer
 from .matrix import RENAMED, MatrixOptimizer
+from .settings import settings_of, typed
 
 ROLES = ("matrix", "embedding", "head", "scalar")
+HF_CONV1D = ("transformers.pytorch_utils", "Conv1D")
 
 
 def assign_roles(model: nn.Module, head: str = "lm_head") -> dict[str, str]:
@@ -55,12 +57,12 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
     module, _, name = target.rpartition(".")
     try:
         optimizer = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module's own code raises
         raise ValueError(f"{where}._target_={target}: no such class ({error}); such as torch.optim.AdamW") from None
-    if not isinstance(optimizer, type):
-        raise ValueError(f"{where}._target_={target}: not a class; such as torch.optim.AdamW")
+    if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"{where}._target_={target}: not an optimizer class; such as torch.optim.AdamW")
     kwargs = {key: value for key, value in settings.items() if key != "_target_"}
-    accepted = _settings_of(optimizer)
+    accepted = settings_of(optimizer)
     for key, value in kwargs.items():
         if RENAMED.get(key) in accepted and key not in accepted:
             raise ValueError(f"{where}.{key}={value}: this setting is now called {RENAMED[key]}")
@@ -68,28 +70,11 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
             close = difflib.get_close_matches(key, accepted, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted)}"
             raise ValueError(f"{where}.{key}={value}: {target} has no such setting; {hint}")
-    for key in ("dtype", "comm_dtype"):
-        if isinstance(kwargs.get(key), str):
-            kwargs[key] = _dtype(kwargs[key], f"{where}.{key}")
-    return optimizer, {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
-
-
-def _dtype(name: str, where: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"{where}={name}: give bfloat16, float16, float32 or float64")
-    return dtype
-
-
-def _settings_of(optimizer: type) -> list[str]:
-    """Keyword arguments of a class; ``**kwargs`` stands for those of its bases."""
-    names: list[str] = []
-    for cls in optimizer.__mro__:
-        parameters = inspect.signature(cls).parameters.values()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in ("params", "defaults", "process_group")]
+        try:
+            kwargs[key] = typed(value, accepted[key])
+        except ValueError as error:
+            raise ValueError(f"{where}.{key}={value}: {error}") from None
+    return optimizer, kwargs
 
 
 def build(
@@ -119,13 +104,32 @@ def build(
         if not config.get(role):
             raise ValueError(f"optim.{role} is missing, but the model has {len(parameters)} such parameters")
         optimizer, kwargs = resolve_target(config[role], f"optim.{role}")
+        groups: list[Any] = parameters
         if issubclass(optimizer, MatrixOptimizer):
             kwargs["process_group"] = process_group
+            groups = _group_by_layout(model, parameters)
         try:
-            members[role] = optimizer(parameters, **kwargs)
+            members[role] = optimizer(groups, **kwargs)
         except (TypeError, ValueError) as error:
             raise ValueError(f"optim.{role}: {error}") from None
     return Optimizers(members, roles)
+
+
+def _group_by_layout(model: nn.Module, parameters: list[tuple[str, Tensor]]) -> list[Any]:
+    """Groups for the weights that are stored otherwise than (fan_out, fan_in) or [E, m, n], which only their modules
+    know: Hugging Face's Conv1D and torch's convolutions."""
+    settings: dict[Any, tuple[tuple[str, bool], ...]] = {}
+    for module in model.modules():
+        if any((cls.__module__, cls.__name__) == HF_CONV1D for cls in type(module).__mro__):
+            settings[module.weight] = (("conv1d", True),)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            settings[module.weight] = (("stack", False),)
+        elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            settings[module.weight] = (("stack", False), ("conv1d", True))
+    kinds: dict[tuple[tuple[str, bool], ...], list[tuple[str, Tensor]]] = {}
+    for name, parameter in parameters:
+        kinds.setdefault(settings.get(parameter, ()), []).append((name, parameter))
+    return [{"params": members, **dict(kind)} for kind, members in kinds.items()]
 
 
 class Optimizers:
@@ -200,6 +204,8 @@ class Optimizers:
                     for full, value in state["numbers"].items():
                         if full.startswith(prefix):
                             member.state[parameter][full.removeprefix(prefix)] = value
+            if isinstance(member, Optimizer):
+                member.check_groups()
 
     def init_state(self, names: Iterable[str]) -> None:
         """Create the state that torch's optimizers create in their first step, where ``names`` (as in

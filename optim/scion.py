@@ -2,7 +2,8 @@
 
 from typing import Unpack
 
-from .matrix import EngineSettings, Group, ParamsT
+from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
+from .settings import typed
 from .steepest import Steepest
 
 
@@ -40,13 +41,22 @@ class Scion(Steepest):
         polar_steps: int | None = None,
         **engine: Unpack[EngineSettings],
     ):
-        decay = 1.0 if constrained else 0.0
-        super().__init__(params, lr, norm, "normalised", momentum, decay, polar, polar_steps, **engine)
-        for settings in (self.defaults, *self.param_groups):
-            settings.setdefault("radius", radius)
+        settings: Group = dict(lr=lr, norm=norm, form="normalised", momentum=momentum, radius=radius)
+        settings |= dict(weight_decay=float(typed(constrained, bool)), polar=polar, polar_steps=polar_steps)
+        MatrixOptimizer.__init__(self, params, settings, **engine)
+
+    def add_param_group(self, param_group: Group) -> None:
+        if "constrained" in param_group:
+            param_group["weight_decay"] = float(typed(param_group.pop("constrained"), bool))
+        super().add_param_group(param_group)
 
     def check_group(self, group: Group) -> None:
         super().check_group(group)
+        if group["weight_decay"] not in (0, 1) or group["form"] != "normalised":
+            raise ValueError(
+                f"weight_decay={group['weight_decay']}, form={group['form']}: Scion has neither; give constrained "
+                "(true or false) and radius, or use Steepest"
+            )
         if group["weight_decay"] and not 0.0 <= group["lr"] <= 1.0:
             raise ValueError(f"lr={group['lr']} is not in [0, 1], so that constrained=True would leave the ball")
 

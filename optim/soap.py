@@ -52,6 +52,8 @@ class SOAP(MatrixOptimizer):
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])
         check_count(update_freq=group["update_freq"])
+        if group["max_dim"] < 0:
+            raise ValueError(f"max_dim={group['max_dim']}: give a length, or 0 for no basis at all")
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         state: dict[str, tuple[int, ...]] = {"momentum": shape, "second_moment": shape}

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 
+def matrix_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[..., m, n] of a parameter: kernels [O, I, kh, kw] are one matrix [O, I·kh·kw], experts [E, m, n] are E."""
+    is_stack = group["stack"] if group["stack"] is not None else len(shape) <= 3
+    return tuple(shape) if is_stack or len(shape) == 2 else (shape[0], math.prod(shape[1:]))
+
+
 def block_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(number of blocks, fan_out, fan_in) of a parameter."""
+    shape = matrix_shape(group, shape)
     fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
     return math.prod(shape[:-2]) * group["split"], fan_out // group["split"], fan_in
 
@@ -16,7 +23,8 @@ def block_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int
 def as_parameter(group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Blocks [k, fan_out, fan_in] in the parameter's shape; a view where the blocks are contiguous."""
     if group["conv1d"]:
-        return blocks.reshape(*shape[:-2], shape[-1], shape[-2]).mT
+        *stack, m, n = matrix_shape(group, shape)
+        return blocks.reshape(*stack, n, m).mT.reshape(shape)
     return blocks.reshape(shape)
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trainer.config import world_size  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
 from trainer.loop import Trainer  # noqa: E402
+from trainer.metrics.environment import describe  # noqa: E402
 from trainer.parallel import teardown  # noqa: E402
 from trainer.run import storage  # noqa: E402
 from trainer.run.dcp_index import read_index  # noqa: E402
@@ -74,7 +75,7 @@ def measure(trainer: Trainer, repeat: int) -> dict[str, list[float]]:
 def report(trainer: Trainer, pauses: dict[str, list[float]]) -> None:
     folder = storage.committed(trainer.checkpoints.folder)[0]
     written = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{trainer.metrics.describe()}, {trainer.config.optim.name}")
+    print(f"{describe(trainer.parallel)}, {trainer.config.optim.name}")
     print(
         f"tensors {tensor_bytes(folder):,} bytes; written {written:,} bytes: {written / tensor_bytes(folder):.4f} times"
     )

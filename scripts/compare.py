@@ -64,8 +64,8 @@ def _positive(text: str) -> float:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        runs = [records.read_run(path, place) for path, place in records.find_records(options.runs)]
-        _warn(runs)
+        runs = [records.read_run(path, shown) for path, shown in records.find_records(options.runs)]
+        _print_warnings(runs)
         if not any(run.losses for run in runs):
             raise records.RecordError("none of these records holds a validation loss; there is nothing to draw")
         comparison = groups.compare(runs, options.target, options.baseline)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: --out {options.out}: cannot write there ({error.strerror})", file=sys.stderr)
         return 1
-    _say(comparison, rows, options.out)
+    _print_summary(comparison, rows, options.out)
     if options.wandb:
         publish(options.wandb, options.out)
     return 0
@@ -91,7 +91,7 @@ def write(
 ) -> None:
     """Make all four outputs before the first is written, so that a failure leaves no mixture of old and new."""
     sentences = claims.claims(comparison, rows, options.sigma, options.loss_per_step)
-    notes = [f"{run.place}:{line}: {text}" for run in runs for line, text in run.warnings]
+    notes = [f"{run.shown_path}:{line}: {text}" for run in runs for line, text in run.warnings]
     model, data = comparison.setting["model"], comparison.setting["data"]
     title = options.title or f"Speedrun: {model or 'unknown model'} on {data or 'unknown data'}"
     drawn = report.published() if options.published else []
@@ -127,13 +127,13 @@ def publish(project: str, out: str) -> None:
     print(f"wandb {where}")
 
 
-def _warn(runs: list[records.Run]) -> None:
+def _print_warnings(runs: list[records.Run]) -> None:
     for run in runs:
-        for line, text in run.faults + run.warnings:
+        for line, text in run.errors + run.warnings:
             print(f"warning: {run.path}{f':{line}' if line else ''}: {text}", file=sys.stderr)
 
 
-def _say(comparison: groups.Comparison, rows: list[table.Row], out: str) -> None:
+def _print_summary(comparison: groups.Comparison, rows: list[table.Row], out: str) -> None:
     for run, reasons in comparison.aside:
         print(f"set aside: {run.name}: {'; '.join(reasons)}", file=sys.stderr)
     for row in rows:

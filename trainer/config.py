@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -19,10 +21,15 @@ from common import UserError
 from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
-from trainer.language_model import ModelConfig, by_family, model_class, resolve_model
+from trainer.language_model import ModelConfig, by_family, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel
 from trainer.model import GPTConfig
 
+ABOVE_ZERO = (
+    *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
+    *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.tokens", "optim.lr_scale"),
+    *("checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last", "logger.every"),
+)
 OPEN_SECTIONS = ("model", "data.source", *(f"optim.{role}" for role in ROLES))
 
 
@@ -30,6 +37,7 @@ class Resume(StrEnum):
     auto = "auto"  # go on where this run's directory stands, or start
     never = "never"  # start, and refuse a directory that already holds this run
     must = "must"  # refuse to start anew
+    restart = "restart"  # as auto, but where a record has no checkpoint: keep it as metrics.1.jsonl, and start
 
 
 class Dtype(StrEnum):
@@ -56,6 +64,16 @@ class RunConfig:
     resume: Resume = Resume.auto
     from_: str | None = None  # typed run.from: another run, or one of its checkpoints, to go on from
     processes: int | None = None  # of a run that no torchrun has started; default: one
+
+    @property
+    def path(self) -> Path:
+        """``dir``, once the run has one."""
+        assert self.dir is not None
+        return Path(self.dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
 
 @dataclass
@@ -158,8 +176,7 @@ def keys(section: type = Config, prefix: str = "") -> Iterator[str]:
 def validate(composed: DictConfig, world_size: int) -> Config:
     """The typed config with every derived value filled in, after all checks.
 
-    Raises:
-        UserError: naming the key, the value and the mend.
+    Raises UserError: naming the key, the value and the mend.
     """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
@@ -170,7 +187,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     config.run.name = config.run.name or f"{config.optim.name}-{config.model.name}-{config.data.name}-s{config.seed}"
     if config.train.dtype == Dtype.auto:
         config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32
-    check_positive(config)
+    check_numbers(config)
     if config.run.processes not in (None, world_size):
         raise UserError(f"run.processes={config.run.processes}, but {world_size} were started: leave it to torchrun")
     try:
@@ -182,48 +199,44 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     except ValueError as error:
         raise UserError(str(error)) from None
     fit_batch(config, world_size)
-    check_eval(config)
-    check_schedule(config)
+    try:
+        schedule.build(**asdict(config.schedule), steps=config.train.steps)
+    except ValueError as error:
+        raise UserError(f"schedule.{error}") from None
     return config
 
 
-def check_positive(config: Config) -> None:
-    for section, names in {
-        "run": ("processes",),
-        "train": ("steps", "batch_tokens", "seq_len", "micro_batch", "clip", "max_minutes", "timeout_minutes"),
-        "eval": ("every", "tokens"),
-        "checkpoint": ("every", "minutes", "keep_last"),
-        "logger": ("every",),
-    }.items():
-        for name in names:
-            value = getattr(getattr(config, section), name)
-            if value is not None and not value > 0:
-                raise UserError(f"{section}.{name}={value}: give a number above 0")
-    for section, name in (("train", "max_skips"), ("checkpoint", "keep_best")):
-        value = getattr(getattr(config, section), name)
+def check_numbers(config: Config) -> None:
+    for key in ABOVE_ZERO:
+        value = attrgetter(key)(config)
+        if value is not None and not value > 0:
+            raise UserError(f"{key}={value}: give a number above 0")
+    for key in ("train.max_skips", "checkpoint.keep_best"):
+        value = attrgetter(key)(config)
         if value < 0:
-            raise UserError(f"{section}.{name}={value}: give 0 or more")
+            raise UserError(f"{key}={value}: give 0 or more")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}: give a number from 0 to {2**32 - 1}")
+    check_multiple("eval.tokens", config.eval.tokens, config.train.seq_len)
+
+
+def check_multiple(key: str, tokens: int, seq_len: int) -> None:
+    if tokens % seq_len:
+        raise UserError(f"{key}={tokens} is no multiple of train.seq_len={seq_len}: {nearest(tokens, seq_len)}")
 
 
 def fit_batch(config: Config, world_size: int) -> None:
     """Check that the global batch divides over ranks and passes; choose ``train.micro_batch`` where it is not given."""
     train = config.train
-    if train.batch_tokens % train.seq_len:
-        raise UserError(
-            f"train.batch_tokens={train.batch_tokens} is no multiple of train.seq_len={train.seq_len}: "
-            f"nearest {nearest(train.batch_tokens, train.seq_len)}"
-        )
+    check_multiple("train.batch_tokens", train.batch_tokens, train.seq_len)
     sequences = train.batch_tokens // train.seq_len
     unit = world_size * (train.micro_batch or 1)
     if sequences % unit:
         split = f"{world_size} ranks" if world_size > 1 else "1 rank"
         split += f" x train.micro_batch={train.micro_batch}" if train.micro_batch else ""
-        mend = f"nearest {nearest(train.batch_tokens, unit * train.seq_len)}"
+        mend = nearest(train.batch_tokens, unit * train.seq_len)
         if train.micro_batch and sequences % world_size == 0:
-            share = sequences // world_size
-            mend += f", or train.micro_batch one of {', '.join(str(n) for n in divisors(share)[-6:])}"
+            mend += f", or train.micro_batch one of {', '.join(map(str, divisors(sequences // world_size)[-6:]))}"
         raise UserError(
             f"train.batch_tokens={train.batch_tokens} is {sequences} sequences of train.seq_len={train.seq_len} tokens,"
             f" which {split} cannot share evenly: {mend}"
@@ -240,21 +253,6 @@ def fitting_micro_batch(config: Config, sequences: int) -> int:
     return max(n for n in divisors(sequences) if n == 1 or n * per_sequence <= budget)
 
 
-def check_eval(config: Config) -> None:
-    if config.eval.tokens % config.train.seq_len:
-        raise UserError(
-            f"eval.tokens={config.eval.tokens} is no multiple of train.seq_len={config.train.seq_len}: "
-            f"nearest {nearest(config.eval.tokens, config.train.seq_len)}"
-        )
-
-
-def check_schedule(config: Config) -> None:
-    try:
-        schedule.build(**asdict(config.schedule), steps=config.train.steps)
-    except ValueError as error:
-        raise UserError(f"schedule.{error}") from None
-
-
 def check_recompute(config: Config) -> None:
     if config.parallel.activation_checkpointing and not hasattr(model_class(config.model._target_), "recompute"):
         raise UserError(
@@ -265,29 +263,30 @@ def check_recompute(config: Config) -> None:
 
 def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
     """Choose the values of the model's family, then try every role's class and settings on a small parameter."""
-    if not optim.lr_scale > 0:
-        raise UserError(f"optim.lr_scale={optim.lr_scale}: give a number above 0")
     for role in ROLES:
         settings = by_family(getattr(optim, role), model.family, f"optim.{role}", model.presets)
         setattr(optim, role, settings)
         if not settings:
             continue
-        lr = settings.get("lr", 0.0)
-        if isinstance(lr, bool) or not isinstance(lr, int | float):
-            raise UserError(f"optim.{role}.lr={lr}: give a number")
-        if "lr" in settings:
-            settings["lr"] = lr * optim.lr_scale
-        optimizer, arguments = resolve_target(settings, f"optim.{role}")
         try:
-            optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optim.{role}: {error}") from None
+            optimizer, arguments = resolve_target(settings, f"optim.{role}")
+        except ValueError as error:
+            raise UserError(one_line(error)) from None
+        if "lr" in arguments:
+            settings["lr"] = arguments["lr"] = arguments["lr"] * optim.lr_scale
+        parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
+        parameter.grad = torch.zeros_like(parameter)
+        try:
+            optimizer([parameter], **arguments).step()
+        except Exception as error:  # of any author's class; some settings contradict each other only in a step
+            said = f"{optimizer.__name__} does not take these settings: {one_line(error)}"
+            raise UserError(f"optim.{role}: {said}") from None
 
 
 def nearest(value: int, unit: int) -> str:
     """The multiples of ``unit`` around ``value``, for a message."""
     below = value // unit * unit
-    return f"{below} or {below + unit}" if below else str(unit)
+    return f"nearest {below} or {below + unit}" if below else f"nearest {unit}"
 
 
 def divisors(number: int) -> list[int]:

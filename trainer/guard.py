@@ -55,11 +55,7 @@ class NonFiniteGuard:
         self.counters[0] = count
 
     def check(self) -> None:
-        """Waits for the device.
-
-        Raises:
-            UserError: the run must not go on.
-        """
+        """Waits for the device.  Raises UserError: the run must not go on."""
         _, longest, step, loss, norm = self.counters.tolist()
         if not longest or not (self.stops or longest > self.max_skips):
             return
@@ -83,7 +79,7 @@ def guarded_step(optimizers: Optimizers, bad: Tensor) -> None:
         for param in params:
             local(param.grad).masked_fill_(bad, 0.0)
         if getattr(member, "_step_supports_amp_scaling", False):  # GradScaler's own question; no public name asks it
-            member.grad_scale, member.found_inf = None, bad.float()
+            member.grad_scale, member.found_inf = None, bad.float()  # type: ignore[attr-defined]
             member.step()
             continue
         holders = [{"param": param} for param in params] + [member.state[param] for param in params]

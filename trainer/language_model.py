@@ -12,7 +12,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -93,8 +93,7 @@ def init_tensor(name: str, shape: torch.Size, seed: int, mean: float, std: float
 def model_class(target: Any) -> type[LanguageModel]:
     """The class that ``model._target_`` names; its module may also lie in the current folder.
 
-    Raises:
-        UserError: it cannot be imported, or is not what the trainer can train.
+    Raises UserError: it cannot be imported, or is not what the trainer can train.
     """
     where = f"model._target_={target}"
     module, _, name = str(target).rpartition(".")
@@ -120,7 +119,7 @@ def model_class(target: Any) -> type[LanguageModel]:
     if cls.__abstractmethods__:
         raise UserError(f"{where}: {name} has no {', '.join(sorted(cls.__abstractmethods__))}: add it, {CONTRACT}")
     config = getattr(cls, "Config", None)
-    if not is_dataclass(config) or "__dataclass_fields__" not in vars(config) or not issubclass(config, ModelConfig):  # type: ignore[arg-type]
+    if not (isinstance(config, type) and issubclass(config, ModelConfig) and "__dataclass_fields__" in vars(config)):
         raise UserError(f"{where}: {name}.Config must be a dataclass that extends ModelConfig: add it, {CONTRACT}")
     return cls
 
@@ -128,8 +127,7 @@ def model_class(target: Any) -> type[LanguageModel]:
 def resolve_model(section: Mapping[str, Any]) -> ModelConfig:
     """The section as an instance of its class's ``Config``.
 
-    Raises:
-        UserError: naming the key, the value and the mend.
+    Raises UserError: naming the key, the value and the mend.
     """
     target = section.get("_target_", ModelConfig._target_)
     cls = model_class(target)
@@ -161,8 +159,7 @@ def by_family(settings: Mapping[str, Any], family: str, role: str, presets: str 
     """A role's ``settings`` with every ``{family: value, …}`` replaced by the entry of the model's ``family``, else of
     the family ``presets``.
 
-    Raises:
-        UserError: there is neither.
+    Raises UserError: there is neither.
     """
     chosen = {}
     for name, value in settings.items():

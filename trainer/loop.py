@@ -5,7 +5,6 @@ tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to thei
 
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,9 +19,9 @@ from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
 from trainer.run.checkpoint import Checkpoints
-from trainer.run.directory import run_id
+from trainer.run.directory import acquire_run_dir, run_id
 from trainer.run.preemption import Preempted, Preemption
-from trainer.run.resume import enter_run_dir, resume
+from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
 
@@ -41,7 +40,7 @@ class Trainer:
         self.config, train = config, config.train
         self.parallel = setup(config.parallel, dtype=train.dtype, seed=config.seed)
         set_timeouts(config.parallel.timeout_minutes)
-        self.lock = enter_run_dir(config, self.parallel)
+        config.run.dir = self.parallel.broadcast_rank0(lambda: acquire_run_dir(config))
         self.parallel.once_a_node(lambda: prepare(config.data))
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
@@ -58,18 +57,17 @@ class Trainer:
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
-        self.metrics = Metrics(config, self.parallel, run_id(Path(config.run.dir)))
-        self.checkpoints = Checkpoints(config, self.parallel, self.model, self.optimizers, self.metrics.sync)
-        self.progress, self.notices = resume(config, self.parallel, self.checkpoints)
-        self.clock.load_state_dict({"seconds": self.progress.seconds})
+        self.metrics = Metrics(config, self.parallel, run_id(config.run.path), self.split)
+        self.checkpoints = Checkpoints(
+            config, self.parallel, self.model, self.optimizers, self.split.fingerprint, self.metrics.sync
+        )
+        self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
+        self.clock.total = self.progress.seconds
         self.guard.skipped = self.progress.skipped
 
     def run(self) -> float | None:
-        """Train for ``train.steps`` updates, or until all ranks agree to stop.
-
-        Returns:
-            The last validation loss [nats per token].
-        """
+        """Train for ``train.steps`` updates, or until all ranks agree to stop; returns the last validation loss
+        [nats per token]."""
         with self.preemption:
             step, flops = self.progress.step, unwrap(self.model).flops_per_token()
             self.metrics.start(self.optimizers.table(), flops, step, unfinished=self.eval_is_due(step))
@@ -88,8 +86,7 @@ class Trainer:
     def train(self) -> str | None:
         """Every update still to be done, each with its evaluation, its line of the record and its checkpoint.
 
-        Returns:
-            Why all ranks agreed to stop; None when all updates are done.
+        Returns why all ranks agreed to stop; None when all updates are done.
         """
         first, steps, reason, save = self.progress.step, self.config.train.steps, None, False
         for step in range(first, steps + 1):
@@ -119,8 +116,7 @@ class Trainer:
     def train_step(self, step: int) -> tuple[str | None, bool]:
         """One update of the weights on the global batch of ``step``.
 
-        Returns:
-            On what all ranks agree: a reason to stop, and whether the clock on the wall says to save.
+        Returns on what all ranks agree: a reason to stop, and whether it is time to save by ``checkpoint.minutes``.
         """
         lrs = self.optimizers.set_lr(self.lr_schedule(step))
         loss = self.forward_backward(step)
@@ -162,8 +158,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """What is measured on the validation set; off the clock.
 
-        Raises:
-            Preempted: all ranks agreed to stop in the middle.
+        Raises Preempted: all ranks agreed to stop in the middle.
         """
         with self.clock.paused():
             batches = validation_batches(self.config, self.split, self.parallel)
@@ -196,4 +191,4 @@ class Trainer:
 
 def is_time(every: int | None, step: int, last: int) -> bool:
     """Whether what happens every so many updates, and after the last, happens after update ``step``."""
-    return bool(every) and (step % every == 0 or step == last)
+    return every is not None and (step % every == 0 or step == last)

@@ -1,14 +1,19 @@
-"""Ranks and their devices: which ranks together hold one copy of the weights, and a device's memory."""
+"""The processes of a run: whether they were started right, and which of them together hold one copy of the weights."""
 
 import ctypes
 import os
-import resource
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from common import UserError
+
+LAUNCH = "start with torchrun --nproc-per-node N train.py … or accelerate launch, or unset WORLD_SIZE"
 MODES = ("auto", "single", "ddp", "fsdp", "hsdp")
 
 
@@ -23,22 +28,27 @@ class ParallelConfig:
     timeout_minutes: int = 30  # of a collective: the first step compiles and reads data at each rank's own pace
 
 
-def check_parallel(config: ParallelConfig, world_size: int | None = None, local_world_size: int | None = None) -> str:
+def check_launched() -> None:
+    """Raise UserError where several processes are announced, but not how they find each other."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if world_size > 1 and key not in os.environ:
+            raise UserError(f"WORLD_SIZE={world_size} but {key} is not set: {LAUNCH}")
+
+
+def check_parallel(config: ParallelConfig, world_size: int | None = None) -> str:
     """Return the mode to run; start nothing. Raise ValueError, in one line, where the setting cannot work here.
 
-    world_size, local_world_size: ranks in all and on this node, by default as torchrun or accelerate launch set them.
+    world_size: of the job, by default as torchrun or accelerate launch set it.
     """
     launched = world_size is not None or "LOCAL_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
     world_size = world_size or int(os.environ.get("WORLD_SIZE", 1))
     if config.mode not in MODES:
         raise ValueError(f"parallel.mode={config.mode} is unknown: choose one of {', '.join(MODES)}")
-    mode = config.mode
-    if mode == "auto":
-        mode = "single" if world_size == 1 else "fsdp"
+    mode = config.mode if config.mode != "auto" else "single" if world_size == 1 else "fsdp"
     if mode == "single" and world_size > 1:
         raise ValueError(
-            f"parallel.mode=single but {world_size} processes were started: "
-            "choose ddp, fsdp or hsdp, or start one process"
+            f"parallel.mode=single but {world_size} processes were started: choose ddp, fsdp or hsdp, or start one"
         )
     if mode in ("ddp", "fsdp") and not launched:
         raise ValueError(
@@ -46,15 +56,15 @@ def check_parallel(config: ParallelConfig, world_size: int | None = None, local_
             "(or parallel=single for one process)"
         )
     if mode == "hsdp":
-        shard_group_size(config, world_size, local_world_size)
+        shard_group_size(config, world_size)
     elif config.shard_size is not None:
         raise ValueError(f"parallel.shard_size={config.shard_size} has a meaning for parallel.mode=hsdp only: unset it")
     return mode
 
 
-def shard_group_size(config: ParallelConfig, world_size: int, local_world_size: int | None = None) -> int:
+def shard_group_size(config: ParallelConfig, world_size: int) -> int:
     """Ranks in an HSDP shard group: the setting, or one node's ranks, or on one node the largest proper divisor."""
-    local = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     proper = [s for s in range(2, world_size) if world_size % s == 0]
     if not proper:
         raise ValueError(
@@ -69,6 +79,24 @@ def shard_group_size(config: ParallelConfig, world_size: int, local_world_size: 
             f"processes: choose one of {', '.join(map(str, proper))}"
         )
     return config.shard_size
+
+
+def start_processes(timeout: timedelta) -> Accelerator:
+    """Accelerate's process state, which must find as many processes as the launcher announced."""
+    check_launched()
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # or Accelerate counts the cores its own way
+        torch.set_num_threads(threads)
+    # Without cpu=True every rank on a CPU would believe that it is alone. mixed_precision is set because
+    # `accelerate launch` would otherwise take it from the user's own file.
+    handlers = [InitProcessGroupKwargs(timeout=timeout)]
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+    if (found := accelerator.num_processes) != world_size:
+        raise ValueError(f"WORLD_SIZE={world_size} but Accelerate found {found} processes: {LAUNCH}")
+    return accelerator
 
 
 def build_mesh(config: ParallelConfig, mode: str, device: str, ranks: int) -> DeviceMesh | None:
@@ -88,10 +116,3 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: below it, memory comes from the heap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """This process' peak so far: allocated device memory on CUDA, resident memory on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -6,10 +6,10 @@ NCCL and on the CPU with gloo, and is never given to `prepare`.
 """
 
 import gc
-import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common import UserError
 from optim.matrix import local
 from trainer.language_model import LanguageModel, ModelConfig, model_class
-from trainer.mesh import ParallelConfig, build_mesh, check_parallel, keep_freed_memory, peak_memory_bytes
+from trainer.mesh import ParallelConfig, build_mesh, check_parallel, keep_freed_memory, start_processes
 
 T = TypeVar("T")
 
@@ -49,29 +49,6 @@ def setup(config: ParallelConfig, *, dtype: str = "float32", seed: int = 0) -> "
         torch.set_float32_matmul_precision("high")
     mesh = build_mesh(config, mode, accelerator.device.type, accelerator.num_processes)
     return Parallel(config, mode, accelerator, mesh, getattr(torch, dtype), seed)
-
-
-def start_processes(timeout: timedelta) -> Accelerator:
-    """Accelerate's process state, which must find as many processes as the launcher announced."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    missing = [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
-    mend = "start with torchrun or accelerate launch, or unset WORLD_SIZE"
-    if world_size > 1 and missing:
-        raise ValueError(f"WORLD_SIZE={world_size} but only this process was found ({missing[0]} is not set): {mend}")
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # or Accelerate counts the cores its own way
-        torch.set_num_threads(threads)
-    # Without cpu=True every rank on a CPU would believe that it is alone. mixed_precision is set because
-    # `accelerate launch` would otherwise take it from the user's own file.
-    handlers = [InitProcessGroupKwargs(timeout=timeout)]
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
-    if accelerator.num_processes != world_size:
-        raise ValueError(
-            f"WORLD_SIZE={world_size} but Accelerate found {accelerator.num_processes} process(es): {mend}"
-        )
-    return accelerator
 
 
 def teardown() -> None:
@@ -119,9 +96,7 @@ class Parallel:
 
     # --- the model ---
 
-    def wrap(
-        self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None
-    ) -> nn.Module:
+    def wrap(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None) -> nn.Module:
         """Build the model on the meta device, arrange it over the ranks, and initialise it from (seed, parameter name).
 
         Parameter names are the bare model's in every mode, up to DDP's prefix; see `unwrap`.
@@ -156,22 +131,18 @@ class Parallel:
         output: dict[str, Any] = dict(output_dtype=torch.float32) if mixed else {}
         fully_shard(model, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(**low, **output))
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Around the call of the model alone: bfloat16 where no FSDP is, which has a precision policy of its own."""
         mixed = self.mesh is None and self.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext():
-            yield
+        return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
 
-    @contextmanager
-    def accumulate(self, model: nn.Module, last: bool) -> Iterator[None]:
+    def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of one micro-batch: gradients travel after the last one only.
 
         They are averaged over the ranks, so each rank divides its loss by its own share of the tokens."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
-        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
-            yield
+        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
     @contextmanager
     def evaluation(self, model: nn.Module) -> Iterator[None]:
@@ -196,6 +167,7 @@ class Parallel:
             dist.all_reduce(square, group=self.shard_group)
             norm = square.sqrt()
         if max_norm is not None:
+            # As torch.nn.utils.clip_grads_with_norm_, which takes parameters, does it: one kernel for all shards.
             torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
@@ -207,22 +179,33 @@ class Parallel:
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
-    def broadcast_rank0(self, compute: Callable[[], T]) -> T:
-        """What compute() returns on rank 0, on every rank. It must be picklable.
+    def gather(self, compute: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+        """What compute() returns on each rank, on every rank. It must be picklable.
 
-        Raises its UserError, or its OSError as a UserError, on every rank."""
-        outcome = broadcast_object_list([_try(compute) if self.is_main else None])[0]
-        value, error = outcome
-        if error is not None:
-            raise error
-        return value
+        Raises on every rank what the first rank that failed has raised, an OSError as a UserError."""
+        try:
+            outcomes: list[Any] = [(compute(), None)]
+        except Exception as error:
+            outcomes = [(None, error)]
+        if self.world_size > 1:
+            outcomes *= self.world_size
+            dist.all_gather_object(outcomes, outcomes[self.rank], group=group)
+        for rank, (_, failure) in enumerate(outcomes):
+            if isinstance(failure, OSError):
+                where = failure.filename or f"rank {rank}"
+                raise UserError(f"{where}: {failure.strerror or failure}; mend that") from failure
+            if failure is not None:
+                raise failure
+        return [value for value, _ in outcomes]
+
+    def broadcast_rank0(self, compute: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """What compute() returns on rank 0, on every rank; its errors are raised as by `gather`."""
+        values: list[Any] = self.gather(lambda: compute() if self.is_main else None, group)
+        return values[0]
 
     def once_a_node(self, work: Callable[[], None]) -> None:
-        """Run work on one rank of every node while the others wait; its errors are raised as in `broadcast_rank0`."""
-        _, error = _try(work) if self.local_rank == 0 else (None, None)
-        for found in gather_object([error]):
-            if found is not None:
-                raise found
+        """Run work on one rank of every node while the others wait; its errors are raised as by `gather`."""
+        self.gather(lambda: work() if self.local_rank == 0 else None)
 
     # --- the device ---
 
@@ -232,7 +215,10 @@ class Parallel:
             torch.cuda.synchronize(self.device)
 
     def peak_memory_bytes(self) -> int:
-        return peak_memory_bytes(self.device)
+        """This process' peak so far: allocated device memory on CUDA, resident memory on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def close(self) -> None:
         """Finish the trackers. The process group stays, for the next job of a sweep: one that was left cannot be
@@ -261,13 +247,3 @@ def unwrap(model: nn.Module) -> LanguageModel:
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(bare, LanguageModel)
     return bare
-
-
-def _try(compute: Callable[[], T]) -> tuple[T | None, UserError | None]:
-    """What compute() returned, or the user's mistake that it met: both can travel to other ranks."""
-    try:
-        return compute(), None
-    except UserError as error:
-        return None, error
-    except OSError as error:
-        return None, UserError(f"{error.filename or 'a file'}: {error.strerror or error}; mend that and start again")

@@ -1,4 +1,4 @@
-"""What an experiment is: a module that states a acquire_run_dir, measures it, checks it and draws it.
+"""What an experiment is: a module that states a claim, measures it, checks it and draws it.
 
 A module has
     TITLE       one line

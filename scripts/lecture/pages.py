@@ -61,7 +61,7 @@ def index() -> str:
         'The lecture is "Стохастический градиентный спуск. Адаптивные методы. Оптимизация нейронных сетей" '
         '("Stochastic gradient descent. Adaptive methods. Optimization of neural networks", week 14 of a course on '
         "convex optimization by D. Merkulov and P. Ostroukhov). Every claim of it is an experiment here: a small file "
-        "that states the acquire_run_dir, runs it with this repository's optimizers, checks it and draws it. "
+        "that states the claim, runs it with this repository's optimizers, checks it and draws it. "
         "`python scripts/lecture/run.py` writes these pages and figures; a claim that does not hold is an error. "
         "`tests/lecture` runs every experiment in a shorter form.",
         "\n".join(f"{i}. [{title}]({topic}.md)" for i, (topic, (title, _, _)) in enumerate(TOPICS.items(), 1)),

@@ -6,7 +6,7 @@ Every sentence names its test, its p or interval, and its n.
 from dataclasses import dataclass
 
 from .groups import Comparison
-from .records import SETTING
+from .records import SHOWN
 from .statistics import ALPHA, CONFIDENCE, Z_LIMIT, Ratio, z_pvalue
 from .table import Row, interval, pvalue
 
@@ -48,7 +48,7 @@ def claims(
 
 def scope(comparison: Comparison) -> str:
     """The limits of all the sentences together."""
-    known = [f"{key.replace('_', ' ')} {comparison.setting[key]}" for key in SETTING if comparison.setting[key]]
+    known = [f"{key.replace('_', ' ')} {comparison.setting[key]}" for key in SHOWN if comparison.setting[key]]
     return (
         f"All of this holds for {', '.join(known) or 'this setting'} and for nothing else. n counts seeds; intervals "
         "and tests cover the spread over seeds only. Whether every optimizer was tuned with the same care is not in "

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .records import SETTING, Run
+from .records import LOSS, SETTING, Run
 
 UNITS = ("seconds", "steps", "tokens")
 DIVERGED = "diverged"
@@ -40,22 +40,24 @@ class Group:
     def devices(self) -> set[str | None]:
         return {run.device for run in self.runs}
 
-    def curve(self) -> dict[str, list[float]]:
-        """Means over seeds at every step that all of them were evaluated at, and the lowest and highest loss."""
-        index = [{step: i for i, step in enumerate(run.steps)} for run in self.runs]
-        shared = sorted(set.intersection(*(set(steps) for steps in index)))
+    def curve(self, metric: str = LOSS) -> dict[str, list[float]]:
+        """Mean, lowest and highest value of a metric at every step at which all the seeds that record it have one;
+        NaN where one of theirs is not finite. Tokens and seconds are means too."""
+        curves = [run.curves[metric] for run in self.runs if metric in run.curves]
+        index = [{step: i for i, step in enumerate(curve.steps)} for curve in curves]
+        shared = sorted(set.intersection(*(set(steps) for steps in index))) if index else []
 
-        def columns(key: str) -> list[list[float]]:
-            return [[getattr(r, key)[at[step]] for r, at in zip(self.runs, index, strict=True)] for step in shared]
+        def columns(name: str) -> list[list[float]]:
+            return [[getattr(c, name)[at[step]] for c, at in zip(curves, index, strict=True)] for step in shared]
 
-        losses = columns("losses")
+        values = [c if all(map(math.isfinite, c)) else [math.nan] for c in columns("values")]
         return {
             "steps": shared,
             "tokens": [_mean(column) for column in columns("tokens")],
             "seconds": [_mean(column) for column in columns("seconds")],
-            "loss": [_mean(column) for column in losses],
-            "low": [min(column) for column in losses],
-            "high": [max(column) for column in losses],
+            "mean": [_mean(column) for column in values],
+            "low": [min(column) for column in values],
+            "high": [max(column) for column in values],
         }
 
 
@@ -76,8 +78,8 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
     Both are those of the baseline's runs or, without a baseline, those of most runs. `target` replaces the
     target of every run. Raises ComparisonError for a baseline without a comparable run.
     """
-    sound = [run for run in runs if not run.faults]
-    voters = [run for run in sound if baseline in (run.label, _title(run))] or sound
+    sound = [run for run in runs if not run.errors]
+    voters = [run for run in sound if baseline in (run.label, _label_with_steps(run))] or sound
     setting = _most_common([run.setting for run in voters]) or (None,) * len(SETTING)
     recorded = target is None
     if recorded:
@@ -87,9 +89,9 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
     groups: dict[str, Group] = {}
     aside = []
     for run in runs:
-        label = _title(run) if lengths[run.label] > 1 else run.label
+        label = _label_with_steps(run) if lengths[run.label] > 1 else run.label
         group = groups.setdefault(label, Group(label)) if label is not None else None
-        reasons = [f"line {line}: {text}" if line else text for line, text in run.faults]
+        reasons = [f"line {line}: {text}" if line else text for line, text in run.errors]
         if not reasons:
             reasons = _reasons(run, setting, target if recorded else run.target)
         if not reasons and any(run.seed == other.seed for other in group.runs):
@@ -135,7 +137,7 @@ def _reasons(run: Run, setting: tuple, target: float | None) -> list[str]:
     return reasons
 
 
-def _title(run: Run) -> str:
+def _label_with_steps(run: Run) -> str:
     return f"{run.label} ({run.planned_steps} steps)"
 
 

@@ -4,7 +4,6 @@ It asks the network for nothing: the policy in its head makes the browser refuse
 """
 
 import json
-import math
 from html import escape
 from pathlib import Path
 from string import Template
@@ -12,12 +11,12 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from . import table
+from . import page_data, table
 from .claims import NO_CLAIM, Claim, scope
 from .groups import Comparison
-from .records import SETTING, Run
+from .records import SHOWN
 from .statistics import CONFIDENCE
-from .style import DARK, LIGHT, SHAPES, looks
+from .style import DARK, LIGHT
 from .table import Row
 
 HERE = Path(__file__).parent
@@ -32,7 +31,7 @@ def render(
     notes: list[str],
 ) -> str:
     """The whole page as text. `notes` are the warnings of the records, one line each."""
-    data = _data(comparison, rows, published)
+    data = page_data.build(comparison, rows, published)
     return Template(_asset("page.html")).substitute(
         title=escape(title),
         setting=escape(setting(comparison)),
@@ -53,7 +52,7 @@ def render(
 
 def setting(comparison: Comparison) -> str:
     """One line: model, data, batch and target that the compared runs share."""
-    known = [(key, comparison.setting[key]) for key in SETTING if comparison.setting[key] is not None]
+    known = [(key, comparison.setting[key]) for key in SHOWN if comparison.setting[key] is not None]
     parts = [f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in known]
     return " · ".join(parts + ([] if comparison.target is None else [f"target {comparison.target:g}"]))
 
@@ -88,65 +87,6 @@ def _palette(colours: tuple[str, ...]) -> str:
     return " ".join(f"--c{i}: {colour};" for i, colour in enumerate(colours))
 
 
-def _data(comparison: Comparison, rows: list[Row], published: list[dict[str, Any]]) -> dict[str, Any]:
-    baseline = comparison.baseline.label if comparison.baseline else None
-    runs = [(run, i, []) for i, row in enumerate(rows) for run in row.group.runs]
-    runs += [(run, None, reasons) for run, reasons in comparison.aside]
-    look = looks([row.label for row in rows] + [str(run.label) for run, _, _ in runs], baseline)
-    return {
-        "target": comparison.target,
-        "baseline": baseline,
-        "confidence": f"{CONFIDENCE:.0%}",
-        "one_device": len({device for row in rows for device in row.group.devices}) <= 1,
-        "groups": [_group(row, look[row.label]) for row in rows],
-        "runs": [
-            _run(run, look[str(run.label) if group is None else rows[group].label], group, reasons)
-            for run, group, reasons in runs
-        ],
-        "published": published,
-    }
-
-
-def _group(row: Row, look: tuple[int, int]) -> dict[str, Any]:
-    hit = {
-        unit: {"value": cost.mean, "error": cost.error, "text": f"{unit}: {table.amount(cost, unit)}"}
-        for unit, cost in row.interpolated.items()
-        if cost
-    }
-    return {
-        "label": row.label,
-        "seeds": row.final.n,
-        "colour": look[0],
-        "shape": SHAPES[look[1]][0],
-        "outline": SHAPES[look[1]][2],
-        "curve": {key: _rounded(values) for key, values in row.group.curve().items()},
-        "hit": hit or None,
-        "ratio": {unit: [r.value, r.low, r.high] for unit, r in row.speedup.items() if r},
-    }
-
-
-def _run(run: Run, look: tuple[int, int], group: int | None, reasons: list[str]) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "label": run.label or "unknown optimizer",
-        "group": group,
-        "colour": look[0],
-        "shape": SHAPES[look[1]][0],
-        "seed": "–" if run.seed is None else str(run.seed),
-        "details": [str(value) for value in (*run.setting[:2], run.device) if value is not None],
-        "place": run.place,
-        "reasons": reasons,
-        "steps": run.steps,
-        "tokens": _rounded(run.tokens),
-        "seconds": _rounded(run.seconds),
-        "loss": _rounded(run.losses),
-    }
-
-
-def _rounded(values: list[float]) -> list[float | None]:
-    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values]
-
-
 def _lead(comparison: Comparison, rows: list[Row], claims: list[Claim]) -> str:
     runs = sum(row.final.n for row in rows)
     if not rows:
@@ -168,7 +108,7 @@ def _chips(data: dict[str, Any]) -> str:
         for i, group in enumerate(data["groups"])
     ]
     if data["published"]:
-        chips.append('<button type="button" class="chip" data-flip="published">- - published</button>')
+        chips.append('<button type="button" class="chip" data-flip="published" data-loss-only>- - published</button>')
     return "".join(chips)
 
 
@@ -176,8 +116,9 @@ def _published_note(comparison: Comparison) -> str:
     data = str(comparison.setting["data"])
     other = "" if "fineweb" in data.lower() else f"The runs here are on {escape(data)}: the two cannot be compared. "
     return (
-        '<p class="note">Dashed and hollow: published figures for GPT-2 124M on FineWeb at 524,288 tokens a step on '
-        f'8×H100, not run here. {other}<span id="published-note">They carry no time for this machine and are drawn '
+        '<p class="note" data-loss-only>Dashed and hollow: published figures for GPT-2 124M on FineWeb at '
+        f"524,288 tokens a step on 8×H100, not run here. {other}"
+        '<span id="published-note">They carry no time for this machine and are drawn '
         "against steps and tokens only.</span></p>"
     )
 
@@ -209,9 +150,10 @@ def _claims(claims: list[Claim]) -> str:
 def _runs(runs: list[dict[str, Any]]) -> str:
     lines = []
     for i, run in enumerate(runs):
-        last = run["loss"][-1] if run["loss"] else None
+        loss = run["curves"][0]
+        last = loss["values"][-1] if loss else None
         status = "compared" if run["group"] is not None else f"set aside: {'; '.join(run['reasons'])}"
-        texts = [status, run["label"], run["seed"], "–" if last is None else f"{last:.4f}", run["place"]]
+        texts = [status, run["label"], run["seed"], "–" if last is None else f"{last:.4f}", run["shown_path"]]
         box = f'<label><input type="checkbox" data-run="{i}">{escape(run["name"])}</label>'
         lines.append(f"<tr><td>{box}</td>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>")
     names = ("run", "status", "optimizer", "seed", "last loss", "record")

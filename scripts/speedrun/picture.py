@@ -67,7 +67,7 @@ def _panel(axes: Axes, unit: str, scale: float, comparison: Comparison, rows: li
             axes.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
         label = f"{row.label} (n = {row.final.n})"
         every = max(1, len(x) // 12)
-        axes.plot(x, curve["loss"], color=colour, marker=shape, markersize=4.5, markevery=every, label=label)
+        axes.plot(x, curve["mean"], color=colour, marker=shape, markersize=4.5, markevery=every, label=label)
         if cost := row.interpolated[unit]:
             ring = {"marker": "o", "markersize": 9, "markeredgewidth": 1.6, "markerfacecolor": "none"}
             axes.plot([cost.mean / scale], [comparison.target], color=colour, linestyle="", **ring)
@@ -84,13 +84,13 @@ def _published(axes: Axes, entry: dict, dashes: str) -> None:
 
 def _frame(axes: Axes, ends: list[float], curves: list[dict], target: float | None) -> None:
     """Show from where the middle curve is after a seventh of its training (as the page does), and every end."""
-    losses = [curve["loss"] for curve in curves if curve["loss"]]
+    losses = [curve["mean"] for curve in curves if curve["mean"]]
     if not losses:
         return
     starts = sorted(
-        next(loss for loss, step in zip(curve["loss"], curve["steps"], strict=True) if step >= curve["steps"][-1] / 7)
+        next(loss for loss, step in zip(curve["mean"], curve["steps"], strict=True) if step >= curve["steps"][-1] / 7)
         for curve in curves
-        if curve["loss"]
+        if curve["mean"]
     )
     top = max(starts[len(starts) // 2], *(loss[-1] for loss in losses))
     bottom = min([min(curve["low"]) for curve in curves if curve["low"]] + ([] if target is None else [target]))

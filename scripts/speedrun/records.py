@@ -2,21 +2,25 @@
 
 A record is one JSON object a line: a header `{"run": {...}}`, alone or on the line of step 0, events
 (`{"event": ...}`), and metrics with `step`, `tokens`, `train_time_s` and, where an evaluation took place, `val/loss`.
-Nothing else is read: a run is what its record says.
+Every other number on such a line is a metric too. Nothing else is read: a run is what its record says.
 """
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.metrics import jsonl
+from trainer.metrics.summary import AXES
 
+LOSS = "val/loss"
 REQUIRED = ("optim", "model", "data", "seed", "steps")
 # Runs that differ in one of these were not measured on the same task, whatever their optimizers.
-SETTING = ("model", "data", "batch_tokens", "seq_len", "eval_tokens")
+SHOWN = ("model", "data", "batch_tokens", "seq_len", "eval_tokens")
+SETTING = (*SHOWN, "model_hash", "data_hash", "precision")
 IDENTITY = ("group", "optim", "seed", *SETTING)
 Remark = tuple[int | None, str]  # line number, if it is about one, and what is to be said
 
@@ -26,28 +30,65 @@ class RecordError(ValueError):
 
 
 @dataclass
-class Run:
-    """One record. `steps`, `tokens`, `seconds` and `losses` have one entry per evaluation, in order of steps.
+class Curve:
+    """One metric of a run: its values in order of steps, and where in training they were measured. NaN stands for
+    null and whatever else is no finite number."""
 
-    `faults` make the run unfit for statistics, `warnings` do not. `place` is the path to show.
-    """
-
-    path: Path
-    place: str
-    header: dict[str, Any] = field(default_factory=dict)
-    devices: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def append(self, step: int, tokens: float, seconds: float, value: float | None) -> None:
+        """Of two values at one step the later counts."""
+        self.forget_from(step)
+        self.steps.append(step)
+        self.tokens.append(float(tokens))
+        self.seconds.append(float(seconds))
+        self.values.append(float(value) if _is_number(value) else math.nan)
+
+    def forget_from(self, step: int) -> None:
+        while self.steps and self.steps[-1] >= step:
+            for column in (self.steps, self.tokens, self.seconds, self.values):
+                column.pop()
+
+
+@dataclass
+class Run:
+    """One record. `steps`, `tokens`, `seconds` and `losses` are those of its evaluations, `curves` has every metric.
+
+    `errors` make the run unfit for statistics, `warnings` do not. `shown_path` tells nothing about the machine.
+    """
+
+    path: Path
+    shown_path: str
+    header: dict[str, Any] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
+    curves: dict[str, Curve] = field(default_factory=lambda: {LOSS: Curve()})
     last_step: int = -1
     ends_broken: bool = False  # training loss or gradient norm of the last line is not a finite number
-    faults: list[Remark] = field(default_factory=list)
+    errors: list[Remark] = field(default_factory=list)
     warnings: list[Remark] = field(default_factory=list)
 
     @property
+    def steps(self) -> list[int]:
+        return self.curves[LOSS].steps
+
+    @property
+    def tokens(self) -> list[float]:
+        return self.curves[LOSS].tokens
+
+    @property
+    def seconds(self) -> list[float]:
+        return self.curves[LOSS].seconds
+
+    @property
+    def losses(self) -> list[float]:
+        return self.curves[LOSS].values
+
+    @property
     def name(self) -> str:
-        return str(self.header.get("name") or Path(self.place).parent.name or self.place)
+        return str(self.header.get("name") or Path(self.shown_path).parent.name or self.shown_path)
 
     @property
     def label(self) -> str | None:
@@ -96,9 +137,9 @@ def find_records(paths: list[Path]) -> list[tuple[Path, str]]:
     return list(found.values())
 
 
-def read_run(path: Path, place: str) -> Run:
-    """Read one record. A damaged line becomes a fault of the run; a torn last line only a warning."""
-    run = Run(path, place)
+def read_run(path: Path, shown_path: str) -> Run:
+    """Read one record. A damaged line becomes an error of the run; a torn last line only a warning."""
+    run = Run(path, shown_path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -109,13 +150,13 @@ def read_run(path: Path, place: str) -> Run:
         if "step" in entry:
             _take_metrics(run, number, entry)
         elif "event" not in entry and "run" not in entry:
-            run.faults.append((number, "object with neither step, run nor event"))
+            run.errors.append((number, "object with neither step, run nor event"))
     if not run.header:
-        run.faults.append((None, "no header line: optimizer, model and data are unknown"))
+        run.errors.append((None, "no header line: optimizer, model and data are unknown"))
     elif missing := [key for key in REQUIRED if run.header.get(key) is None]:
-        run.faults.append((None, f"header lacks {', '.join(missing)}"))
+        run.errors.append((None, f"header lacks {', '.join(missing)}"))
     if not run.losses:
-        run.faults.append((None, "no validation loss in it"))
+        run.errors.append((None, "no validation loss in it"))
     return run
 
 
@@ -124,7 +165,7 @@ def _entries(raw: bytes, run: Run) -> Iterator[tuple[int, dict]]:
         if entry is not None:
             yield number, entry
         else:
-            (run.warnings if fault in (jsonl.EMPTY, jsonl.TORN) else run.faults).append((number, fault))
+            (run.warnings if fault in (jsonl.EMPTY, jsonl.TORN) else run.errors).append((number, fault))
 
 
 def _take_header(run: Run, number: int, header: dict) -> None:
@@ -132,11 +173,11 @@ def _take_header(run: Run, number: int, header: dict) -> None:
     changed = [key for key in IDENTITY if run.header and header.get(key) != run.header.get(key)]
     steps, target, device = header.get("steps"), header.get("target"), header.get("device")
     if changed:
-        run.faults.append((number, f"a second run in the same record: {', '.join(changed)} changed"))
+        run.errors.append((number, f"a second run in the same record: {', '.join(changed)} changed"))
     elif steps is not None and not (_is_number(steps) and steps > 0):
-        run.faults.append((number, f"header steps is {steps!r}, not a number of steps"))
+        run.errors.append((number, f"header steps is {steps!r}, not a number of steps"))
     elif target is not None and not _is_number(target):
-        run.faults.append((number, f"header target is {target!r}, not a loss"))
+        run.errors.append((number, f"header target is {target!r}, not a loss"))
     else:
         run.header = {**run.header, **header}
         if device and str(device) not in run.devices:
@@ -146,45 +187,51 @@ def _take_header(run: Run, number: int, header: dict) -> None:
 def _take_metrics(run: Run, number: int, entry: dict) -> None:
     step = entry["step"]
     if not _is_number(step) or step < 0 or step != int(step):
-        run.faults.append((number, f"step is {step!r}, not a number of steps"))
+        run.errors.append((number, f"step is {step!r}, not a number of steps"))
         return
     step = int(step)
     if step < run.last_step:
         # A resumed run trains again what it had recorded after its last checkpoint; what it did in the end counts.
         text = f"goes back from step {run.last_step} to {step}: resumed; the later lines count"
         run.warnings.append((number, text))
-        _forget_from(run, step)
+        for curve in run.curves.values():
+            curve.forget_from(step)
     run.last_step = step
     run.ends_broken = any(key in entry and not _is_number(entry[key]) for key in ("train/loss", "grad_norm"))
-    if "val/loss" in entry:
+    if LOSS in entry:
         _take_evaluation(run, number, step, entry)
+    if _is_number(entry.get("tokens")) and _is_number(entry.get("train_time_s")):
+        _take_other_metrics(run, step, entry)
 
 
 def _take_evaluation(run: Run, number: int, step: int, entry: dict) -> None:
     # Strict JSON has no NaN: a writer may put null for a loss that has left the numbers.
-    loss = math.nan if entry["val/loss"] is None else entry["val/loss"]
-    if isinstance(loss, bool) or not isinstance(loss, (int, float)):
-        run.faults.append((number, f"val/loss is {loss!r}, not a number"))
+    loss, curve = entry[LOSS], run.curves[LOSS]
+    if not _is_metric(loss):
+        run.errors.append((number, f"{LOSS} is {loss!r}, not a number"))
         return
-    _forget_from(run, step)
-    for key, curve in (("tokens", run.tokens), ("train_time_s", run.seconds)):
+    curve.forget_from(step)
+    for key, known in (("tokens", curve.tokens), ("train_time_s", curve.seconds)):
         value = entry.get(key)
         if not _is_number(value):
-            run.faults.append((number, f"val/loss without a usable {key} ({value!r})"))
+            run.errors.append((number, f"{LOSS} without a usable {key} ({value!r})"))
             return
-        if curve and value < curve[-1]:
-            run.faults.append((number, f"{key} falls from {curve[-1]:g} to {value:g} while the steps go on"))
-    run.steps.append(step)
-    run.tokens.append(float(entry["tokens"]))
-    run.seconds.append(float(entry["train_time_s"]))
-    run.losses.append(float(loss))
+        if known and value < known[-1]:
+            run.errors.append((number, f"{key} falls from {known[-1]:g} to {value:g} while the steps go on"))
+    curve.append(step, entry["tokens"], entry["train_time_s"], loss)
 
 
-def _forget_from(run: Run, step: int) -> None:
-    keep = sum(known < step for known in run.steps)
-    for curve in (run.steps, run.tokens, run.seconds, run.losses):
-        del curve[keep:]
+def _take_other_metrics(run: Run, step: int, entry: dict) -> None:
+    for key, value in entry.items():
+        if key not in (LOSS, *AXES.values()) and _is_metric(value):
+            run.curves.setdefault(key, Curve()).append(step, entry["tokens"], entry["train_time_s"], value)
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether it is a number, or null in the place of one that was not finite."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number; a whole one may be too large for a float."""
+    return value is not None and _is_metric(value) and abs(value) <= sys.float_info.max

@@ -38,7 +38,7 @@ def to_markdown(title: str, comparison: Comparison, rows: list[Row], claims: lis
         parts.append(_list(f"{'shown' if c.shown else 'not shown'}: {c.text}" for c in claims if c.label == label))
     parts.append(_plain(scope(comparison)))
     if comparison.aside:
-        aside = (f"{run.name} (`{run.place}`): {'; '.join(reasons)}" for run, reasons in comparison.aside)
+        aside = (f"{run.name} (`{run.shown_path}`): {'; '.join(reasons)}" for run, reasons in comparison.aside)
         parts += ["## Set aside", _list(aside)]
     if notes:
         parts += ["## Notes on the records", _list(notes)]

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import os
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import tiktoken
 from common import UserError
 from data.config import DataConfig
 from data.sources.sample import SampleText
+from tests.errors import raises_naming
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
@@ -65,15 +66,7 @@ def gpt2(cache) -> tiktoken.Encoding:
 @pytest.fixture(scope="session")
 def mistake():
     """`with mistake("data.tokens", "0", "at least 1"):` a UserError of one line that names all of these."""
-
-    @contextmanager
-    def expect(*parts: str):
-        with pytest.raises(UserError) as caught:
-            yield
-        said = str(caught.value)
-        assert "\n" not in said and [part for part in parts if part not in said] == [], said
-
-    return expect
+    return partial(raises_naming, UserError)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Processes in a fraction of a second: forks of one server that has imported everything.
 
-    forks = Forks("tests/distributed/harness.py")       # a script that calls serve(...)
-    pid = forks.start({"any": "request"}, stdout, stderr, rank_environment(0, 2, store.port))
-    forks.poll(pid)                                     # its exit code, negative for a signal; None: it still runs
+    server = ForkServer("tests/distributed/harness.py")         # a script that calls serve(...)
+    ranks = Ranks(server, {"any": "request"}, world_size=2, out=tmp_path)
+    ranks.kill(1)                                               # SIGKILL
+    codes = ranks.wait(timeout=60)                              # of every rank, negative for a signal
+    ranks.output(0)                                             # stdout and stderr of rank 0
 
 The server ends with whoever started it, and takes its forks along.
 """
@@ -13,19 +15,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.runs import ROOT
+
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-class Forks:
+class ForkServer:
     """The server, seen from the tests."""
 
     def __init__(self, script: str):
@@ -33,12 +38,12 @@ class Forks:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, script], env=environment, cwd=ROOT, **pipes)
 
-    def start(self, request: dict, stdout: Path, stderr: Path, environment: dict[str, str]) -> int:
+    def start(self, request: dict, log: Path, environment: dict[str, str]) -> int:
         """Fork a process for the request; returns its pid, which is also its process group."""
-        fork = {"stdout": str(stdout), "stderr": str(stderr), "environment": environment}
-        return self._ask(request | {"fork": fork})["pid"]
+        return self._ask(request | {"fork": {"log": str(log), "environment": environment}})["pid"]
 
     def poll(self, pid: int) -> int | None:
+        """Its exit code, negative for a signal; None while it runs.  To be asked once after its end."""
         return self._ask({"poll": pid})["code"]
 
     def close(self) -> None:
@@ -51,17 +56,80 @@ class Forks:
         return json.loads(self.process.stdout.readline())
 
 
-def rendezvous(timeout: float) -> dist.TCPStore:
+class Ranks:
+    """Forks that work together, with torchrun's environment, except that nobody restarts them or kills the rest when
+    one has died.
+
+    Args:
+        out: an empty folder for what they print.
+        launched: False: a process that no launcher has started.
+        timeout: seconds that one waits for the others to come.
+    """
+
+    def __init__(self, server: ForkServer, request: dict, world_size: int, out: Path, launched: bool = True,
+                 timeout: float = 300):  # fmt: skip
+        self.server, self.out, self.codes = server, out, {}
+        self.store = _rendezvous(timeout) if launched else None
+        environments = [_torchrun(rank, world_size, self.store.port) if launched else {} for rank in range(world_size)]
+        self.pids = [server.start(request | {"rank": rank}, out / str(rank), environment)
+                     for rank, environment in enumerate(environments)]  # fmt: skip
+
+    def poll(self) -> list[int | None]:
+        """Exit codes so far."""
+        for rank, pid in enumerate(self.pids):
+            if rank not in self.codes and (code := self.server.poll(pid)) is not None:
+                self.codes[rank] = code
+        return [self.codes.get(rank) for rank in range(len(self.pids))]
+
+    def wait(self, timeout: float = 120, all_end: bool = True) -> list[int | None]:
+        """Exit codes, once every rank has ended; or, if not ``all_end``, once one of them has failed.
+
+        Raises:
+            AssertionError: they took longer than ``timeout`` seconds, and have been killed.
+        """
+        deadline = time.monotonic() + timeout
+        while None in (codes := self.poll()) and (all_end or not any(codes)):
+            if time.monotonic() > deadline:
+                late = [rank for rank, code in enumerate(codes) if code is None]
+                self.kill_all()
+                raise AssertionError(f"ranks {late} did not end within {timeout} s\n{self.outputs(late)}")
+            time.sleep(0.01)
+        return codes
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        if self.poll()[rank] is None:
+            os.kill(self.pids[rank], number)
+
+    def kill_all(self) -> None:
+        """With the processes that they have started."""
+        while None in (codes := self.poll()):
+            for pid, code in zip(self.pids, codes, strict=True):
+                if code is None:
+                    with suppress(ProcessLookupError):  # a fork that has only just begun has no group yet
+                        os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def output(self, rank: int = 0) -> str:
+        """What it has printed; nothing yet if it has only just begun."""
+        log = self.out / str(rank)
+        return log.read_text() if log.exists() else ""
+
+    def outputs(self, ranks: list[int], characters: int = 3000) -> str:
+        """The ends of what they printed."""
+        return "\n".join(f"rank {rank}:\n{self.output(rank)[-characters:]}" for rank in ranks)
+
+
+def _rendezvous(timeout: float) -> dist.TCPStore:
     """The parent serves it on a port that the kernel picks, as torchrun's agent does: no port can be taken between
     the choice and the use."""
     limit = timedelta(seconds=timeout)
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
 
 
-def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+def _torchrun(rank: int, world_size: int, port: int) -> dict[str, str]:
     """What torchrun tells a rank."""
     return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
         "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
         "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
@@ -100,8 +168,9 @@ def _run(child: Callable[[dict, Any], int | None], request: dict, prepared: Any)
         os.setsid()
         fork = request["fork"]
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for descriptor, stream in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(fork[stream], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644), descriptor)
+        log = os.open(fork["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         os.environ.update(fork["environment"])
         code = child(request, prepared) or 0
     except BaseException:

@@ -1,26 +1,51 @@
-"""What jobs.py may do to a run before it trains, to make it fail as tests need it."""
+"""What jobs.py may do to a run before it trains, to make it fail as tests need it.
 
+Every hook works in the one process that it is called in, and in the same way: ``around`` puts a function around one of
+the trainer's.
+"""
+
+import functools
 import os
 import resource
 import signal
-import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from trainer import loop
 from trainer.loop import Trainer
+from trainer.metrics import record
 from trainer.parallel import Parallel, local
-from trainer.run.checkpoint import Checkpoints
 
 
-def before_update(act) -> None:
+def around(owner: Any, name: str) -> Callable:
+    """Decorates a function that is called instead of ``owner.name``, with that one as its first argument."""
+    original = getattr(owner, name)
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(original)
+        def replacement(*arguments, **settings):
+            return function(original, *arguments, **settings)
+
+        setattr(owner, name, replacement)
+        return function
+
+    return decorate
+
+
+def no_plot() -> None:
+    """The picture of a run takes a second, and has tests of its own."""
+    around(record, "loss_vs_time")(lambda *_: None)
+
+
+def before_update(act: Callable[[Trainer, int], None]) -> None:
     """Call ``act(trainer, step)`` before every update, numbered from 0."""
-    train_step = Trainer.train_step
 
-    def patched(self, step):
-        act(self, step)
-        return train_step(self, step)
-
-    Trainer.train_step = patched
+    @around(Trainer, "train_step")
+    def train_step(original, trainer, step):
+        act(trainer, step)
+        return original(trainer, step)
 
 
 def send(rank: int, *, step: int, to: int, number: int = signal.SIGTERM) -> None:
@@ -35,16 +60,20 @@ def send(rank: int, *, step: int, to: int, number: int = signal.SIGTERM) -> None
 
 def poison(rank: int, *, steps: list[int], on: int, value: float = float("nan")) -> None:
     """Something that is not finite in one gradient of one rank."""
-    clip, now = Parallel.clip, [0]
+    now = None
 
-    def patched(self, model, max_norm=None):
-        if rank == on and now[0] in steps:
+    def act(trainer, step):
+        nonlocal now
+        now = step
+
+    @around(Parallel, "clip")
+    def clip(original, parallel, model, *limit):
+        if rank == on and now in steps:
             gradient = next(p.grad for p in model.parameters() if p.grad is not None and local(p.grad).numel())
             local(gradient).view(-1)[0] = value
-        return clip(self, model, max_norm)
+        return original(parallel, model, *limit)
 
-    Parallel.clip = patched
-    before_update(lambda trainer, step: now.__setitem__(0, step))
+    before_update(act)
 
 
 def full_disk(rank: int, *, first: int, last: int, limit: int) -> None:
@@ -60,17 +89,6 @@ def full_disk(rank: int, *, first: int, last: int, limit: int) -> None:
     before_update(act)
 
 
-def slow_saves(rank: int, *, seconds: float) -> None:
-    """Saving takes its time, so that most moments are moments of saving."""
-    write = Checkpoints._write
-
-    def patched(self, *arguments):
-        time.sleep(seconds)
-        return write(self, *arguments)
-
-    Checkpoints._write = patched
-
-
 def digest_weights(rank: int, *, path: str) -> None:
     """Append a checksum of this rank's weights and optimizer state before every update to a file."""
 
@@ -83,30 +101,27 @@ def digest_weights(rank: int, *, path: str) -> None:
     before_update(act)
 
 
-def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
-    """A signal to rank ``of`` between two batches of the evaluation at ``step``."""
-    from trainer import loop
-
-    evaluate = loop.evaluate
-
-    def patched(model, parallel, batches):
-        def interrupted():
-            for number, batch in enumerate(batches):
-                if trainer[0].progress.step == step and rank == of and number == 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
-
-        return evaluate(model, parallel, interrupted())
-
-    trainer, start = [None], Trainer.__init__
-
-    def remembered(self, config):
-        trainer[0] = self
-        start(self, config)
-
-    Trainer.__init__, loop.evaluate = remembered, patched
-
-
 def poison_and_digest(rank: int, *, steps: list[int], on: int, path: str) -> None:
     poison(rank, steps=steps, on=on)
     digest_weights(rank, path=path)
+
+
+def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
+    """A signal to rank ``of`` between two batches of the evaluation at ``step``."""
+    now = None
+
+    @around(Trainer, "evaluate")
+    def evaluate(original, trainer):
+        nonlocal now
+        now = trainer.progress.step
+        return original(trainer)
+
+    @around(loop, "evaluate")
+    def evaluate_batches(original, model, parallel, batches):
+        return original(model, parallel, interrupted(batches))
+
+    def interrupted(batches):
+        for number, batch in enumerate(batches):
+            if now == step and rank == of and number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch

@@ -1,17 +1,13 @@
 """World-size invariance: the same losses on any number of processes under any sharding, for the whole program."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.distributed import jobs
+from tests.runs import read_record, train
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "experiment=smoke", "logger=jsonl", "model.n_layer=2", "model.n_embd=48", "train.seq_len=32",
     "train.batch_tokens=768", "train.micro_batch=2", "eval.every=10", "eval.tokens=1600", "train.clip=1.0",
@@ -24,23 +20,14 @@ TOLERANCES = {("adamw", "float32"): (20, 2e-5), ("muon", "float32"): (20, 1e-4)}
 
 def sweep(folder: Path, processes: int, mode: str) -> dict[tuple[str, str], list[dict]]:
     """All jobs in one command; (optimizer, dtype) -> lines of its record."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += [
-        "train.py",
-        *SMALL,
-        f"train.steps={STEPS}",
-        f"parallel={mode}",
-        "-m",
-        *JOBS,
-        f"hydra.sweep.dir={folder}",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    jobs = [*SMALL, f"train.steps={STEPS}", f"parallel={mode}", "-m", *JOBS, f"hydra.sweep.dir={folder}"]
+    done = train(*jobs, ranks=processes, timeout=400)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     records = {}
     for path in folder.glob("*/metrics.jsonl"):
         config = path.with_name("config.yaml").read_text()
         key = ("muon" if "optim.Muon" in config else "adamw", "float64" if "float64" in config else "float32")
-        records[key] = [json.loads(line) for line in path.read_text().splitlines()]
+        records[key] = read_record(path.parent)
     assert len(records) == 4
     return records
 
@@ -81,16 +68,10 @@ OWN = [
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    with jobs.Template(tmp_path_factory.mktemp("template")) as template:
-        yield template
-
-
-@pytest.fixture(scope="module")
 def own_alone(tmp_path_factory, template):
     folder = tmp_path_factory.mktemp("own") / "run"
     template.run([*OWN, "parallel=single", f"run.dir={folder}"])
-    record = jobs.lines(folder)
+    record = read_record(folder)
     assert len(record) == 9 and record[-1]["val/loss"] < record[0]["val/loss"]
     return record
 
@@ -102,13 +83,7 @@ def own_alone(tmp_path_factory, template):
 def test_losses_of_a_model_of_ones_own_do_not_depend_on_the_number_of_processes(
     tmp_path, template, own_alone, processes, words
 ):
-    words = [*OWN, *words, f"run.dir={tmp_path / 'run'}"]
-    if processes > 1:
-        template.run(words, processes)
-    else:  # the template starts one process without a launcher, which fsdp asks for
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "train.py"]
-        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    for line, reference in zip(jobs.lines(tmp_path / "run"), own_alone, strict=True):
+    template.run([*OWN, *words, f"run.dir={tmp_path / 'run'}"], processes, launched=True)
+    for line, reference in zip(read_record(tmp_path / "run"), own_alone, strict=True):
         for name in {"train/loss", "val/loss"} & set(reference):
             assert line[name] == pytest.approx(reference[name], rel=1e-9), (line["step"], name)

@@ -3,7 +3,6 @@
 ``NANOMUON_SOAK=1`` runs the campaigns at full length; ``-s`` shows what they hit.
 """
 
-import json
 import os
 import random
 import re
@@ -18,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.forks import ROOT
-from tests.distributed.jobs import TINY, Template, lines
+from tests.runs import ROOT, TINY, read_losses, read_record
+from trainer.metrics.jsonl import FILE, read_lines
 
 pytestmark = pytest.mark.slow
 SOAK = "NANOMUON_SOAK" in os.environ
@@ -27,22 +26,10 @@ COMMON = [*TINY, "parallel=fsdp", "logger.every=1", "eval.every=5", "eval.tokens
 PATIENCE = 240  # seconds; a limit for machines that are slow and busy, not a measure
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    with Template(tmp_path_factory.mktemp("jobs")) as started:
-        yield started
-
-
-def losses(directory) -> list[tuple]:
-    keys = ("step", "train/loss", "val/loss", "grad_norm")
-    return [tuple(line.get(key) for key in keys) for line in lines(directory)]
-
-
 def last_step(directory) -> int:
     """In the lines that are written to their end; -1 if there is none."""
-    record = directory / "metrics.jsonl"
-    whole = record.read_bytes().split(b"\n")[:-1] if record.exists() else []
-    return json.loads(whole[-1])["step"] if whole else -1
+    steps = [line["step"] for line in read_lines(directory / FILE)]
+    return steps[-1] if steps else -1
 
 
 def wait_until(condition) -> None:
@@ -61,20 +48,12 @@ def reach(moment: str, job, directory, dice: random.Random, more=(0, 3), pace=0.
     """
     if moment == "start":
         return time.sleep(6 * pace * dice.random())
-    wait_until(lambda: ended(job) or "run directory" in said(job))
+    wait_until(lambda: ended(job) or "run directory" in job.output())
     step = last_step(directory) + dice.randint(*more)
     wait_until(lambda: ended(job) or last_step(directory) >= step)
     if moment == "save":
         wait_until(lambda: ended(job) or saving(directory))
     time.sleep(dice.random() * (pace / 5 if moment == "save" else pace))
-
-
-def said(job) -> str:
-    """Its output; nothing yet if its process has not come to open the file."""
-    try:
-        return job.output()
-    except FileNotFoundError:
-        return ""
 
 
 def ended(job) -> bool:
@@ -106,7 +85,7 @@ def test_told_to_stop_at_any_moment(template, tmp_path):
         assert (parts / "checkpoints" / f"step_{step:08d}" / "manifest.json").exists()
         counts["evaluating"] += step > last_step(parts)
     template.run([*common, f"run.dir={parts}"], ranks, timeout=10 * PATIENCE)
-    assert losses(parts) == losses(tmp_path / "whole")
+    assert read_losses(parts) == read_losses(tmp_path / "whole")
     print(f"{times} signals, {counts['saving']} while saving, {counts['evaluating']} while evaluating")
 
 
@@ -119,9 +98,9 @@ def test_told_to_stop_where_it_matters(template, tmp_path):
         job = template.run([*common, f"run.dir={parts}", *([] if by_signal else [reason])], 2, hook)
         assert f"stopped by {reason} after update {step} of 10; to go on" in job.output()
         assert last_step(parts) == (step or -1)
-        assert all("val/loss" not in line for line in lines(parts)[step:]), "the evaluation is still to be done"
+        assert all("val/loss" not in line for line in read_record(parts)[step:]), "the evaluation is still to be done"
         template.run([*common, f"run.dir={parts}"], 2)
-        assert losses(parts) == losses(tmp_path / "whole")
+        assert read_losses(parts) == read_losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -142,7 +121,7 @@ def test_nan_on_one_rank(template, tmp_path, policy):
     arguments = [*COMMON, "parallel=ddp", "train.steps=8", f"train.non_finite={policy}", f"run.dir={tmp_path}/run"]
     job = template.start(arguments, 2, watch)
     codes = job.wait(PATIENCE)
-    line = next(line for line in lines(tmp_path / "run") if line["step"] == 4)
+    line = next(line for line in read_record(tmp_path / "run") if line["step"] == 4)
     assert line["grad_norm"] is None and (line["skipped"], line["batch"]) == (1, 3) and line["train/loss"] > 0
     if policy == "stop":
         assert codes == [1, 1] and "error: step 4 has loss" in job.output(0) + job.output(1)
@@ -152,7 +131,7 @@ def test_nan_on_one_rank(template, tmp_path, policy):
         state = (tmp_path / f"digest.{rank}").read_text().splitlines()
         assert state[3] == state[4], "weights and optimizer state are untouched"
         assert len(set(state)) == 7
-    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(9))
+    assert [line["step"] for line in read_record(tmp_path / "run")] == list(range(9))
 
 
 def test_full_disk(template, tmp_path):
@@ -163,10 +142,10 @@ def test_full_disk(template, tmp_path):
     job = template.start([*common, f"run.dir={tmp_path}/run", "checkpoint.every=2"], 2, full)
     assert job.wait(PATIENCE) == [0, 0], job.output()
     assert "warning: a checkpoint failed, the one before it stays: rank 0: File too large" in job.output()
-    failed = [line["step"] for line in lines(tmp_path / "run") if "checkpoint/failed" in line]
+    failed = [line["step"] for line in read_record(tmp_path / "run") if "checkpoint/failed" in line]
     assert job.output().count("a checkpoint failed") == 3, "the saves of steps 6, 8 and 10"
     assert failed and set(failed) <= set(range(7, 13)), "a line tells of one failure at most"
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step_00000004", "step_00000012"]
 
@@ -245,7 +224,7 @@ def test_with_torchrun(template, tmp_path):
         assert "stopped by the loss of its launcher" in job.output()
     for directory in (parts, whole):
         template.run([*common, f"run.dir={directory}"], 2)
-    assert losses(parts) == losses(whole)
+    assert read_losses(parts) == read_losses(whole)
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw", "shampoo", "soap"] if SOAK else ["muon", "soap"])
@@ -270,17 +249,17 @@ def test_killed_again_and_again(template, tmp_path, optim):
         with job if victim == "launcher" else nullcontext():
             reach(moment, job, parts, dice, more, pace)
             counts += Counter([victim, f"at {moment}"] + ["while a save is on disk"] * saving(parts))
-            assert not ended(job), said(job)
+            assert not ended(job), job.output()
             if victim == "launcher":
                 job.kill_launcher()
             else:
                 job.kill(dice.randrange(2))
                 time.sleep(pace * dice.random() * (victim == "one rank"))
                 job.kill_all()  # torchrun would do so
-        counts["gone on"] += "going on after update" in said(job)
-        assert "is not used" not in said(job), "a killed save never leaves a damaged checkpoint"
+        counts["gone on"] += "going on after update" in job.output()
+        assert "is not used" not in job.output(), "a killed save never leaves a damaged checkpoint"
     job = template.run(arguments, 2, timeout=10 * PATIENCE)
     assert "going on after update" in job.output() and not saving(parts)
-    assert [row[0] for row in losses(parts)] == list(range(steps + 1))
-    assert losses(parts) == losses(whole)
+    assert [row[0] for row in read_losses(parts)] == list(range(steps + 1))
+    assert read_losses(parts) == read_losses(whole)
     print(f"{optim}: {kills} kills, {dict(counts)}")

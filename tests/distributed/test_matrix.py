@@ -4,46 +4,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from optim import Muon
 from optim.polar import polar
 from tests.distributed.harness import run_workers
+from tests.distributed.matrices import gradient, sharded, whole
 from tests.optim.reference import AWKWARD, STACKED, plain_muon, seeded
 
 pytestmark = pytest.mark.slow
 STEPS = 4
 FEW = [(6, 4)]  # fewer matrices than ranks
-
-
-class Matrices(nn.Module):
-    def __init__(self, shapes):
-        super().__init__()
-        self.weights = nn.ParameterList([nn.Parameter(seeded(s, 0, i)) for i, s in enumerate(shapes)])
-
-
-def sharded(shapes, layout, world_size):
-    """The module under a layout, and the process group that Muon needs for it."""
-    dist.init_process_group("gloo")
-    model = Matrices([tuple(s) for s in shapes])
-    if layout == "fsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (world_size,)))
-    elif layout == "hsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (2, world_size // 2), mesh_dim_names=("replicate", "shard")))
-    return model, dist.group.WORLD if layout == "ddp" else None
-
-
-def gradient(param, step, index):
-    full = seeded(param.shape, 1 + step, index)
-    if isinstance(param, DTensor):
-        return distribute_tensor(full, param.device_mesh, param.placements, src_data_rank=None)
-    return full
-
-
-def whole(param):
-    return (param.full_tensor() if isinstance(param, DTensor) else param).detach()
 
 
 def train(rank, world_size, shapes, layout, bucket_bytes=2**20, skip=(), **settings):

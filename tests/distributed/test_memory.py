@@ -11,7 +11,8 @@ import torch.distributed as dist
 import optim
 from optim import MatrixOptimizer
 from tests.distributed.harness import run_workers
-from tests.distributed.test_matrix import gradient, sharded
+from tests.distributed.hooks import around
+from tests.distributed.matrices import gradient, sharded
 from tests.distributed.test_rules import RULES
 from tests.live_bytes import LiveBytes
 
@@ -55,8 +56,9 @@ class Settled:
 
 
 def settle(name):
-    transfer = getattr(dist, name)
-    setattr(dist, name, lambda *args, **kwargs: Settled(transfer(*args, **kwargs)))
+    @around(dist, name)
+    def transfer(original, *args, **kwargs):
+        return Settled(original(*args, **kwargs))
 
 
 def room_for(exchange, elements):

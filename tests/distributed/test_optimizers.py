@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tests.distributed.forks import ROOT
-from tests.distributed.jobs import TINY, Template, lines
+from tests.distributed.jobs import Template
+from tests.runs import ROOT, TINY, read_record
 
 pytestmark = pytest.mark.slow
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "optim").glob("*.yaml"))
@@ -30,7 +30,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(template, tmp_path, nam
             folder = tmp_path / f"{dtype}-{ranks}"
             template.run([*TINY, f"optim={name}", f"train.dtype={dtype}", f"train.steps={steps}", "eval.every=6",
                           f"run.dir={folder}"], ranks)  # fmt: skip
-            records.append(lines(folder))
+            records.append(read_record(folder))
         alone, sharded = records
         assert [line["step"] for line in alone] == [line["step"] for line in sharded] == list(range(steps + 1))
         assert alone[-1]["val/loss"] < alone[0]["val/loss"]

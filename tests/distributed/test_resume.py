@@ -8,8 +8,9 @@ import os
 
 import pytest
 
-from tests.distributed.forks import rank_environment, rendezvous
-from tests.distributed.jobs import TINY, Job, Template, lines
+from tests.distributed.forks import Ranks
+from tests.distributed.jobs import Template
+from tests.runs import TINY, read_losses, read_record
 
 pytestmark = pytest.mark.slow
 SOAK = "NANOMUON_SOAK" in os.environ
@@ -27,35 +28,20 @@ CONDITIONED = {"shampoo": ["optim.matrix.eps=1e-4"], "soap": ["optim.matrix.max_
 OPTIMIZERS = ["muon", "adamw", "shampoo", "soap"]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    with Template(tmp_path_factory.mktemp("jobs")) as started:
-        yield started
-
-
-def run(template: Template, arguments: list[str], layout: tuple[str, int], hook: list | None = None) -> Job:
+def run(template: Template, arguments: list[str], layout: tuple[str, int], hook: list | None = None) -> Ranks:
     """Under a launcher, as ddp and fsdp want it for one process too; or without, for single."""
-    (mode, ranks), arguments = layout, [*arguments, f"parallel={layout[0]}"]
-    if ranks > 1 or mode == "single":
-        return template.run(arguments, ranks, hook)
-    out, store = template.folder / f"alone{len(template.jobs)}", rendezvous(300)
-    out.mkdir()
-    request = {"arguments": arguments, "hook": hook, "rank": 0}
-    pid = template.forks.start(request, out / "0", out / "0", rank_environment(0, 1, store.port))
-    template.jobs.append(Job(template, [pid], out, store))
-    assert template.jobs[-1].wait() == [0], template.jobs[-1].output()
-    return template.jobs[-1]
+    mode, ranks = layout
+    return template.run([*arguments, f"parallel={mode}"], ranks, hook, launched=mode != "single")
 
 
 def exact(optim: str, steps: int) -> list[str]:
     return [*EXACT, f"optim={optim}", *OFTEN.get(optim, []), *CONDITIONED.get(optim, []), f"train.steps={steps}"]
 
 
-def numbers(directory) -> list[tuple]:
-    found = lines(directory)
-    times = [line["train_time_s"] for line in found]
+def losses(directory) -> list[tuple]:
+    times = [line["train_time_s"] for line in read_record(directory)]
     assert times == sorted(times), "the clock goes on where it stood"
-    return [(line["step"], line.get("train/loss"), line.get("val/loss"), line.get("grad_norm")) for line in found]
+    return read_losses(directory)
 
 
 def assert_same(found, expected, tolerance: float) -> float:
@@ -81,9 +67,9 @@ def test_every_sharding_goes_on_from_every_other(template, tmp_path, optim):
         job = run(template, [*common, f"run.dir={tmp_path}/parts"], (mode, ranks), stop)
         if number:
             before = ROUND[number - 1]
-            assert f"{before[1]} ranks ({before[0]}) -> {ranks} ({mode})" in job.output()
+            assert f"{before[1]} ranks ({before[0]}) -> {ranks} ranks ({mode})" in job.output()
             assert f"going on after update {2 * number} of {steps}" in job.output()
-    assert_same(numbers(tmp_path / "parts"), numbers(tmp_path / "whole"), 1e-9)
+    assert_same(losses(tmp_path / "parts"), losses(tmp_path / "whole"), 1e-9)
 
 
 @pytest.mark.skipif(not SOAK, reason="the whole matrix: NANOMUON_SOAK=1")
@@ -91,7 +77,7 @@ def test_every_sharding_goes_on_from_every_other(template, tmp_path, optim):
 def test_whole_matrix_of_shardings(template, tmp_path, optim):
     common = exact(optim, 8)
     run(template, [*common, f"run.dir={tmp_path}/whole"], LAYOUTS[0])
-    expected, worst, pairs = numbers(tmp_path / "whole"), 0.0, 0
+    expected, worst, pairs = losses(tmp_path / "whole"), 0.0, 0
     for source in LAYOUTS:
         saved = f"{tmp_path}/{source[0]}{source[1]}"
         run(template, [*common, f"run.dir={saved}"], source, ["send", {"step": 3, "to": 0}])
@@ -99,7 +85,7 @@ def test_whole_matrix_of_shardings(template, tmp_path, optim):
             mine = f"{saved}-{target[0]}{target[1]}"
             job = run(template, [*common, f"run.dir={mine}", f"run.from={saved}"], target)
             assert "going on after update 4 of 8" in job.output()
-            worst, pairs = max(worst, assert_same(numbers(mine), expected, 1e-9)), pairs + 1
+            worst, pairs = max(worst, assert_same(losses(mine), expected, 1e-9)), pairs + 1
     print(f"{optim}: {pairs} pairs of source and target, largest relative difference {worst:.1e}")
 
 

@@ -6,15 +6,13 @@ What one process computes is checked against the published formulas in tests/opt
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 import optim
 from optim.elementwise import Elementwise
 from tests.distributed.harness import run_workers
-from tests.optim.reference import AWKWARD, STACKED, seeded
+from tests.distributed.matrices import gradient, mesh_of, place, whole
+from tests.optim.reference import AWKWARD, STACKED
 from tests.optim.rules import with_all_rules
 
 pytestmark = pytest.mark.slow
@@ -53,42 +51,10 @@ ELEMENTWISE = {
 ELEMENTWISE = with_all_rules(ELEMENTWISE, Elementwise)
 
 
-class Matrices(nn.Module):
-    def __init__(self, shapes):
-        super().__init__()
-        self.weights = nn.ParameterList([nn.Parameter(seeded(s, 0, i)) for i, s in enumerate(shapes)])
-
-
-def place(shapes, mesh):
-    model = Matrices(shapes)
-    if mesh is not None:
-        fully_shard(model, mesh=mesh)
-    return model
-
-
-def mesh_of(layout, world_size):
-    if layout == "fsdp":
-        return init_device_mesh("cpu", (world_size,))
-    if layout == "hsdp":
-        return init_device_mesh("cpu", (2, world_size // 2), mesh_dim_names=("replicate", "shard"))
-    return None
-
-
 def create(cls, model, group, settings):
     if issubclass(cls, optim.MatrixOptimizer):
         settings = dict(settings, process_group=group, bucket_bytes=10_000)
     return cls(model.named_parameters(), **settings)
-
-
-def gradient(param, step, index):
-    full = seeded(param.shape, 1 + step, index)
-    if isinstance(param, DTensor):
-        return distribute_tensor(full, param.device_mesh, param.placements, src_data_rank=None)
-    return full
-
-
-def whole(param):
-    return (param.full_tensor() if isinstance(param, DTensor) else param).detach()
 
 
 def steps(model, optimizer):

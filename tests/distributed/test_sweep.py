@@ -4,33 +4,21 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.distributed.jobs import TINY, lines
+from tests.errors import check_names, error_lines
+from tests.runs import TINY, cut_record, read_record, train
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 # The first learning rate ends a run at its second update.
 SWEEP = [*TINY, "train.steps=4", "eval.every=2", "-m", "optim.matrix.lr=1e30,0.01"]
 RANKS = [2, 1, 3] if "NANOMUON_SOAK" in os.environ else [2]
 BAD, GOOD = "optim.matrix.lr=1e+30,seed=", "optim.matrix.lr=0.01,seed="
 
 
-def train(*arguments, ranks, cwd, code):
-    """train.py in the folder ``cwd``; ``ranks`` > 0: under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "train.py"), *SWEEP, *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def sweep(*arguments, ranks, cwd, code):
+    done = train(*SWEEP, *arguments, ranks=ranks, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -39,28 +27,25 @@ def order(done):
     return [line.split(": ")[1] for line in done.stdout.splitlines() if re.match(r"job \d+ of \d+: ", line)]
 
 
-def errors(done):
-    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-
-
 def losses(directory):
     """NaN, which JSON does not have, is null in a record."""
-    found = [line["train/loss"] for line in lines(directory) if "train/loss" in line]
+    found = [line["train/loss"] for line in read_record(directory) if "train/loss" in line]
     return [math.nan if loss is None else loss for loss in found]
 
 
 def test_sweeps(tmp_path):
-    own = train("seed=1", "hydra.sweep.dir=own", ranks=0, cwd=tmp_path, code=1)
+    own = sweep("seed=1", "hydra.sweep.dir=own", ranks=0, cwd=tmp_path, code=1)
     assert order(own) == [f"{BAD}1", f"{GOOD}1"], "in order, and the second after the first has failed"
-    assert len(errors(own)) == 1 and "step 2 has loss" in errors(own)[0]
+    [error] = error_lines(own.stderr)
+    check_names(error, "step 2", "loss", "train.non_finite=skip")
     assert len(losses(tmp_path / "own" / f"{GOOD}1")) == 4
     assert "python scripts/compare.py own --out own/speedrun" in own.stdout
 
     names = [f"{BAD}1", f"{BAD}2", f"{GOOD}1", f"{GOOD}2"]
     for ranks in RANKS:
         folder = tmp_path / f"together{ranks}"
-        done = train("seed=1,2", f"hydra.sweep.dir={folder.name}", ranks=ranks, cwd=tmp_path, code=1)
-        assert order(done) == names and len(errors(done)) == 2, "what all ranks meet is told once"
+        done = sweep("seed=1,2", f"hydra.sweep.dir={folder.name}", ranks=ranks, cwd=tmp_path, code=1)
+        assert order(done) == names and len(error_lines(done.stderr)) == 2, "what all ranks meet is told once"
         assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(names)
         for name in (f"{BAD}1", f"{GOOD}1"):
             expected = losses(tmp_path / "own" / name)[:2]
@@ -71,14 +56,16 @@ def test_sweeps(tmp_path):
 
     folder = tmp_path / "together2"
     before, trained = (folder / names[2] / "metrics.jsonl").read_text(), losses(folder / names[3])
-    torn = folder / names[3] / "metrics.jsonl"
-    torn.write_text("".join(torn.read_text().splitlines(keepends=True)[:3])[:-9])  # as if it had been killed
-    again = train("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
+    cut_record(folder / names[3], lines=3, torn=9)  # as if it had been killed
+    stopped = sweep("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
+    assert len(read_record(folder / names[3])) == 2, "a record without a checkpoint is not emptied by itself"
+    assert "run.resume=restart" in stopped.stdout
+    again = sweep("seed=1,2", "hydra.sweep.dir=together2", "run.resume=restart", ranks=1, cwd=tmp_path, code=1)
     rows = [line.split() for line in again.stdout.splitlines() if line.startswith("optim")]
     states = {row[0]: row[1:-4] for row in rows}
     assert states == dict(zip(names, [["failed"], ["failed"], ["finished", "before"], ["finished"]], strict=True))
     assert (folder / names[2] / "metrics.jsonl").read_text() == before, "what is finished is not touched"
-    assert [line["step"] for line in lines(folder / names[3])] == [0, 1, 2, 3, 4], "each step once"
+    assert [line["step"] for line in read_record(folder / names[3])] == [0, 1, 2, 3, 4], "each step once"
     assert losses(folder / names[3]) == pytest.approx(trained, rel=1e-4)
 
     ids = [json.loads(path.read_text())["id"] for path in tmp_path.glob("*/*/run.json")]

@@ -14,7 +14,8 @@ from optim.routing import ROLES, build
 from trainer.config import by_family, register
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = {OmegaConf.load(path).get("family") for path in (ROOT / "configs/model").glob("*.yaml")} - {None}
+MODELS = [OmegaConf.load(path) for path in (ROOT / "configs/model").glob("*.yaml")]
+FAMILIES = {model.get("family") for model in MODELS if not model.get("presets")} - {None}  # others take these values
 NAMES = sorted(path.stem for path in (ROOT / "configs/optim").glob("*.yaml"))
 
 

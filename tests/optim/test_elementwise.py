@@ -9,7 +9,7 @@ from torch import nn
 
 from optim import AdagradInside, Lion, RMSpropInside, Signum
 from optim.elementwise import Elementwise
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import relative, seeded
 from tests.optim.rules import with_all_rules
 

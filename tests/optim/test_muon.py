@@ -9,7 +9,7 @@ from torch import nn
 from optim import Muon
 from optim.muon import SCALES
 from optim.routing import assign_roles, build, resolve_target
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import plain_muon, relative, seeded, svd_polar
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
@@ -41,7 +41,8 @@ def test_exact_polar_is_the_formula(scale, nesterov, cautious):
 
 
 def test_polar_express_is_near_the_formula():
-    """Five steps leave the polar factor within about a tenth (ANCHORS section 2), so the updates are as near."""
+    """Five steps of Polar Express (arXiv 2505.16932) leave a Gaussian 768 x 2304 matrix 9% from its polar factor in
+    the Frobenius norm; these are small and a little worse conditioned."""
     got, want = train(dict(lr=1.0)), plain(lr=1.0)
     start = [seeded(s, 0, i, dtype=torch.float64) for i, s in enumerate(SHAPES)]
     for a, b, w in zip(got, want, start, strict=True):

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import optim
 from optim.elementwise import Elementwise
 from optim.routing import build, resolve_target
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import seeded
 from tests.optim.rules import find_rules
 from tests.optim.threads import run_threads

@@ -9,7 +9,7 @@ from torch import nn
 
 from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest, lmo
 from optim.plan import Plan
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import SCALES, relative, seeded, svd_polar
 from tests.optim.rules import with_all_rules
 
@@ -120,7 +120,8 @@ def max_entry(x):
     return torch.where(x.abs() == x.abs().max(), x.sign(), 0.0)
 
 
-# ANCHORS: direction -LMO(X), dual norm of X, norm of X.
+# Direction -LMO(X), dual norm of X, norm of X: the tables of Bernstein and Newhouse (arXiv 2409.20325) and of Scion
+# (arXiv 2502.07529), for X of d_out x d_in.
 NORMS = {
     "l1": (max_entry, lambda x: x.abs().max(), lambda x: x.abs().sum()),
     "l2": (lambda x: x / x.norm(), lambda x: x.norm(), lambda x: x.norm()),

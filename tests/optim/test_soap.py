@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from optim import SOAP
-from tests.optim.errors import raises_naming
+from tests.errors import raises_naming
 from tests.optim.reference import relative, seeded
 
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]

@@ -1,10 +1,14 @@
 """Which runs stand beside each other, and what may be claimed of them."""
 
+import json
+import math
+
 import pytest
 
 from scripts.speedrun import groups, records, statistics, table
 from scripts.speedrun.claims import claims
-from tests.scripts.compare_runs import lines, read, runs
+from tests.errors import raises_naming
+from tests.scripts.compare_runs import lines, write_run, write_runs
 
 
 @pytest.mark.parametrize(
@@ -15,6 +19,9 @@ from tests.scripts.compare_runs import lines, read, runs
         ({"model": "big"}, "model is big, the others' tiny"),
         ({"data": "other"}, "data is other, the others' sample"),
         ({"batch_tokens": 2048}, "batch_tokens is 2,048, the others' 1,024"),
+        ({"model_hash": "1f"}, "model_hash is 1f"),
+        ({"data_hash": "2e"}, "data_hash is 2e"),
+        ({"precision": "bfloat16"}, "precision is bfloat16"),
         ({"seq_len": 64}, "seq_len is 64, the others' unknown"),
         ({"steps": 301}, "stopped early, at step 300 of 301"),
         ({"seed": 1}, "seed 1 of a is there already"),
@@ -23,23 +30,24 @@ from tests.scripts.compare_runs import lines, read, runs
     ],
 )
 def test_what_differs_is_set_aside_not_mixed(tmp_path, change, reason):
-    whole = runs(tmp_path, "a", [2.9, 2.8])
-    odd = read(tmp_path / "odd", lines(**{"optim": "a", "seed": 3, **change}))
+    whole = write_runs(tmp_path, "a", [2.9, 2.8])
+    odd = write_run(tmp_path / "odd", lines(**{"optim": "a", "seed": 3, **change}))
     comparison = groups.compare([*whole, odd])
     assert [run.seed for group in comparison.groups for run in group.runs] == [1, 2]
     assert len(comparison.aside) == 1 and reason in "; ".join(comparison.aside[0][1])
 
 
 def test_end_without_evaluation_is_set_aside(tmp_path):
-    run = read(tmp_path, [*lines()[:4], '{"step": 300, "tokens": 307200, "train_time_s": 30, "train/loss": 2.8}'])
+    run = write_run(tmp_path, [*lines()[:4], '{"step": 300, "tokens": 307200, "train_time_s": 30, "train/loss": 2.8}'])
     assert groups.compare([run]).aside[0][1] == ["not evaluated at its end: last at step 200 of 300"]
 
 
 @pytest.mark.parametrize("last", ['"train/loss": null', '"train/loss": 3, "grad_norm": null', '"train/loss": NaN'])
 def test_a_run_that_training_broke_has_diverged(tmp_path, last):
     """The trainer stops such a run before its next evaluation: it has not merely been stopped."""
-    broken = read(tmp_path / "x", [*lines(seed=2)[:3], f'{{"step": 150, "tokens": 1, "train_time_s": 15, {last}}}'])
-    comparison = groups.compare([*runs(tmp_path, "a", [2.9]), broken])
+    end = f'{{"step": 150, "tokens": 1, "train_time_s": 15, {last}}}'
+    broken = write_run(tmp_path / "x", [*lines(seed=2)[:3], end])
+    comparison = groups.compare([*write_runs(tmp_path, "a", [2.9]), broken])
     assert comparison.aside[0][1] == [
         "diverged: its loss or gradient is not a finite number when it stops, at step 150"
     ]
@@ -47,39 +55,53 @@ def test_a_run_that_training_broke_has_diverged(tmp_path, last):
 
 
 def test_the_baseline_decides_which_setting_is_compared(tmp_path):
-    found = [*runs(tmp_path, "a", [2.9, 2.8, 2.7]), *runs(tmp_path, "b", [2.9], model="big")]
+    found = [*write_runs(tmp_path, "a", [2.9, 2.8, 2.7]), *write_runs(tmp_path, "b", [2.9], model="big")]
     assert groups.compare(found).setting["model"] == "tiny"
     assert groups.compare(found, baseline="b").setting["model"] == "big"
-    with pytest.raises(groups.ComparisonError, match="groups here: a$"):
+    with raises_naming(groups.ComparisonError, "--baseline c", "here: a"):
         groups.compare(found, baseline="c")
 
 
 def test_a_target_on_the_command_line_replaces_the_recorded_ones(tmp_path):
-    found = [*runs(tmp_path, "a", [2.9]), *runs(tmp_path, "b", [2.9], target=None)]
+    found = [*write_runs(tmp_path, "a", [2.9]), *write_runs(tmp_path, "b", [2.9], target=None)]
     assert len(groups.compare(found).aside) == 1
     comparison = groups.compare(found, target=3.5)
     assert comparison.target == 3.5 and comparison.aside == []
 
 
 def test_different_lengths_are_different_groups(tmp_path):
-    found = [*runs(tmp_path, "a", [2.9]), read(tmp_path / "long", lines((5, 4, 3, 2.9, 2.8), seed=2, steps=400))]
+    long = write_run(tmp_path / "long", lines((5, 4, 3, 2.9, 2.8), seed=2, steps=400))
+    found = [*write_runs(tmp_path, "a", [2.9]), long]
     assert [group.label for group in groups.compare(found).groups] == ["a (300 steps)", "a (400 steps)"]
 
 
 def test_a_group_in_the_header_goes_before_the_optimizer(tmp_path):
-    found = [*runs(tmp_path, "a", [2.9], group="g"), read(tmp_path / "b", lines(optim="b", seed=2, group="g"))]
+    other = write_run(tmp_path / "b", lines(optim="b", seed=2, group="g"))
+    found = [*write_runs(tmp_path, "a", [2.9], group="g"), other]
     assert [(group.label, len(group.runs)) for group in groups.compare(found).groups] == [("g", 2)]
 
 
 def test_the_mean_curve_uses_the_steps_that_all_seeds_share(tmp_path):
     dense = lines(seed=2)
     dense.insert(2, '{"step": 50, "tokens": 51200, "train_time_s": 6, "val/loss": 4.5}')
-    curve = (
-        groups.compare([read(tmp_path / "a", lines((7, 5, 3.4, 2.7))), read(tmp_path / "b", dense)]).groups[0].curve()
-    )
+    found = [write_run(tmp_path / "a", lines((7, 5, 3.4, 2.7))), write_run(tmp_path / "b", dense)]
+    curve = groups.compare(found).groups[0].curve()
     assert curve["steps"] == [0, 100, 200, 300]
-    assert curve["loss"] == [6, 4.5, pytest.approx(3.3), pytest.approx(2.8)]
+    assert curve["mean"] == [6, 4.5, pytest.approx(3.3), pytest.approx(2.8)]
     assert (curve["low"], curve["high"]) == ([5, 4, 3.2, 2.7], [7, 5, 3.4, 2.9])
+
+
+def test_the_mean_of_another_metric_is_over_the_seeds_that_record_it(tmp_path):
+    def with_other(seed: int, values: dict[int, object]) -> records.Run:
+        more = [json.dumps({"step": 300 + step, "tokens": step, "train_time_s": step, "val/other": value})
+                for step, value in values.items()]  # fmt: skip
+        return write_run(tmp_path / str(seed), [*lines(seed=seed), *more])
+
+    found = [with_other(1, {10: 1, 20: 2, 30: None}), with_other(2, {10: 3, 30: 4}), with_other(3, {})]
+    curve = groups.compare(found).groups[0].curve("val/other")
+    assert curve["steps"] == [310, 330]
+    assert [curve[name][0] for name in ("mean", "low", "high")] == [2, 1, 3]
+    assert all(math.isnan(curve[name][1]) for name in ("mean", "low", "high"))
 
 
 def said(found: list[records.Run], label: str, sigma=None, loss_per_step=0.0, **options) -> list[tuple[bool, str]]:
@@ -89,19 +111,19 @@ def said(found: list[records.Run], label: str, sigma=None, loss_per_step=0.0, **
 
 
 def test_one_seed_claims_nothing(tmp_path):
-    found = [*runs(tmp_path, "a", [2.7]), *runs(tmp_path, "b", [2.9])]
+    found = [*write_runs(tmp_path, "a", [2.7]), *write_runs(tmp_path, "b", [2.9])]
     sentences = said(found, "a", baseline="b")
     assert len(sentences) == 4 and not any(shown for shown, _ in sentences)
     assert "One seed says nothing about the next" in sentences[0][1]
 
 
 def test_one_seed_may_pass_with_a_known_sigma(tmp_path):
-    sentences = said(runs(tmp_path, "a", [2.995]), "a", sigma=0.0013)
+    sentences = said(write_runs(tmp_path, "a", [2.995]), "a", sigma=0.0013)
     assert sentences == [(True, "Final loss below 3 if σ is 0.0013: z = 3.85 ≥ 3.08 (one-sided p < 0.0001), n = 1.")]
 
 
 def test_a_seed_that_misses_the_target_leaves_its_cost_unknown(tmp_path):
-    found = [*runs(tmp_path, "a", [2.7, 2.71, 3.1]), *runs(tmp_path, "b", [2.9, 2.91, 2.92])]
+    found = [*write_runs(tmp_path, "a", [2.7, 2.71, 3.1]), *write_runs(tmp_path, "b", [2.9, 2.91, 2.92])]
     comparison = groups.compare(found, baseline="b")
     row = next(row for row in table.build(comparison) if row.label == "a")
     assert row.reached == 2 and row.interpolated["steps"] is None and row.speedup["steps"] is None
@@ -111,14 +133,14 @@ def test_a_seed_that_misses_the_target_leaves_its_cost_unknown(tmp_path):
 
 
 def test_diverged_seeds_withhold_every_claim(tmp_path):
-    found = [*runs(tmp_path, "a", [2.7, 2.71, float("nan")]), *runs(tmp_path, "b", [2.9, 2.91, 2.92])]
+    found = [*write_runs(tmp_path, "a", [2.7, 2.71, float("nan")]), *write_runs(tmp_path, "b", [2.9, 2.91, 2.92])]
     text = "Nothing may be claimed: 1 of 3 seeds of a diverged, and the others do not stand for it."
     assert said(found, "a", baseline="b") == [(False, text)]
     assert (False, text) in said(found, "b", baseline="a")
 
 
 def test_seconds_are_not_compared_between_devices(tmp_path):
-    found = [*runs(tmp_path, "a", [2.7, 2.71], device="H100"), *runs(tmp_path, "b", [2.9, 2.91])]
+    found = [*write_runs(tmp_path, "a", [2.7, 2.71], device="H100"), *write_runs(tmp_path, "b", [2.9, 2.91])]
     row = next(row for row in table.build(groups.compare(found, baseline="b")) if row.label == "a")
     assert row.speedup["seconds"] is None and row.speedup["steps"].low is not None
     assert (False, "Training time against b: the runs used different devices (H100, cpu).") in said(
@@ -127,8 +149,8 @@ def test_seconds_are_not_compared_between_devices(tmp_path):
 
 
 def test_final_losses_of_different_lengths_need_a_price_of_a_step(tmp_path):
-    short = [read(tmp_path / f"s{i}", lines((5, 4, 2.90 + i / 100), optim="a", seed=i, steps=200)) for i in (1, 2)]
-    found = [*short, *runs(tmp_path, "b", [2.91, 2.92])]
+    short = [write_run(tmp_path / f"s{i}", lines((5, 4, 2.90 + i / 100), optim="a", seed=i, steps=200)) for i in (1, 2)]
+    found = [*short, *write_runs(tmp_path, "b", [2.91, 2.92])]
     texts = [text for _, text in said(found, "a", baseline="b")]
     assert "Final loss against b: 200 and 300 steps of training are not the same budget." in texts
     assert not any("Welch" in text for text in texts)
@@ -137,23 +159,23 @@ def test_final_losses_of_different_lengths_need_a_price_of_a_step(tmp_path):
 
 
 def test_seeds_without_spread_are_suspected_not_tested(tmp_path):
-    found = [*runs(tmp_path, "a", [2.7, 2.7, 2.7]), *runs(tmp_path, "b", [2.9, 2.9, 2.9])]
+    found = [*write_runs(tmp_path, "a", [2.7, 2.7, 2.7]), *write_runs(tmp_path, "b", [2.9, 2.9, 2.9])]
     sentences = said(found, "a", baseline="b")
     assert not any(shown for shown, _ in sentences)
     assert "Does the seed reach the run?" in sentences[0][1]
 
 
 def test_an_interval_that_holds_one_shows_nothing(tmp_path):
-    found = [*runs(tmp_path, "a", [2.7, 2.9, 2.8]), *runs(tmp_path, "b", [2.71, 2.88, 2.8])]
+    found = [*write_runs(tmp_path, "a", [2.7, 2.9, 2.8]), *write_runs(tmp_path, "b", [2.71, 2.88, 2.8])]
     steps = next(s for s in said(found, "a", baseline="b") if "in steps" in s[1])
     assert not steps[0] and steps[1].endswith("the interval contains 1.")
 
 
 def test_statistics_reach_the_table(tmp_path):
     found = [
-        *runs(tmp_path, "a", [2.7, 2.72, 2.75]),
-        *runs(tmp_path, "b", [2.9, 2.91, 2.93]),
-        *runs(tmp_path, "c", [2.8, 2.9]),
+        *write_runs(tmp_path, "a", [2.7, 2.72, 2.75]),
+        *write_runs(tmp_path, "b", [2.9, 2.91, 2.93]),
+        *write_runs(tmp_path, "c", [2.8, 2.9]),
     ]
     rows = {row.label: row for row in table.build(groups.compare(found, baseline="b"))}
     assert rows["a"].p_baseline == statistics.differ([2.7, 2.72, 2.75], [2.9, 2.91, 2.93])

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts.compare_runs import lines, read
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = "tests/scripts/data/example"
 PATIENCE = 150  # seconds; a page takes one, but machines that run tests are busy
@@ -115,6 +117,11 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def press(self, key: str, code: int) -> None:
+        """One stroke of a key on whatever has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
     def screenshot(self, path: Path, whole: bool = False) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
@@ -158,6 +165,23 @@ def page(tmp_path_factory) -> Path:
     command = [sys.executable, "scripts/compare.py", RECORDS, "--baseline", "adamw", "--published", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     return Path(f"{out}.html")
+
+
+@pytest.fixture(scope="module")
+def odd_page(tmp_path_factory) -> Path:
+    """Of runs some of which record "val/other" too, with values that nothing can be drawn of among them."""
+    folder = tmp_path_factory.mktemp("other")
+    for optim in ("a", "b"):
+        for seed in (1, 2):
+            found = lines((5, 4, 3.2, 2.8 + seed / 10), optim=optim, seed=seed, name=f"{optim}-{seed}")
+            if optim == "a":
+                for i, value in enumerate(["-1", "null", '"text"', "NaN", "0", "1" + "0" * 400, "0.25", "0.5"]):
+                    at = f'"step": {10 * i + 10}, "tokens": {10240 * i + 10240}, "train_time_s": {i + 1}'
+                    found.insert(2 + i, f'{{{at}, "val/other": {value}, "train/loss": 5}}')
+            read(folder / "runs" / f"{optim}-{seed}", found)
+    command = [sys.executable, "scripts/compare.py", str(folder / "runs"), "--published", "--out", str(folder / "odd")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return folder / "odd.html"
 
 
 @pytest.fixture
@@ -228,6 +252,37 @@ def test_axes_switch(browser, page):
     browser.click("[data-value=all]")
     browser.click("[data-flip=logX]")
     assert 10 ** axis(browser, "yaxis")["range"][1] > 7
+    assert browser.complaints() == []
+
+
+def test_metric_switches(browser, odd_page):
+    browser.open(odd_page)
+    browser.click("[data-value=steps]")
+    assert axis(browser, "yaxis")["title"] == "val/loss"
+    assert {"b", "a at target"} <= set(traces(browser))
+    assert any(name.startswith("published") for name in traces(browser))
+    assert browser.js("document.getElementById('metric').labels[0].innerText").startswith("Metric")
+    offered = browser.js("[...document.getElementById('metric').options].map(option => option.text)")
+    assert offered == ["val/loss", "train/loss", "val/other"]
+    browser.js("document.getElementById('metric').focus()")
+    for _ in range(2):
+        browser.press("ArrowDown", 40)
+    browser.wait("document.getElementById('chart')._fullLayout.yaxis.title.text === 'val/other'")
+    assert traces(browser) == ["a band", "a"]  # b has none; neither rings, nor the target, nor what others published
+    assert browser.js("document.getElementById('chart')._fullLayout.shapes.length") == 0
+    assert not browser.js("[...document.querySelectorAll('[data-loss-only]')].some(e => e.getClientRects().length)")
+    assert browser.js("document.getElementById('chart').data[1].y") == [-1, None, None, 0, None, 0.25, 0.5]
+    assert "val/other <b>0.25</b>" in browser.js("document.getElementById('chart').data[1].text[5]")
+    for control in ("[data-value=runs]", "[data-flip=logY]", "[data-value=seconds]", "[data-flip=logX]"):
+        browser.click(control)
+        assert axis(browser, "yaxis")["title"] == "val/other" and None not in axis(browser, "yaxis")["range"]
+    assert traces(browser) == ["a-1", "a-2"]
+    assert browser.js("document.getElementById('chart').data[0].y") == [None, None, None, 0.25, 0.5]
+    browser.click("[data-value=mean]")
+    browser.click("[data-group='0']")
+    browser.click("[data-group='1']")
+    assert traces(browser) == []
+    assert browser.js("document.querySelector('#chart .annotation').textContent").startswith("nothing to draw here")
     assert browser.complaints() == []
 
 

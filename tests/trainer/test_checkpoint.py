@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from common import UserError
 from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
-from tests.trainer.conftest import TINY, lines, losses
+from tests.errors import check_names, raises_naming
+from tests.runs import SHORT, cut_record, read_losses, read_record
 from trainer import loop
 from trainer.launch.compose import allow_extra_keys
 from trainer.loop import Trainer
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, configure):
     """A folder with the checkpoints of steps 4 and 6."""
-    trainer = Trainer(configure(*TINY, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}"))
+    trainer = Trainer(configure(*SHORT, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}"))
     trainer.run()
     return trainer
 
@@ -124,7 +125,7 @@ def test_the_one_before_is_used_and_this_is_said(run, tmp_path, capsys):
     run("damaged")
     said = capsys.readouterr().out
     assert "step_00000006: __0_0.distcp has" in said and "going on after update 4 of 6" in said
-    assert losses(tmp_path / "damaged") == losses(tmp_path / "whole")
+    assert read_losses(tmp_path / "damaged") == read_losses(tmp_path / "whole")
     storage.verify(tmp_path / "damaged" / "checkpoints" / "step_00000006")  # written again
 
 
@@ -149,7 +150,7 @@ def test_no_good_checkpoint_is_an_error(run, tmp_path):
     run("run")
     for path in (tmp_path / "run" / "checkpoints").glob("*/__0_*"):
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"step_00000006: __0_0.distcp cannot be read .*remove that folder"):
+    with raises_naming(CheckpointError, "step_00000006", "__0_0.distcp", "remove that folder"):
         run("run")
 
 
@@ -173,7 +174,7 @@ def test_nothing_is_unpickled_freely(copy, tmp_path, attack):
     files = {path.name: storage.fingerprint(path) for path in folder.iterdir() if path.name != storage.MANIFEST}
     storage.write_manifest(folder, 6, files)
     storage.verify(folder)
-    with pytest.raises(CheckpointError, match="not an index of tensors"):
+    with raises_naming(CheckpointError, folder, "index"):
         read_weights(folder)
     assert not (tmp_path / "exploded").exists()
 
@@ -191,8 +192,9 @@ def test_another_run_goes_on_from_this_one(run, tmp_path, capsys):
     source = tmp_path / "whole" / "checkpoints" / "step_00000004"
     run("copy", f"run.from_={source}", "eval.every=2", "checkpoint.every=1")
     said = capsys.readouterr().out
-    assert "changed since the checkpoint: eval.every 3 -> 2, checkpoint.every 2 -> 1" in said
-    whole, copy = losses(tmp_path / "whole"), losses(tmp_path / "copy")
+    [said] = [line for line in said.splitlines() if "changed since" in line]
+    check_names(said, "eval.every 3 -> 2", "checkpoint.every 2 -> 1")
+    whole, copy = read_losses(tmp_path / "whole"), read_losses(tmp_path / "copy")
     assert [row[:2] for row in copy] == [row[:2] for row in whole], "its record begins with that of the other"
     assert json.loads((tmp_path / "copy/run.json").read_text())["id"] != run_id(tmp_path / "whole")
 
@@ -203,12 +205,12 @@ def test_run_from_as_it_is_typed():
 
 def test_another_run_must_be_the_same_in_what_matters(run, tmp_path):
     run("whole", "optim.matrix.lr=0.02")
+    words = "seed is 0 there and 3 here", "optim.matrix.lr is 0.02 there and 0.5 here", "same settings"
     with pytest.raises(UserError) as error:
         run("other", f"run.from_={tmp_path / 'whole'}", "seed=3", "optim.matrix.lr=0.5", "eval.every=2")
-    for said in ("seed is 0 there and 3 here", "optim.matrix.lr is 0.02 there and 0.5 here"):
-        assert said in str(error.value)
+    check_names(str(error.value), *words)
     assert "eval" not in str(error.value)
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with raises_naming(CheckpointError, f"run.from={tmp_path}", "no checkpoint", "directory of a run"):
         run("third", f"run.from_={tmp_path}")
 
 
@@ -220,44 +222,43 @@ def test_other_shards_are_refused_and_moved_ones_accepted(run, tmp_path, capsys)
     shutil.move(here.dir, there.dir)
     run("moved", f"data.dir={there.dir}", f"run.from_={tmp_path / 'run'}")
     assert f"data.dir {here.dir} -> {there.dir}" in capsys.readouterr().out
-    assert losses(tmp_path / "moved") == losses(tmp_path / "run")
+    assert read_losses(tmp_path / "moved") == read_losses(tmp_path / "run")
     prepare(here)
     file, content = Path(here.dir) / "sample_train_000001.bin", manifest.read_manifest(here.folder)
     write_shard(file, open_shard(file)[1:])
     files = sorted(here.folder.glob("*.bin"), reverse=True)
     manifest.write_manifest(here.folder, content, content["documents"], files)
-    with pytest.raises(UserError, match=f"on other data: the shards in {here.dir} are not those that it has read"):
+    with raises_naming(UserError, here.dir, "other data", "data.dir=", "new run.dir"):
         run("run", f"data.dir={here.dir}")
 
 
 def test_a_checkpoint_that_must_be_there(run, tmp_path):
     run("run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    lines_of = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines_of[:-1]))
-    with pytest.raises(CheckpointError, match="run.resume=must, but .* holds no checkpoint"):
+    cut_record(tmp_path / "run", lines=-1)
+    with raises_naming(CheckpointError, "run.resume=must", f"{tmp_path}/run", "no checkpoint", "run.resume=auto"):
         run("run", "run.resume=must")
 
 
 def test_a_finished_run_without_weights_is_not_begun_again(run, tmp_path):
     """Its record would be emptied."""
     run("run", "checkpoint.every=null")
-    before = lines(tmp_path / "run")
-    with pytest.raises(UserError, match="is finished.*new run.dir"):
+    before = read_record(tmp_path / "run")
+    with raises_naming(UserError, f"{tmp_path}/run", "step 6", "no checkpoint", "new run.dir", "run.resume=restart"):
         run("run", "checkpoint.every=null")
-    assert lines(tmp_path / "run") == before
+    assert read_record(tmp_path / "run") == before
 
 
 def test_a_finished_run_with_weights_gives_its_loss_again(run, configure, tmp_path):
     run("run")
-    before = lines(tmp_path / "run")
-    assert Trainer(configure(*TINY, f"run.dir={tmp_path / 'run'}")).run() == before[-1]["val/loss"]
-    assert lines(tmp_path / "run") == before
+    before = read_record(tmp_path / "run")
+    assert Trainer(configure(*SHORT, f"run.dir={tmp_path / 'run'}")).run() == before[-1]["val/loss"]
+    assert read_record(tmp_path / "run") == before
 
 
 def test_a_run_that_was_stopped_in_an_evaluation_completes_its_line(run, configure, tmp_path, monkeypatch):
     """The line of step 3 has the training loss when the run is stopped, and the validation loss when it goes on."""
-    config = configure(*TINY, f"run.dir={tmp_path / 'parts'}")
+    config = configure(*SHORT, f"run.dir={tmp_path / 'parts'}")
     trainer, evaluate = Trainer(config), loop.evaluate
 
     def interrupted(*arguments):
@@ -267,11 +268,11 @@ def test_a_run_that_was_stopped_in_an_evaluation_completes_its_line(run, configu
 
     monkeypatch.setattr(loop, "evaluate", interrupted)
     trainer.run()
-    [*_, last] = lines(tmp_path / "parts")
+    [*_, last] = read_record(tmp_path / "parts")
     assert last["step"] == 3 and "train/loss" in last and "val/loss" not in last
     run("parts")
-    assert losses(tmp_path / "parts") == losses(run("whole").checkpoints.folder.parent)
-    again = lines(tmp_path / "parts")[3]
+    assert read_losses(tmp_path / "parts") == read_losses(run("whole").checkpoints.folder.parent)
+    again = read_record(tmp_path / "parts")[3]
     assert {key: again[key] for key in last} == last, "what was measured before stays"
 
 
@@ -279,32 +280,32 @@ def test_what_an_earlier_version_wrote_is_named(run, tmp_path):
     run("run")
     manifest_of = tmp_path / "run" / "checkpoints" / "step_00000006" / storage.MANIFEST
     manifest_of.write_text(manifest_of.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(CheckpointError, match="step_00000006.*nanoMuon 0.1.*that version"):
+    with raises_naming(CheckpointError, "step_00000006", "nanoMuon 0.1", "that version"):
         storage.verify(manifest_of.parent)
     mark = tmp_path / "run" / "run.json"
     mark.write_text(mark.read_text().replace('"format": 2,', ""))
-    with pytest.raises(UserError, match="run.dir=.*nanoMuon 0.1.*new run.dir"):
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "nanoMuon 0.1", "new run.dir"):
         run("run")
 
 
 def test_finished_run(run, tmp_path):
     trainer = run("run")
     assert "is finished: step 6" in resume.finished(trainer.config)
-    text = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(text[:-1]))
+    cut_record(tmp_path / "run", lines=-1)
     assert resume.finished(trainer.config) == ""
 
 
 def test_a_directory_in_use_is_refused(run, tmp_path, capsys):
     run("run")
     first = lock_run_dir(tmp_path / "run")
-    with pytest.raises(UserError, match="is in use by another process"):
-        lock_run_dir(tmp_path / "run", patience=0.3)
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "in use", "wait for it"):
+        lock_run_dir(tmp_path / "run", timeout=0.3)
     first.close()
-    lock_run_dir(tmp_path / "run", patience=0).close()
+    lock_run_dir(tmp_path / "run", timeout=0).close()
 
 
 def test_the_pause_is_recorded(saved):
-    pauses = {line["step"]: line.get("perf/checkpoint_pause_s") for line in lines(saved.checkpoints.folder.parent)}
+    record = read_record(saved.checkpoints.folder.parent)
+    pauses = {line["step"]: line.get("perf/checkpoint_pause_s") for line in record}
     assert [step for step, pause in pauses.items() if pause is not None] == [3, 5]
     assert pauses[3] > 0 and pauses[5] > 0

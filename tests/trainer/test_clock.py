@@ -1,12 +1,10 @@
 """The clock counts training only, and waits for the device at its edges."""
 
-import json
-
 import pytest
 
+from tests.runs import TINY, read_record
 from trainer import loop
 from trainer.loop import Trainer
-from trainer.metrics import record
 from trainer.metrics.clock import Clock
 from trainer.run.checkpoint import Checkpoints
 
@@ -81,26 +79,17 @@ def test_starting_twice_changes_nothing(clock, time):
     assert clock.seconds == 3
 
 
-@pytest.mark.parametrize("running", [False, True])
-def test_state_goes_on(clock, time, running):
+def test_a_resumed_run_goes_on_from_its_time(clock, time):
+    clock.total = 8
     clock.start()
-    time.now = 8
-    state = clock.state_dict()
-    other = Clock(time.synchronize, time)
-    if running:
-        other.start()
-        time.now = 10
-    other.load_state_dict(state)
-    other.start()
     time.now += 2
-    assert other.seconds == 10
+    assert clock.seconds == 10
 
 
-def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, time):
+def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, no_plot, time):
     """A hundred seconds for the warm-up, for every validation and for every checkpoint; one for an update."""
-    config = configure("experiment=smoke", "logger=jsonl", "model.n_layer=1", "model.n_embd=16", "model.n_head=2",
-                       "train.seq_len=16", "train.batch_tokens=384", "train.steps=4", "eval.every=2", "eval.tokens=768",
-                       "checkpoint.every=1", f"run.dir={tmp_path}/run")  # fmt: skip
+    settings = ["train.steps=4", "eval.every=2", "checkpoint.every=1", f"run.dir={tmp_path}/run"]
+    config = configure(*TINY, *settings)
     done = []
 
     def takes(seconds, owner, name):
@@ -117,8 +106,6 @@ def test_a_run_counts_its_updates_alone(configure, tmp_path, monkeypatch, time):
     for owner, name in ((loop, "warm_up"), (loop, "evaluate"), (Checkpoints, "save")):
         takes(100, owner, name)
     monkeypatch.setattr(loop, "Clock", lambda synchronize: Clock(time.synchronize, time))
-    monkeypatch.setattr(record, "loss_vs_time", lambda *arguments: None)
     Trainer(config).run()
     assert [done.count(name) for name in ("warm_up", "evaluate", "save", "train_step")] == [1, 3, 4, 4]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["train_time_s"] for line in lines if "val/loss" in line] == [0, 2, 4]
+    assert [line["train_time_s"] for line in read_record(tmp_path / "run") if "val/loss" in line] == [0, 2, 4]

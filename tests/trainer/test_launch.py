@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import hydra
 import pytest
@@ -15,19 +14,14 @@ from hydra.version import getbase
 
 from common import UserError, write_text
 from data.shards import write_shard
+from tests.errors import check_names, error_lines, raises_naming
+from tests.runs import ROOT, TINY, train
 from trainer.config import keys
 from trainer.launch import failures, load_config, processes, rendezvous
 from trainer.launch.job import prepare_run_dir
 from trainer.run.directory import NOT_IDENTITY, acquire_run_dir, job_name
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["experiment=smoke", "train.steps=2", "eval.every=2", "eval.tokens=3072", "logger=jsonl", "model.n_layer=1"]
-
-
-def told(error, *words):
-    """One line that names the key, the value and the mend."""
-    message = str(error.value)
-    assert "\n" not in message and all(word in message for word in words), message
+SMALL = [*TINY, "train.steps=2", "eval.every=2"]
 
 
 # Composition -----------------------------------------------------------------------------------------------------
@@ -42,9 +36,8 @@ def test_load_config_works_anywhere_and_leaves_hydra_as_it_was(tmp_path, monkeyp
         for _ in range(2):
             config = load_config(["experiment=smoke", "run.from=a", "optim.matrix.cautious=true"], world_size=2)
             assert (config.run.from_, config.optim.matrix["cautious"]) == ("a", True)
-            with pytest.raises(UserError) as error:
+            with raises_naming(UserError, "experiment=smokee", "did you mean experiment=smoke?"):
                 load_config(["experiment=smokee"])
-            told(error, "experiment=smokee", "did you mean experiment=smoke?")
         assert (GlobalHydra.instance(), GlobalHydra.instance().hydra, getbase()) == before
         assert hydra.compose("theirs").answer == 42
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.yaml"]
@@ -61,20 +54,20 @@ def test_load_config_works_anywhere_and_leaves_hydra_as_it_was(tmp_path, monkeyp
         "+optim.vector.lr=1": ["optim.scalar.lr"],
         "hydra.run.dir=X": ["called run.dir"],
         "logger=null": ["choose one of jsonl, wandb"],
+        "logger=true": ["logger=true", "jsonl, wandb"],
+        "model=3": ["model=3", "tiny"],
         "seed=-1": ["from 0"],
         "seed=4294967296": ["4294967295"],
     }.items(),
 )
 def test_what_strangers_type_is_told_in_one_line(override, words):
-    with pytest.raises(UserError) as error:
+    with raises_naming(UserError, override, *words):
         load_config(["experiment=smoke", override])
-    told(error, override, *words)
 
 
 def test_overrides_are_a_list():
-    with pytest.raises(UserError) as error:
+    with raises_naming(UserError, "['experiment=smoke']"):
         load_config("experiment=smoke")
-    told(error, "['experiment=smoke']")
 
 
 @pytest.mark.parametrize("file", ["experiment/mine.yaml", "optim/mine.yaml"])
@@ -82,9 +75,8 @@ def test_a_key_of_before_in_a_users_own_file_names_the_new_one(tmp_path, file):
     (tmp_path / file).parent.mkdir()
     text = "vector: {lr: 1}\n"
     (tmp_path / file).write_text(text if "optim" in file else f"# @package _global_\noptim:\n  {text}")
-    with pytest.raises(UserError) as error:
+    with raises_naming(UserError, "optim.vector", "optim.scalar"):
         load_config([f"hydra.searchpath=[{tmp_path}]", f"{file.partition('/')[0]}=mine", "data=sample"])
-    told(error, "optim.vector", "optim.scalar")
 
 
 def test_home_and_no_experiment_can_be_typed(monkeypatch):
@@ -112,14 +104,14 @@ def test_a_port_that_another_program_holds_is_told_at_once(monkeypatch, rank, ho
         program.listen()
         other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         port = other.port if holder == "a store" else program.getsockname()[1]
-        address = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        address = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        address["MASTER_PORT"] = str(port)
         for key, value in address.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT", timedelta(seconds=0.5))
         rendezvous.store.cache_clear()
-        with pytest.raises(rendezvous.RendezvousError) as error:
+        with raises_naming(rendezvous.RendezvousError, f"MASTER_PORT={port}", "a free port"):
             rendezvous.broadcast_rank0("key", lambda: "value")
-        told(error, f"MASTER_PORT={port}", "a free port")
 
 
 def test_ranks_that_do_not_answer_are_named(monkeypatch):
@@ -127,9 +119,8 @@ def test_ranks_that_do_not_answer_are_named(monkeypatch):
     answers.set("alive 0 2", "")
     monkeypatch.setattr(failures, "world_size", lambda: 4)
     monkeypatch.setattr(failures, "store", lambda: answers)
-    with pytest.raises(UserError) as error, failures.report_failed_ranks(wait=0.2):
+    with raises_naming(UserError, "ranks 1, 3 of 4", "same run.dir"), failures.report_failed_ranks(wait=0.2):
         raise RuntimeError("[gloo] Connection closed by peer")
-    told(error, "ranks 1, 3 of 4", "same run.dir")
     with pytest.raises(RuntimeError, match="shape"), failures.report_failed_ranks(wait=0.2):
         raise RuntimeError("shape")
 
@@ -162,10 +153,9 @@ def test_a_directory_belongs_to_one_run(configure, tmp_path):
         ("train.steps=300", "400"),
         ("model.n_layer=2", "4"),
     ):
-        with pytest.raises(UserError) as error:
+        with raises_naming(UserError, f"run.dir={tmp_path}/run", *change.split("="), before_value, "new run.dir"):
             acquire_run_dir(configure(*base, change))
-        told(error, f"run.dir={tmp_path}/run", *change.split("="), before_value, "new run.dir")
-    with pytest.raises(UserError, match="and .* more"):
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "more", "new run.dir"):
         acquire_run_dir(configure(*base, "optim=adamw"))
     assert (tmp_path / "run" / "run.json").read_text() == before
 
@@ -196,19 +186,20 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
     if fault == "a header that is none":
         shards[0].write_bytes(bytes(3000))
     config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
-    with pytest.raises(UserError, match="magic 0" if fault == "a header that is none" else "less than one batch"):
+    words = [str(shards[0]), "magic 0"] if fault == "a header that is none" else ["200 tokens", "train.batch_tokens"]
+    with raises_naming(UserError, *words):
         prepare_run_dir(config)
     assert not (tmp_path / "run").exists()
 
 
 def test_resume_never_and_must(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
-    with pytest.raises(UserError, match="holds no run"):
+    with raises_naming(UserError, "run.resume=must", f"run.dir={tmp_path}/run", "a started run"):
         acquire_run_dir(configure(*base, "run.resume=must"))
     assert not (tmp_path / "run").exists()
     acquire_run_dir(configure(*base, "run.resume=never"))
     acquire_run_dir(configure(*base, "run.resume=must"))
-    with pytest.raises(UserError, match="run.resume=never"):
+    with raises_naming(UserError, "run.resume=never", f"run.dir={tmp_path}/run", "new run.dir"):
         acquire_run_dir(configure(*base, "run.resume=never"))
 
 
@@ -217,10 +208,10 @@ def test_foreign_and_damaged_directories_are_refused(configure, tmp_path):
     (tmp_path / "run").mkdir()
     acquire_run_dir(config)
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json is damaged"):
+    with raises_naming(UserError, f"{tmp_path}/run/run.json", "damaged", "new run.dir"):
         acquire_run_dir(config)
     (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "thesis.tex")
-    with pytest.raises(UserError, match="not a run's"):
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "empty or new folder"):
         acquire_run_dir(config)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
@@ -237,24 +228,10 @@ def test_atomic_writing_leaves_no_half_file(tmp_path, monkeypatch):
 # As a user starts it ---------------------------------------------------------------------------------------------
 
 
-def train(*arguments, ranks=0, cwd, timeout=200):
-    """train.py as a user starts it, in the folder ``cwd``; ``ranks`` > 0: under torchrun."""
-    start = (
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks else [sys.executable]
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*start, str(ROOT / "train.py"), *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def errors(done):
-    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def check_told_once(done, *words):
+    """It has ended with one error, however many ranks there were."""
+    assert done.returncode == 1 and len(error_lines(done.stderr)) == 1, done.stderr
+    check_names(error_lines(done.stderr)[0], *words)
 
 
 @pytest.mark.slow
@@ -269,8 +246,7 @@ def test_help_lists_groups_and_keys(tmp_path):
 @pytest.mark.parametrize("ranks", [0, 3])
 def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path, ranks):
     done = train("experiment=smoke", "train.stepz=3", ranks=ranks, cwd=tmp_path)
-    assert done.returncode == 1 and len(errors(done)) == 1
-    assert all(word in errors(done)[0] for word in ("train.stepz=3", "train.steps?"))
+    check_told_once(done, "train.stepz=3", "train.steps?")
     assert not list(tmp_path.iterdir())
     if not ranks:
         assert "Traceback" not in done.stderr
@@ -280,7 +256,8 @@ def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path, ranks):
 def test_a_foreign_directory_is_refused_on_all_ranks(tmp_path):
     (tmp_path / "mine").write_text("")
     done = train(*SMALL, f"run.dir={tmp_path}", ranks=2, cwd=tmp_path)
-    assert done.returncode == 1 and len(errors(done)) == 1 and [p.name for p in tmp_path.iterdir()] == ["mine"]
+    check_told_once(done, f"run.dir={tmp_path}", "empty or new folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.slow
@@ -294,12 +271,12 @@ def test_ranks_agree_on_one_timestamped_directory(tmp_path):
 def test_processes_without_a_launcher_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = train(*SMALL, cwd=tmp_path)
-    assert done.returncode == 1 and len(errors(done)) == 1 and "torchrun" in errors(done)[0]
+    check_told_once(done, "WORLD_SIZE=2", "RANK", "torchrun")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_download_that_fails_is_told_once_by_all_ranks(tmp_path):
     done = train(*SMALL, "data=fineweb", "data.download=true", f"data.dir={tmp_path}/none", ranks=2, cwd=tmp_path)
-    assert done.returncode == 1 and len(errors(done)) == 1 and "Hugging Face hub" in errors(done)[0]
+    check_told_once(done, "kjj0/fineweb10B-gpt2", "Hugging Face hub", "data=local")
     assert "trainer/loop.py" not in done.stderr, "no rank's trace"

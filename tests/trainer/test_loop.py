@@ -5,7 +5,8 @@ import math
 import pytest
 
 from common import UserError
-from tests.trainer.conftest import TINY, lines
+from tests.errors import raises_naming
+from tests.runs import SHORT, read_record
 from trainer.launch import load_config
 from trainer.loop import Trainer
 
@@ -17,27 +18,26 @@ def test_a_run_from_a_python_prompt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = []
     for _ in range(2):
-        trainer = Trainer(load_config([*TINY, "checkpoint.every=null"]))
+        trainer = Trainer(load_config([*SHORT, "checkpoint.every=null"]))
         found.append(trainer.run())
         directory = tmp_path / trainer.config.run.dir
-        assert lines(directory)[-1]["val/loss"] == found[-1] and (directory / "run.json").exists()
+        assert read_record(directory)[-1]["val/loss"] == found[-1] and (directory / "run.json").exists()
     assert found[0] == found[1] and math.isfinite(found[0])
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_a_directory_of_another_run_is_not_taken(tmp_path):
-    Trainer(load_config([*TINY, f"run.dir={tmp_path / 'run'}"])).run()
-    before = lines(tmp_path / "run")
-    with pytest.raises(UserError) as error:
-        Trainer(load_config([*TINY, f"run.dir={tmp_path / 'run'}", "seed=1"]))
-    assert all(word in str(error.value) for word in (f"run.dir={tmp_path / 'run'}", "seed", "new run.dir"))
-    assert lines(tmp_path / "run") == before
+    Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}"])).run()
+    before = read_record(tmp_path / "run")
+    with raises_naming(UserError, f"run.dir={tmp_path / 'run'}", "seed", "new run.dir"):
+        Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}", "seed=1"]))
+    assert read_record(tmp_path / "run") == before
 
 
 def test_every_line_has_what_was_measured_at_its_step(tmp_path):
     """The training loss of an update and the validation loss after it stand on one line."""
-    Trainer(load_config([*TINY, f"run.dir={tmp_path / 'run'}"])).run()
-    found = lines(tmp_path / "run")
+    Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}"])).run()
+    found = read_record(tmp_path / "run")
     assert [line["step"] for line in found] == list(range(7))
     assert [line["step"] for line in found if "val/loss" in line] == [0, 3, 6]
     assert all("train/loss" in line and "lr/matrix" in line for line in found[1:])

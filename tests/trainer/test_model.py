@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import IGNORE_INDEX
+from tests.errors import raises_naming
 from trainer.model import GPT, MLP, GPTConfig, rotate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
@@ -222,7 +223,7 @@ def test_softcap_bounds_the_logits_and_keeps_small_ones():
 
 
 def test_a_sequence_longer_than_the_positions_is_refused():
-    with pytest.raises(ValueError, match="13 tokens, but the model has 12 positions"):
+    with raises_naming(ValueError, "13 tokens", "12 positions"):
         build(GPT2)(torch.zeros(1, 13, dtype=torch.int64))
     assert build(MODERN)(torch.zeros(1, 13, dtype=torch.int64)).shape == (1, 13, VOCABULARY)
 
@@ -271,23 +272,22 @@ def test_flops_equal_those_counted(name):
     assert counter.get_total_flops() == pytest.approx(model.flops_per_token() * tokens.numel(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    (dict(n_head=5), "model.n_head=5 does not divide model.n_embd=128: choose a divisor, for example 1, 2, 4, 8"),
-    (dict(n_head=256), "model.n_head=256 is more heads than model.n_embd=128 dimensions"),
-    (dict(n_layer=0), "model.n_layer=0 must be at least 1"),
-    (dict(loss_chunk=0), "model.loss_chunk=0 must be at least 1"),
-    (dict(position="alibi"), "model.position=alibi is unknown: choose one of learned, rope, half_rope"),
-    (dict(norm="batchnorm"), "model.norm=batchnorm is unknown"),
-    (dict(activation="swish"), "model.activation=swish is unknown: choose one of gelu, gelu_erf, relu2"),
-    (dict(init="zeros"), "model.init=zeros is unknown: choose one of gpt2, fan_in"),
-    (dict(position="half_rope", n_head=64), "model.position=half_rope needs a head dimension that 4 divides"),
-    (dict(softcap=-1.0), "model.softcap=-1.0 must be positive"),
-    (dict(attention_scale=float("nan")), "model.attention_scale=nan must be positive"),
+@pytest.mark.parametrize(("setting", "words"), [
+    (dict(n_head=5), ["model.n_head=5", "model.n_embd=128", "1, 2, 4, 8"]),
+    (dict(n_head=256), ["model.n_head=256", "model.n_embd=128"]),
+    (dict(n_layer=0), ["model.n_layer=0", "at least 1"]),
+    (dict(loss_chunk=0), ["model.loss_chunk=0", "at least 1"]),
+    (dict(position="alibi"), ["model.position=alibi", "learned, rope, half_rope"]),
+    (dict(norm="batchnorm"), ["model.norm=batchnorm", "layernorm, rmsnorm"]),
+    (dict(activation="swish"), ["model.activation=swish", "gelu, gelu_erf, relu2"]),
+    (dict(init="zeros"), ["model.init=zeros", "gpt2, fan_in"]),
+    (dict(position="half_rope", n_head=64), ["model.position=half_rope", "head dimension", "4"]),
+    (dict(softcap=-1.0), ["model.softcap=-1.0", "positive"]),
+    (dict(attention_scale=float("nan")), ["model.attention_scale=nan", "positive"]),
 ])  # fmt: skip
-def test_impossible_settings_are_one_clear_line(setting, message):
-    with pytest.raises(ValueError) as caught:
+def test_impossible_settings_are_one_clear_line(setting, words):
+    with raises_naming(ValueError, *words):
         GPT(GPTConfig(**setting), VOCABULARY, LENGTH)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from tests.runs import read_record
 from trainer.metrics import record as record_module
 from trainer.metrics.console import Display, duration
 from trainer.metrics.environment import peak_flops
@@ -58,10 +59,6 @@ def open_record(configure, tmp_path, shown):
     return opened
 
 
-def lines(tmp_path):
-    return [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
     monkeypatch.setenv("SOME_API_TOKEN", "hunter2")
     record = open_record()
@@ -74,7 +71,7 @@ def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
             record.add(step, {"val/loss": math.pi / 3})
         record.write(step, step / 3)
     record.finish()
-    found = lines(tmp_path)
+    found = read_record(tmp_path)
     assert [line["step"] for line in found] == [*range(41)]
     assert all({"step", "tokens", "train_time_s"} <= set(line) for line in found)
     assert found[3]["train/loss"] == 5 / 3 and found[-1]["val/loss"] == math.pi / 3, "full precision"
@@ -117,16 +114,17 @@ def test_resume_keeps_every_step_once(open_record, tmp_path):
     again = open_record()
     again.start(step=5, unfinished=False)
     measured(again, 6, 5.5)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert lines(tmp_path)[-1]["perf/tokens_per_s"] == 2 * 3072, "speed goes on from the last line that is kept"
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert read_record(tmp_path)[-1]["perf/tokens_per_s"] == 2 * 3072, "speed goes on from the last line that is kept"
 
 
-def test_a_new_start_empties_the_record(open_record, tmp_path):
+def test_a_start_at_step_0_writes_its_line_once(open_record, tmp_path):
+    """As after a kill before the first checkpoint; what was measured later, trainer.run.resume has kept aside."""
     for _ in range(2):
         record = open_record()
         record.start()
         measured(record, 0, 0.0)
-    assert len(lines(tmp_path)) == 1
+    assert len(read_record(tmp_path)) == 1
 
 
 def test_mfu(open_record, tmp_path, monkeypatch):
@@ -134,7 +132,7 @@ def test_mfu(open_record, tmp_path, monkeypatch):
     record = open_record(world_size=2, dtype=torch.bfloat16)
     record.start(flops_per_token=100.0)
     measured(record, 1, 0.5)
-    assert lines(tmp_path)[0]["perf/mfu"] == pytest.approx(2 * 3072 * 100 / 2e6)
+    assert read_record(tmp_path)[0]["perf/mfu"] == pytest.approx(2 * 3072 * 100 / 2e6)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +153,14 @@ def test_peak_of_known_devices(monkeypatch, name, flops):
 
 
 class Watched(torch.Tensor):
-    """Says when the host asks for its value."""
+    """Counts how often the host asks for its value."""
 
+    READS = {torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.__bool__, torch.Tensor.__float__}
     asked = 0
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        cls.asked += function is torch.Tensor.tolist
+        cls.asked += function in cls.READS
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
@@ -175,7 +174,7 @@ def test_on_a_gpu_the_host_waits_where_a_line_is_due(open_record, tmp_path):
         record.add(step, {"train/loss": loss, "skipped": torch.tensor(float(step == 4))})
         record.write(step, float(step))
         assert Watched.asked == step // 10
-    found = lines(tmp_path)
+    found = read_record(tmp_path)
     assert [line["step"] for line in found] == [4, 10, 20]
     assert (found[0]["skipped"], found[0]["batch"]) == (1, 3) and "skipped" not in found[1]
 
@@ -186,7 +185,7 @@ def test_a_leap_of_the_loss_is_written_down(open_record, tmp_path):
     for step, loss in enumerate([2.0 + 0.01 * (k % 3) for k in range(20)] + [9.0, 2.0], start=1):
         record.add(step, {"train/loss": torch.tensor(loss)})
         record.write(step, float(step))
-    [line] = lines(tmp_path)
+    [line] = read_record(tmp_path)
     assert (line["step"], line["batch"]) == (21, 20)
     assert line["spike"] == pytest.approx(7.0, abs=0.02)
 
@@ -199,13 +198,14 @@ def test_what_is_noted_goes_into_the_next_line(open_record, tmp_path):
         record.write(step, float(step))
         if step == 2:
             record.note(**{"checkpoint/failed": "no room"})
-    assert [line.get("checkpoint/failed") for line in lines(tmp_path)] == [None, "no room"]
+    assert [line.get("checkpoint/failed") for line in read_record(tmp_path)] == [None, "no room"]
 
 
 @given(st.lists(st.floats(1.0, 2.0), min_size=16, max_size=64), st.floats(0.0, 100.0))
 def test_spikes_are_far_above_the_rest(recent, loss):
     assert not is_spike(recent[:15], loss)
-    assert not is_spike(recent, max(recent)) or len(set(recent)) > 1
+    if len(recent) <= 30 or len(set(recent)) == 1:  # one of n is at most sqrt(n - 1) deviations above the mean of all
+        assert not is_spike(recent, max(recent))
     if loss <= sum(recent) / len(recent):
         assert not is_spike(recent, loss)
     assert is_spike(recent, 9.0), "six deviations are at most 3 here"
@@ -222,7 +222,7 @@ def test_failing_parts_are_told_once_and_left_out(open_record, tmp_path, shown, 
     for step in (1, 2, 3):
         measured(record, step, float(step))
     record.finish()
-    assert len(lines(tmp_path)) == 3
+    assert len(read_record(tmp_path)) == 3
     assert shown.getvalue().count("wandb failed") == 1 and shown.getvalue().count("loss_vs_time.png failed") == 1
 
 
@@ -270,13 +270,13 @@ def test_a_full_disk_delays_lines(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n', "no half line"
     file.file = real
     file.append({"step": 4})
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_what_json_cannot_say_becomes_null(tmp_path):
     file = JsonLines(tmp_path / "metrics.jsonl")
     file.append({"step": 1, "train/loss": math.nan, "grad_norm": math.inf})
-    assert lines(tmp_path) == [{"step": 1, "train/loss": None, "grad_norm": None}]
+    assert read_record(tmp_path) == [{"step": 1, "train/loss": None, "grad_norm": None}]
 
 
 def test_lines_without_a_terminal(shown):
@@ -299,7 +299,7 @@ def test_bar_in_a_terminal(shown):
     display.update({"step": 5, "train_time_s": 60.0, "val/loss": 3.5})
     display.message("saved [1]")
     display.stop()
-    for words in ("5/10", "train 3.2500  val 3.5000", "MFU 41.5%", "1:00 < 1:00", "saved [1]"):
+    for words in ("5/10", "train 3.2500  val 3.5000", "MFU 41.5%", "1:00 trained, 1:00 left", "saved [1]"):
         assert words in shown.getvalue()
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from common import UserError
+from tests.errors import raises_naming
 from trainer.config import Config, Dtype, by_family, fit_batch, register, validate
 from trainer.language_model import ModelConfig, model_class
 from trainer.launch import cli, load_config
@@ -28,10 +29,13 @@ def test_every_experiment_composes(configure, experiment):
 
 
 @pytest.mark.parametrize("model", [model for model in choices("model") if model != "custom"])
+def test_every_model_composes(configure, model):
+    assert configure(f"model={model}").model.name == model
+
+
 @pytest.mark.parametrize("schedule", choices("schedule"))
-def test_every_model_and_schedule_composes(configure, model, schedule):
-    config = configure(f"model={model}", f"schedule={schedule}")
-    assert config.model.name == model and config.schedule.name == schedule
+def test_every_schedule_composes(configure, schedule):
+    assert configure(f"schedule={schedule}").schedule.name == schedule
 
 
 @pytest.mark.parametrize("optim", choices("optim"))
@@ -70,9 +74,8 @@ def test_family_without_a_value_takes_that_of_its_presets():
     assert by_family(settings, "gpt2", "optim.head", presets="tiny")["lr"] == 0.1
     expected = ["optim.head.lr has", "gpt2, tiny", "model.family=mine", "optim.head.lr.mine=", "model.presets=gpt2"]
     for presets in (None, "modern"):
-        with pytest.raises(UserError) as caught:
+        with raises_naming(UserError, *expected):
             by_family(settings, "mine", "optim.head", presets)
-        assert all(word in str(caught.value) for word in expected)
 
 
 def test_a_family_of_ones_own_is_one_file(configure, tmp_path):
@@ -195,20 +198,18 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_line_with_key_value_and_mend(override):
     register()
-    with pytest.raises(UserError) as caught:
+    with raises_naming(UserError, *BAD[override]):
         cli.compose_jobs([SMOKE, cli.to_hydra(override)])
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in BAD[override]), message
 
 
 def test_five_ranks_cannot_share_the_smoke_batch(configure):
-    with pytest.raises(UserError, match=r"train.batch_tokens=3072 .* 5 ranks .* nearest 2560 or 3200"):
+    with raises_naming(UserError, "train.batch_tokens=3072", "5 ranks", "2560 or 3200"):
         configure(SMOKE, world_size=5)
 
 
 def test_hsdp_needs_a_number_that_factors(configure):
     configure(SMOKE, "parallel=hsdp", world_size=4)
-    with pytest.raises(UserError, match="hsdp"):
+    with raises_naming(UserError, "hsdp", "not 3"):
         configure(SMOKE, "parallel=hsdp", world_size=3)
 
 
@@ -295,9 +296,8 @@ def test_a_model_of_ones_own_has_keys_of_its_own(own, configure):
     (["parallel.activation_checkpointing=true"], ["parallel.activation_checkpointing", "Mixer", "recompute", "off"]),
 ])  # fmt: skip
 def test_settings_of_a_model_of_ones_own_are_typed(own, overrides, words):
-    with pytest.raises(UserError) as caught:
+    with raises_naming(UserError, *words):
         own(*overrides)
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.parametrize(("cls", "words"), [
@@ -310,10 +310,8 @@ def test_settings_of_a_model_of_ones_own_are_typed(own, overrides, words):
     ("Unreadable", ["Config cannot be read", "set"]),
 ])  # fmt: skip
 def test_a_class_that_cannot_be_trained_is_one_line(own, cls, words):
-    with pytest.raises(UserError) as caught:
+    with raises_naming(UserError, f"model._target_={own.name}.{cls}", *words):
         own(cls=cls)
-    words = [f"model._target_={own.name}.{cls}", *words]
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
 
 
 def test_a_module_that_cannot_be_imported_is_one_line(own):
@@ -321,9 +319,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(own):
         "nowhere_at_all": ["No module named", "PYTHONPATH"],
         f"broken_{own.name}": ["NameError", "undefined_name", "line 2"],
     }.items():
-        with pytest.raises(UserError) as caught:
+        with raises_naming(UserError, f"model._target_={module}.Mixer", *words):
             own(module=module)
-        words = [f"model._target_={module}.Mixer", *words]
-        assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
-    with pytest.raises(UserError, match=r"model\._target_=Mixer: .*my_package"):
+    with raises_naming(UserError, "model._target_=Mixer", "my_package"):
         model_class("Mixer")

@@ -3,11 +3,14 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from common import UserError
-from tests.trainer.conftest import TINY, lines, losses
+from tests.errors import check_names, raises_naming
+from tests.runs import SHORT, cut_record, read_losses, read_record
+from trainer.loop import Trainer
 from trainer.metrics import record
 from trainer.metrics.jsonl import JsonLines
 from trainer.run import resume, storage
@@ -26,14 +29,14 @@ def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, 
         commit_it(folder, files)
 
     monkeypatch.setattr(storage, "commit", refused)
-    with pytest.raises(UserError, match="checkpoints: the checkpoint after update 6 could not be saved; make room"):
+    with raises_naming(UserError, f"{tmp_path}/run/checkpoints", "update 6", "make room"):
         run("run")
-    assert "final val loss" in capsys.readouterr().out and losses(tmp_path / "run")[-1][0] == 6
-    assert resume.finished(configure(*TINY, f"run.dir={tmp_path / 'run'}")) == ""
+    assert "final val loss" in capsys.readouterr().out and read_losses(tmp_path / "run")[-1][0] == 6
+    assert resume.finished(configure(*SHORT, f"run.dir={tmp_path / 'run'}")) == ""
     full.clear()
     again = run("run")
     assert again.checkpoints.latest == 6 and "is finished: step 6" in resume.finished(again.config)
-    assert losses(tmp_path / "run") == losses(run("whole").checkpoints.folder.parent)
+    assert read_losses(tmp_path / "run") == read_losses(run("whole").checkpoints.folder.parent)
 
 
 def test_a_loss_that_is_not_finite_is_an_end_too(run, tmp_path):
@@ -55,10 +58,10 @@ def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_
 
     monkeypatch.setattr(JsonLines, "_write", full)
     trainer = run("run", "checkpoint.keep_last=9")
-    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
-    [told, *_] = [line for line in lines(tmp_path / "run") if "checkpoint/failed" in line]
+    assert [line["step"] for line in read_record(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
+    [told, *_] = [line for line in read_record(tmp_path / "run") if "checkpoint/failed" in line]
     assert told["step"] <= 5, "the save after update 4 waits for the one before it"
-    assert "lines of metrics.jsonl could not be written" in told["checkpoint/failed"]
+    check_names(told["checkpoint/failed"], "metrics.jsonl")
     assert {2, 6} & {storage.step_of(path) for path in storage.committed(trainer.checkpoints.folder)} == {6}
 
 
@@ -66,10 +69,101 @@ def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
     run("whole")
     early = run("other", "checkpoint.every=null", "train.steps=6")
     shutil.rmtree(early.checkpoints.folder, ignore_errors=True)
-    text = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "other" / "metrics.jsonl").write_text("".join(text[:2]))
+    cut = cut_record(tmp_path / "other", lines=2)
     run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
-    assert losses(tmp_path / "other") == losses(tmp_path / "whole")
+    assert read_losses(tmp_path / "other") == read_losses(tmp_path / "whole")
+    assert (tmp_path / "other" / "metrics.1.jsonl").read_text() == cut, "nothing measured is lost"
+
+
+def test_a_record_without_a_checkpoint_is_not_begun_anew(run, tmp_path):
+    """Its checkpoints may be on a disk that is away, or were removed by somebody."""
+    run("whole")
+    run("run")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "absent")
+    record = tmp_path / "run" / "metrics.jsonl"
+    before = cut_record(tmp_path / "run", lines=-1) + "\n\0"
+    record.write_text(before)
+    where = f"run.dir={tmp_path}/run", f"{tmp_path}/run/checkpoints"
+    with raises_naming(UserError, *where, "step 5", "run.resume=restart"):
+        run("run")
+    assert record.read_text() == before
+    (tmp_path / "run" / "checkpoints").unlink()
+    run("run", "run.resume=restart")
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+    assert (tmp_path / "run" / "metrics.1.jsonl").read_text() == before
+
+
+def test_a_directory_that_is_renamed_is_not_made_again(run, configure, tmp_path):
+    """The save fails loudly; the run's files stay together."""
+    trainer = Trainer(configure(*SHORT, f"run.dir={tmp_path / 'run'}"))
+    train_step = trainer.train_step
+
+    def renamed(step):
+        if step == 3:
+            (tmp_path / "run").rename(tmp_path / "moved")
+        return train_step(step)
+
+    trainer.train_step = renamed
+    with raises_naming(UserError, f"{tmp_path}/run", "update 6", "make room"):
+        trainer.run()
+    assert not (tmp_path / "run").exists()
+    assert any("checkpoint/failed" in line for line in read_record(tmp_path / "moved"))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(run, tmp_path, monkeypatch):
+    run("run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    fingerprint = storage.fingerprint
+
+    def away(path):
+        if path.parent.name == "step_00000006":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fingerprint(path)
+
+    monkeypatch.setattr(storage, "fingerprint", away)
+    with raises_naming(UserError, "step_00000006", "Stale file handle", "start again"):
+        run("run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+    ]
+
+
+def test_lines_that_are_lost_at_the_end_are_an_error(run, tmp_path, monkeypatch):
+    write = JsonLines._write
+
+    def full(self, text):
+        if b'"step": 4,' in text:
+            self.unwritten = text
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, text)
+
+    monkeypatch.setattr(JsonLines, "_write", full)
+    with raises_naming(UserError, f"{tmp_path}/run/metrics.jsonl", "3 lines", "make room"):
+        run("run", "checkpoint.every=null")
+
+
+def test_two_first_starts_of_one_directory(configure, tmp_path, monkeypatch):
+    """The one that is second finds the first one's mark, whatever it saw before."""
+    exists = Path.exists
+    acquire_run_dir(configure(*SHORT, f"run.dir={tmp_path / 'run'}"))
+    before = (tmp_path / "run" / "run.json").read_text()
+    monkeypatch.setattr(Path, "exists", lambda path: path.name not in ("run.json", "run") and exists(path))
+    assert acquire_run_dir(configure(*SHORT, f"run.dir={tmp_path / 'run'}")) == str(tmp_path / "run")
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "seed", "new run.dir"):
+        acquire_run_dir(configure(*SHORT, f"run.dir={tmp_path / 'run'}", "seed=1"))
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_every_start_says_what_its_lines_were_measured_under(run, tmp_path):
+    shutil.rmtree(storage.folder_of(run("run").checkpoints.folder, 6))
+    run("run", "eval.tokens=384")
+    headers = {line["step"]: line["run"] for line in read_record(tmp_path / "run") if "run" in line}
+    assert {step: header["eval_tokens"] for step, header in headers.items()} == {0: 768, 5: 384}
+    for key in ("model_hash", "data_hash", "precision", "device"):
+        assert headers[0][key] == headers[5][key] and headers[0][key]
+    assert headers[0]["data"] == "sample-byte", "the tokenizer in force"
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):
@@ -77,12 +171,12 @@ def test_a_directory_that_cannot_be_written_is_one_line(run, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(record, "write_text", full)
-    with pytest.raises(UserError, match="run.dir=.* cannot be written .No space left on device.: make room"):
+    with raises_naming(UserError, f"run.dir={tmp_path}/run", "No space left on device", "make room"):
         run("run")
 
 
 def test_a_kill_while_the_mark_was_written(configure, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.abcd").write_text("{")
-    config = configure(*TINY, f"run.dir={tmp_path / 'run'}")
+    config = configure(*SHORT, f"run.dir={tmp_path / 'run'}")
     assert acquire_run_dir(config) == str(tmp_path / "run") and (tmp_path / "run" / "run.json").exists()

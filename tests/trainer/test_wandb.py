@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 
 import pytest
 from accelerate import Accelerator
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.trainer.test_record import processes
+from tests.wandb_files import read_offline_run
 from trainer.metrics.console import Display
 from trainer.metrics.record import Metrics
 from trainer.metrics.summary import summary
@@ -47,40 +47,13 @@ def test_the_target_is_met_between_two_evaluations(losses, target):
         assert max(after - 10, 0) <= at <= after and found["target/seconds"] == pytest.approx(at / 2)
 
 
-def wandb_records(path):
-    """The records of an offline run: a LevelDB log (32 KiB blocks; crc, length, type of a piece) behind 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record as Entry
-
-    data, at, entry = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        entry += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield Entry.FromString(entry)
-            entry = b""
-
-
-def finished_wandb_records(path):
-    """All of them; W&B's own process writes a little later."""
-    deadline, entries = time.monotonic() + 120, []
-    while not entries or entries[-1].WhichOneof("record_type") != "exit":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-        entries = list(wandb_records(path))
-    return entries
-
-
 def test_offline_wandb(configure, tmp_path):
     shown = io.StringIO()
     config = configure("experiment=smoke", "logger=wandb", "train.steps=2", f"run.dir={tmp_path}", "logger.tags=[mine]",
                        "logger.group=sweep", "eval.target=5")  # fmt: skip
     acquire_run_dir(config)
     accelerator, display = Accelerator(cpu=True), Display(2, Console(file=shown, width=200))
-    record = Metrics(config, processes(accelerator=accelerator), run_id(tmp_path), display)
+    record = Metrics(config, processes(accelerator=accelerator), run_id(tmp_path), display=display)
     record.start()
     record.add(1, {"val/loss": 4.25})
     record.write(1, 0.5)
@@ -88,7 +61,7 @@ def test_offline_wandb(configure, tmp_path):
     accelerator.end_training()
     assert "warning" not in shown.getvalue(), shown.getvalue()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    entries = finished_wandb_records(path)
+    entries = read_offline_run(path)
     (run,) = [entry.run for entry in entries if entry.WhichOneof("record_type") == "run"]
     axes = {entry.metric.name: entry.metric.step_metric for entry in entries if entry.HasField("metric")}
     history = [entry.history.item for entry in entries if entry.HasField("history")]

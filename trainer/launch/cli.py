@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from common import UserError
 from trainer.config import Config, register
 from trainer.launch import processes
-from trainer.launch.compose import CONFIGS, check, hydra_initialized, to_hydra
-from trainer.launch.hydra_errors import COMPOSITION_ERRORS, explain
+from trainer.launch.compose import check, hydra_initialized, to_hydra
+from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, explain
 from trainer.launch.hydra_private import BasicSweeper, get_args_parser
 from trainer.launch.job import run_job
 from trainer.launch.rendezvous import broadcast_rank0, rank, report_error
@@ -42,7 +41,7 @@ def main(train: Callable[[Config], None]) -> None:
         sweep = parse_command_line()
         hydra.main(str(CONFIGS), "train", version_base="1.3")(lambda composed: run_job(composed, train, sweep))()
     except (UserError, *COMPOSITION_ERRORS) as error:
-        report_error(error if isinstance(error, UserError) else UserError(explain(error, sys.argv[1:], CONFIGS)))
+        report_error(error if isinstance(error, UserError) else UserError(explain(error, sys.argv[1:])))
         sys.exit(1)
     except RuntimeError as error:
         if sweep is None or not type(error).__module__.startswith("submitit."):
@@ -80,7 +79,7 @@ def parse_command_line() -> Sweep | None:
         return None
     if processes.is_submitit(sweep.launcher):
         processes.prepare_submitit(sweep.launcher)
-    sys.argv.append(f"hydra.sweep.dir={QuotedString(sweep.folder, Quote.single).with_quotes()}")
+    sys.argv.append(f"hydra.sweep.dir={processes.quoted(sweep.folder)}")
     sweep.start()
     return sweep
 
@@ -88,8 +87,7 @@ def parse_command_line() -> Sweep | None:
 def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | None:
     """Compose and validate every job; returns them, if they are a sweep.
 
-    Raises:
-        UserError: one line for the first job that cannot run.
+    Raises UserError: one line for the first job that cannot run.
     """
     with hydra_initialized(overrides) as loader:
         whole = loader.load_configuration("train", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)

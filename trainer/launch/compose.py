@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -14,9 +13,7 @@ from omegaconf import DictConfig
 
 from common import UserError
 from trainer.config import OPEN_SECTIONS, Config, register, validate
-from trainer.launch.hydra_errors import COMPOSITION_ERRORS, check_unknown_keys, choices, explain, new_name
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, check_unknown_keys, choices, explain, new_name
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -32,8 +29,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
     """Hydra over ``configs/``, its errors told in one line; afterwards it is as it was, initialised or not.
 
-    Raises:
-        UserError: composing ``overrides`` failed.
+    Raises UserError: composing ``overrides`` failed.
     """
     register()
     instance, base = GlobalHydra.instance(), VersionBase.instance()
@@ -43,7 +39,7 @@ def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
         with hydra.initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
             yield GlobalHydra.instance().config_loader()
     except COMPOSITION_ERRORS as error:
-        raise UserError(explain(error, overrides, CONFIGS)) from None
+        raise UserError(explain(error, overrides)) from None
     finally:
         GlobalHydra.set_instance(instance)  # Hydra would put a copy in its place
         instance.hydra, base.version_base = before
@@ -51,15 +47,14 @@ def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
 
 def check(composed: DictConfig, world_size: int) -> Config:
     """Raises UserError: for a key that the schema does not have, or a value that cannot be."""
-    check_unknown_keys(composed, CONFIGS)
+    check_unknown_keys(composed)
     return validate(composed, world_size)
 
 
 def to_hydra(override: str) -> str:
     """An override in Hydra's grammar, which has no ``~/``, no ``experiment=null`` and no key ``from``.
 
-    Raises:
-        UserError: the key has another name, or a group has no choice.
+    Raises UserError: the key has another name, or a group has no choice.
     """
     key, equals, value = override.partition("=")
     if new := new_name(key.lstrip("+~").partition("@")[0]):
@@ -67,8 +62,11 @@ def to_hydra(override: str) -> str:
     values = value.split(",")
     if "null" in values and (CONFIGS / key).is_dir():
         if key != "experiment":
-            raise UserError(f"{override}: choose one of {', '.join(choices(key, CONFIGS))}")
+            raise UserError(f"{override}: choose one of {', '.join(choices(key))}")
         values = ["[]" if choice == "null" else choice for choice in values]
+    if (CONFIGS / key).is_dir():  # Hydra fails on a choice that reads as a number or a truth value
+        no_name = re.compile(r"-?\d[\d.eE+-]*|true|false", re.I)
+        values = [f"'{value}'" if no_name.fullmatch(value) else value for value in values]
     values = [os.path.expanduser(path) if path.startswith("~/") else path for path in values]
     return allow_extra_keys(f"{key}{equals}{','.join(values)}")
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
@@ -23,7 +23,7 @@ def report_failed_ranks(wait: float = 5.0) -> Iterator[None]:
         yield
     except RuntimeError as error:
         of_network = isinstance(error, dist.DistError) or re.search("gloo|nccl|timed out|connection", str(error), re.I)
-        lost = _silent_ranks(wait) if of_network and world_size() > 1 else []
+        lost = silent_ranks("alive", wait) if of_network and world_size() > 1 else []
         if not lost:
             raise
         ranks = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
@@ -33,15 +33,18 @@ def report_failed_ranks(wait: float = 5.0) -> Iterator[None]:
         ) from error
 
 
-def _silent_ranks(wait: float) -> list[int]:
-    keys = {other: f"alive {restart_count()} {other}" for other in range(world_size())}
+def silent_ranks(event: str, wait: float) -> list[int]:
+    """Say to the other ranks that ``event`` has happened on this one; those that do not say so within ``wait`` seconds.
+
+    Nobody is silent if the store is gone, and the launcher with it.
+    """
+    keys = {other: f"{event} {restart_count()} {other}" for other in range(world_size())}
     silent = set(keys)
     deadline = time.monotonic() + wait
-    try:
+    with suppress(RuntimeError, ValueError):
         store().set(keys[rank()], "")
         while silent and time.monotonic() < deadline:
             silent = {other for other in silent if not store().check([keys[other]])}
             time.sleep(0.1)
-    except (RuntimeError, ValueError):  # the launcher, which holds the store, is gone as well
-        return []
-    return sorted(silent)
+        return sorted(silent)
+    return []

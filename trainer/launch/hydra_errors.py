@@ -14,29 +14,33 @@ from common import UserError
 from trainer.config import OPEN_SECTIONS, keys
 from trainer.language_model import one_line, reason
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
+QUOTED_KEY = re.compile(r"(?:override|delete|append to config\.?|in) '([\w./@-]+)'")  # in Hydra's own messages
 OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)  # whose keys a class decides
 
 
-def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
-    """One line for an exception that composing ``overrides`` over the folder ``configs`` raised."""
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for an exception that composing ``overrides`` over ``configs/`` raised."""
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     if isinstance(error, MissingConfigException):
-        return _missing_choice(error, configs)
+        return _missing_choice(error)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
     if isinstance(root, yaml.YAMLError):
         return f"a configuration file is not valid YAML: {one_line(root)}"
-    key = _key(root) or _key(error) or _quoted(error)
-    if key is None:
+    found = re.search(r"full_key: (\S+)", f"{root}\n{error}") or QUOTED_KEY.search(str(error))
+    if not found:
         return one_line(error)
-    given = _given(key, overrides) or key
+    key = found[1].partition("@")[0]
+    typed = (o for o in overrides if f"{o.lstrip('+~').partition('=')[0]}.".startswith(f"{key}."))
+    given = next(typed, key).lstrip("+")
     known = set(keys())
     if key not in known and not key.startswith(OPEN):
-        return f"{given}: no such key{close_keys(key, configs)}"
+        return f"{given}: no such key{close_keys(key)}"
     inside = sorted(name for name in known if name.startswith(f"{key}."))
     if inside or f"{key}." in OPEN:
         return f"{given}: {key} is a section, set what is in it: {', '.join(inside) or f'{key}.lr and others'}"
@@ -45,11 +49,10 @@ def explain(error: Exception, overrides: Sequence[str], configs: Path) -> str:
     return f"{given}: {reason(root)}"
 
 
-def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
+def check_unknown_keys(composed: DictConfig) -> None:
     """Refuse keys that ``+key=value`` added although the schema has no such key; Hydra would let them pass.
 
-    Raises:
-        UserError: naming the key and the nearest ones.
+    Raises UserError: naming the key and the nearest ones.
     """
     known = set(keys())
 
@@ -57,16 +60,16 @@ def check_unknown_keys(composed: DictConfig, configs: Path) -> None:
         for name, inner in value.items() if isinstance(value, dict) else ():
             key = f"{prefix}{name}"
             if key not in known:
-                raise UserError(f"{key}={inner}: no such key{close_keys(key, configs)}")
+                raise UserError(f"{key}={inner}: no such key{close_keys(key)}")
             if f"{key}." not in OPEN:
                 walk(inner, f"{key}.")
 
     walk(OmegaConf.to_container(composed), "")
 
 
-def _missing_choice(error: MissingConfigException, configs: Path) -> str:
+def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = choices(group, configs)
+    options = choices(group)
     if choice.startswith("submitit"):
         return "hydra/launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]'"
     if not group or not options:
@@ -76,28 +79,8 @@ def _missing_choice(error: MissingConfigException, configs: Path) -> str:
     return f"{group}={choice}: no such choice; {mend}available: {', '.join(options)}"
 
 
-def _key(error: BaseException) -> str | None:
-    """The dotted key that OmegaConf attached to an exception, as attribute or in its text."""
-    key = getattr(error, "full_key", None)
-    found = re.search(r"full_key: (\S+)", str(error))
-    return key or (found.group(1) if found else None)
-
-
-def _quoted(error: BaseException) -> str | None:
-    found = re.search(r"(?:override|delete|append to config\.?|in) '([\w./@-]+)'", str(error))
-    return found.group(1).partition("@")[0] if found else None
-
-
-def _given(key: str | None, overrides: Sequence[str]) -> str | None:
-    """What the user typed for ``key``."""
-    for override in overrides:
-        if f"{override.lstrip('+~').partition('=')[0]}.".startswith(f"{key}."):
-            return override.lstrip("+")
-    return None
-
-
-def choices(group: str, configs: Path) -> list[str]:
-    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def new_name(key: str) -> str | None:
@@ -108,16 +91,16 @@ def new_name(key: str) -> str | None:
     return None
 
 
-def close_keys(key: str, configs: Path) -> str:
+def close_keys(key: str) -> str:
     """A hint at the nearest keys: by their full names, or by their last parts."""
     if new := new_name(key):
         return f"; it is called {new}"
-    known = list(keys()) + [path.name for path in configs.iterdir() if path.is_dir()]
+    known = list(keys()) + [path.name for path in CONFIGS.iterdir() if path.is_dir()]
     close = [name for name in difflib.get_close_matches(key, known, 3, 0.7) if not key.startswith(f"{name}.")]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    section = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    section, _, leaf = key.rpartition(".")
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     if not close and not same_leaf and section in known:
-        return f"; {section} has {', '.join(name.rpartition('.')[2] for name in siblings)}"
+        siblings = [name.removeprefix(f"{section}.") for name in known if name.rpartition(".")[0] == section]
+        return f"; {section} has {', '.join(siblings)}"
     names = list(dict.fromkeys(close[:1] + same_leaf))
     return f"; did you mean {' or '.join(names)}?" if names else "; see python train.py --help"

@@ -16,13 +16,14 @@ from data import prepare as prepare_data
 from trainer.config import Config, Resume, world_size
 from trainer.launch import processes
 from trainer.launch.compose import check
-from trainer.launch.failures import report_failed_ranks
+from trainer.launch.failures import report_failed_ranks, silent_ranks
 from trainer.launch.rendezvous import broadcast_rank0, rank, reinit_rendezvous, report_error, restart_count
-from trainer.launch.sweep import JobFailed, Sweep, all_ranks_failed
+from trainer.launch.sweep import JobFailed, Sweep
 from trainer.metrics import record
 from trainer.run import resume
 from trainer.run.directory import acquire_run_dir
 
+ERROR_TIMEOUT = 15.0  # seconds between the first rank and the last to meet an error that all ranks meet
 Train = Callable[[Config], None]
 
 
@@ -32,7 +33,7 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
     number = 0 if OmegaConf.is_missing(job.job, "num") else job.job.num
     searched = [override for override in job.overrides.hydra if override.startswith("hydra.searchpath=")]
     processes.export_submitit_ranks()
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         config = check(composed, processes.job_world_size(composed, job.launcher))
         if sweep:
@@ -42,14 +43,14 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
         train_or_launch(config, train, number, [*job.overrides.task, *searched], sweep)
         if sweep:
             sweep.statuses[number] = "stopped"  # unless its record says that it has finished
-            stop_sweep_if_preempted(config, number, time.monotonic() - began)
+            stop_sweep_if_preempted(config, number, time.monotonic() - started)
         return
     except JobFailed:
         others_go_on = True
     except UserError as error:
-        others_go_on = sweep is not None and all_ranks_failed(error, number)
-        if not sweep:
-            report_error(error)
+        report_error(error, number)
+        # Where a rank has not failed, it waits for this one in vain.
+        others_go_on = sweep is not None and (world_size() == 1 or not silent_ranks(f"failed {number}", ERROR_TIMEOUT))
     except Exception:
         traceback.print_exc()
         others_go_on = world_size() == 1

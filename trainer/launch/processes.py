@@ -7,12 +7,13 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from common import UserError
-from trainer.config import Config, Resume, world_size
+from trainer.config import Config, world_size
 from trainer.launch.sweep import JobFailed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -53,6 +54,9 @@ def prepare_submitit(launcher: str) -> None:
         )
     # SLURM sends this before the time limit.  submitit's own SIGUSR2 would requeue the job and save nothing.
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
+    # Its processes unpickle our functions before train.py could say where they are.
+    checkout = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
 
 
 def export_submitit_ranks() -> None:
@@ -69,23 +73,25 @@ def job_arguments(config: Config, overrides: Sequence[str]) -> list[str]:
         "hydra.mode": "RUN",
         "run.dir": config.run.dir,
         "run.name": config.run.name,
-        "run.resume": "must" if config.run.resume == Resume.must else "auto",  # never: seen to when it was acquired
+        # never: seen to when the directory was acquired
+        "run.resume": config.run.resume.value,
         "logger.group": config.logger.group,
         "logger.label": config.logger.label,
     }
     kept = [o for o in overrides if o.lstrip("+").partition("=")[0] not in decided]
-    given = {
-        key: QuotedString(value, Quote.single).with_quotes() for key, value in decided.items() if value is not None
-    }
-    return kept + [f"{key}={value}" for key, value in given.items()]
+    return kept + [f"{key}={quoted(value)}" for key, value in decided.items() if value is not None]
+
+
+def quoted(value: str) -> str:
+    """A text in Hydra's grammar."""
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 def launch(config: Config, overrides: Sequence[str]) -> None:
     """Train in ``run.processes`` new processes, which torch's elastic agent starts and watches as torchrun does.
 
-    Raises:
-        JobFailed: one of them failed; the others were ended.
-        SystemExit: this process was told to end, and has ended them.
+    Raises JobFailed: one of them failed; the others were ended. Raises SystemExit: this process was told to end, and
+    has ended them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -112,8 +118,8 @@ def launch(config: Config, overrides: Sequence[str]) -> None:
                 name = failure.signal_name()
                 print(f"error: {config.run.dir}: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
         raise JobFailed from None
-    except SignalException as told:
-        sys.exit(128 + told.sigval)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
     finally:
         for number, handler in handlers.items():  # the agent leaves its own
             signal.signal(number, handler)

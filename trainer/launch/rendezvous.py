@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from common import UserError
 from trainer.config import world_size
+from trainer.mesh import check_launched
 
 TIMEOUT = timedelta(minutes=5)  # between the first rank and the last to start
 HELLO, HELLO_TIMEOUT = "nanomuon hello", timedelta(seconds=5)  # rank 0 says it as soon as its port listens
@@ -37,14 +38,10 @@ class RendezvousError(UserError):
 def store() -> dist.Store:
     """The store of this job: torchrun's agent holds it; without an agent rank 0 does, on the same port.
 
-    Raises:
-        RendezvousError: several processes are announced, but not where to meet; or somebody else holds the port.
+    Raises UserError: several processes are announced, but not where to meet. Raises RendezvousError: somebody else
+    holds the port.
     """
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise RendezvousError(
-                f"WORLD_SIZE={world_size()} but {name} is not set: start with torchrun --nproc-per-node N train.py …"
-            )
+    check_launched()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
@@ -52,7 +49,7 @@ def store() -> dist.Store:
     except (RuntimeError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         where = f"MASTER_ADDR={address[0]} MASTER_PORT={address[1]}"
-        raise RendezvousError(f"{where}: rank 0 cannot be met there, give a free port ({reason})") from None
+        raise RendezvousError(f"{where}: rank 0 cannot be reached there, give a free port ({reason})") from None
     return dist.PrefixStore("nanomuon", tcp)
 
 
@@ -67,8 +64,7 @@ def _open(host: str, port: int, serve: bool) -> dist.TCPStore:
 def _join(host: str, port: int) -> dist.TCPStore:
     """Rank 0's store.  Whatever else listens there is found out within seconds: it says no hello.
 
-    Raises:
-        OSError, RuntimeError: nobody listens, or not rank 0.
+    Raises OSError, RuntimeError: nobody listens, or not rank 0.
     """
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while True:
@@ -79,18 +75,18 @@ def _join(host: str, port: int) -> dist.TCPStore:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-    met: Future[dist.TCPStore] = Future()
+    connected: Future[dist.TCPStore] = Future()
 
-    def meet() -> None:
+    def connect() -> None:
         try:
             tcp = _open(host, port, serve=False)
             tcp.wait([HELLO], HELLO_TIMEOUT)
-            met.set_result(tcp)
+            connected.set_result(tcp)
         except RuntimeError as error:
-            met.set_exception(error)
+            connected.set_exception(error)
 
-    Thread(target=meet, daemon=True).start()  # torch's handshake has no time limit: it may have to be left behind
-    return met.result(2 * HELLO_TIMEOUT.total_seconds())
+    Thread(target=connect, daemon=True).start()  # torch's handshake has no time limit: it may have to be left behind
+    return connected.result(2 * HELLO_TIMEOUT.total_seconds())
 
 
 def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:
@@ -98,8 +94,7 @@ def broadcast_rank0(key: str, compute: Callable[[], str]) -> str:
 
     Workers that torchrun restarts get what the first ones got.
 
-    Raises:
-        UserError: on every rank, if ``compute`` raised it.
+    Raises UserError: on every rank, if ``compute`` raised it.
     """
     if world_size() == 1:
         return compute()
@@ -129,13 +124,13 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def report_error(error: Exception) -> None:
-    """Print ``error: …`` once for all ranks that met the same error."""
+def report_error(error: Exception, job: int = 0) -> None:
+    """Print ``error: …`` once for all ranks that met the same error in a job."""
     line = f"error: {error}"
     if world_size() > 1 and not isinstance(error, RendezvousError):
         mine = f"{rank()} {line}"
         try:
-            first = store().compare_set(f"error {restart_count()}", "", mine).decode()
+            first = store().compare_set(f"error {job} {restart_count()}", "", mine).decode()
         except (UserError, RuntimeError):
             first = mine
         if first != mine:

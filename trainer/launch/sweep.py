@@ -11,22 +11,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from common import UserError
-from trainer.config import Config, world_size
-from trainer.launch.rendezvous import rank, report_error, restart_count, store
+from trainer.config import Config
+from trainer.launch.rendezvous import rank
 from trainer.metrics.console import duration
 from trainer.metrics.jsonl import FILE, read_lines
 from trainer.run import resume
 from trainer.run.directory import job_name
 
-ERROR_TIMEOUT = timedelta(seconds=15)  # between the first rank and the last to meet an error that all ranks meet
 FINISHED, FINISHED_BEFORE = "finished", "finished before"
 
 
@@ -97,7 +94,7 @@ class Sweep:
             table.add_column(column, justify="right")
         statuses = [self.status(number) for number in range(len(self.jobs))]
         for name, status in zip(self.names, statuses, strict=True):
-            last = last_values(Path(self.folder, name))
+            last = {key: value for line in read_lines(Path(self.folder, name, FILE)) for key, value in line.items()}
             loss = "-" if last.get("val/loss") is None else f"{last['val/loss']:.4f}"
             table.add_row(name, status, f"{last.get('step', 0)}", loss, duration(last.get("train_time_s", 0.0)))
         in_log = None if sys.stdout.isatty() else 200  # columns; a file has no width
@@ -107,8 +104,9 @@ class Sweep:
         if ended.intersection(statuses):
             console.print(f"compare: {self.compare_command()}", markup=False)
         if missing := sum(status not in ended for status in statuses):
-            same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)}"
-            console.print(f"{missing} of {len(statuses)} jobs have not finished; {same} runs only those", markup=False)
+            same = f"the same command with hydra.sweep.dir={shlex.quote(self.folder)} runs only those"
+            anew = "with run.resume=restart, those without a checkpoint begin anew"
+            console.print(f"{missing} of {len(statuses)} jobs have not finished; {same} ({anew})", markup=False)
             if "submitit" in self.launcher:
                 console.print(f"what they said: {self.folder}/.submitit/*/*_log.*", markup=False)
         return not missing
@@ -118,26 +116,3 @@ class Sweep:
         labels = {config.logger.label or "" for config in self.jobs if resume.finished(config)}
         words = ["python", "scripts/compare.py", self.folder, "--out", str(Path(self.folder) / "speedrun")]
         return shlex.join(words + (["--baseline", "adamw"] if "adamw" in labels and len(labels) > 1 else []))
-
-
-def last_values(directory: Path) -> dict[str, Any]:
-    """The latest value of every key in a run's record."""
-    return {key: value for line in read_lines(directory / FILE) for key, value in line.items()}
-
-
-def all_ranks_failed(error: Exception, number: int) -> bool:
-    """Print the error of job ``number``, once; returns whether all ranks met one, and may go on to the next job."""
-    if world_size() == 1:
-        report_error(error)
-        return True
-    keys = [f"failed {number} {restart_count()} {other}" for other in range(world_size())]
-    try:
-        store().set(keys[rank()], f"error: {error}")
-        store().wait(keys, ERROR_TIMEOUT)
-        if rank() == 0:
-            for line in dict.fromkeys(store().get(key).decode() for key in keys):
-                print(line, file=sys.stderr, flush=True)
-    except RuntimeError:  # another rank went on, and waits for this one in vain
-        report_error(error)
-        return False
-    return True

@@ -15,7 +15,7 @@ class Clock:
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None, now: Callable[[], float] = time.perf_counter):
         self.synchronize, self.now = synchronize, now
-        self.total = 0.0  # seconds up to the last stop
+        self.total = 0.0  # seconds up to the last stop; a resumed run sets those before
         self.since: float | None = None  # start of the current stretch; None while the clock stands still
 
     def start(self) -> None:
@@ -45,12 +45,3 @@ class Clock:
     def seconds(self) -> float:
         """Training time so far.  Reading it does not wait for the device."""
         return self.total + (0.0 if self.since is None else self.now() - self.since)
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from a saved time; a running clock goes on running from there."""
-        self.total = float(state["seconds"])
-        if self.since is not None:
-            self.since = self.now()

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 LINES_PER_RUN = 20  # beside those of evaluations
 
@@ -27,25 +26,21 @@ class Display:
 
     def start(self, step: int = 0) -> None:
         if self.console.is_terminal:
-            columns = [
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"),
-            ]
-            self.bar = Progress(*columns, _Times(), console=self.console, refresh_per_second=4, expand=True)
-            self.task = self.bar.add_task("train", total=self.steps, completed=step, text="", seconds=0.0, eta=None)
+            columns = ("step", MofNCompleteColumn(), BarColumn(bar_width=None), "{task.fields[text]}")
+            times = TextColumn("{task.fields[times]}", style="cyan")
+            self.bar = Progress(*columns, times, console=self.console, refresh_per_second=4, expand=True)
+            self.task = self.bar.add_task("train", total=self.steps, completed=step, text="", times="")
             self.bar.start()
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Show a line of the record: its keys are those of metrics.jsonl."""
         self.latest |= {key: value for key, value in line.items() if value is not None}
         step, seconds = line["step"], line["train_time_s"]
-        eta = seconds / step * (self.steps - step) if step else None
+        left = f", {duration(seconds / step * (self.steps - step))} left" if step else ""
+        times = f"{duration(seconds)} trained{left}"
         if self.bar:
-            self.bar.update(self.task, completed=step, text=self.describe(self.latest), seconds=seconds, eta=eta)
+            self.bar.update(self.task, completed=step, text=self.describe(self.latest), times=times)
         elif "val/loss" in line or step % max(1, self.steps // LINES_PER_RUN) == 0 or step == self.steps:
-            times = f"{duration(seconds)} trained" + (f", {duration(eta)} left" if eta is not None else "")
             self.message(f"step {step}/{self.steps}  {self.describe(line)}  {times}")
 
     def describe(self, line: Mapping[str, Any]) -> str:
@@ -71,14 +66,6 @@ class Display:
         if self.bar:
             self.bar.stop()
             self.bar = None
-
-
-class _Times(ProgressColumn):
-    """Training time so far and what is left of it."""
-
-    def render(self, task: Task) -> Text:
-        eta = "" if task.fields["eta"] is None else f" < {duration(task.fields['eta'])}"
-        return Text(f"{duration(task.fields['seconds'])}{eta}", style="cyan")
 
 
 def duration(seconds: float) -> str:

@@ -1,17 +1,22 @@
 """What is needed to repeat a run, and what its speed is measured against."""
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data import TrainValSplit
+from trainer.config import Config
 from trainer.parallel import Parallel
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
@@ -35,6 +40,34 @@ PEAK_FLOPS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+
+
+def header(config: Config, parallel: Parallel, split: TrainValSplit | None = None) -> dict[str, Any]:
+    """What a comparison of records must know of a run and of the conditions that it runs under."""
+    named = ("name", "family", "presets")  # what a model is called does not change it
+    model = json.dumps({k: v for k, v in asdict(config.model).items() if k not in named}, sort_keys=True, default=str)
+    train = config.train
+    return {
+        "name": config.run.name,
+        "optim": config.logger.label or config.optim.name,
+        "model": config.model.name,
+        "model_hash": hashlib.sha256(model.encode()).hexdigest()[:12],
+        "data": f"{config.data.name}-{split.tokenizer if split else config.data.tokenizer or 'gpt2'}",
+        "data_hash": split.fingerprint[:12] if split else None,
+        "seed": config.seed,
+        "steps": train.steps,
+        "batch_tokens": train.batch_tokens,
+        "seq_len": train.seq_len,
+        "eval_tokens": config.eval.tokens,
+        "target": config.eval.target,
+        "precision": str(parallel.dtype).removeprefix("torch."),
+        "device": describe(parallel),
+    }
+
+
+def describe(parallel: Parallel) -> str:
+    ranks = f"{parallel.world_size} rank{'s' * (parallel.world_size > 1)}"
+    return f"{ranks} ({parallel.mode}) on {device_name(parallel.device)}"
 
 
 def environment(parallel: Parallel) -> dict[str, Any]:

@@ -64,9 +64,8 @@ class JsonLines:
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line, after those that could not be written before.
 
-        Raises:
-            OSError: the disk is full or gone.  The file then still ends with a whole line, and the refused ones
-                are tried again by the next call.
+        Raises OSError: the disk is full or gone. The file then still ends with a whole line, and the refused ones are
+        tried again by the next call.
         """
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         self.lines.append(clean)

@@ -7,7 +7,6 @@ import os
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,40 +14,49 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from common import UserError, write_json, write_text
+from data import TrainValSplit
 from trainer.config import Config, LoggerKind
 from trainer.metrics import wandb as wandb_run
 from trainer.metrics.console import Display, duration
-from trainer.metrics.environment import device_name, environment, peak_flops
+from trainer.metrics.environment import describe, environment, header, peak_flops
 from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
 
 Value = float | Tensor
-LOSS = "train/loss"
 
 
 class Metrics:
     """Collects what is measured by step, and writes the lines that are due.
 
     Values may be scalars on the device: they are read together, where a line is due, so that the host does not wait
-    for the device in between.  A line that says that an update was skipped, or that the loss has leapt, is always due.
+    for the device in between.  A line that says that an update was skipped, or that the loss spikes, is always due.
 
     Args:
         config: resolved; ``run.dir`` belongs to this run already.
         parallel: rank, device and the Accelerator whose trackers are used.
         run_id: the name under which trackers know the run.
+        split: the data that it reads.
         display: what shows the progress; tests give their own.
     """
 
     shown: ClassVar[Display | None] = None  # of the record that this process writes
 
-    def __init__(self, config: Config, parallel: Parallel, run_id: str | None = None, display: Display | None = None):
-        self.config, self.parallel, self.run_id = config, parallel, run_id
-        self.directory = Path(config.run.dir)
+    def __init__(
+        self,
+        config: Config,
+        parallel: Parallel,
+        run_id: str | None = None,
+        split: TrainValSplit | None = None,
+        display: Display | None = None,
+    ):
+        self.config, self.parallel, self.run_id, self.split = config, parallel, run_id, split
+        self.directory = config.run.path
         self.on_host = parallel.device.type == "cpu"
         self.pending: dict[int, dict[str, Value]] = {}
         self.noted: dict[str, Any] = {}
+        self.header_written = False
         self.recent: deque[float] = deque(maxlen=64)  # finite losses
         self.warned: set[str] = set()
         self.last: dict[str, Any] = {"tokens": 0, "train_time_s": 0.0}  # latest value of every key
@@ -77,11 +85,11 @@ class Metrics:
         self.flops_per_token = flops_per_token
         if self.parallel.is_main:
             self._open(step, unfinished)
-            self.message(f"run directory {self.directory}, {self.describe()}")
+            self.message(f"run directory {self.directory}, {describe(self.parallel)}")
             if table:
                 self.display.table(table)
         if self.config.logger.kind == LoggerKind.wandb:
-            self._try("wandb", self._start_wandb)
+            self._try("wandb", lambda: self.message(wandb_run.start(self.config, self.parallel, self.run_id)))
         if self.parallel.is_main:
             Metrics.shown = self.display
             self.display.start(step)
@@ -90,7 +98,7 @@ class Metrics:
         path = self.directory / FILE
         lines = [line for line in read_lines(path) if line.get("step", step + 1) <= step]
         if unfinished and lines and lines[-1]["step"] == step:
-            self.pending[step] = lines.pop()
+            self.pending[step] = {key: value for key, value in lines.pop().items() if key != "run"}
         if step == 0:
             lines = []
         try:
@@ -103,10 +111,6 @@ class Metrics:
             ) from None
         for line in lines:
             self.last |= line
-
-    def describe(self) -> str:
-        ranks = f"{self.parallel.world_size} rank{'s' * (self.parallel.world_size > 1)}"
-        return f"{ranks} ({self.parallel.mode}) on {device_name(self.parallel.device)}"
 
     # What is measured --------------------------------------------------------------------------------------------
 
@@ -144,12 +148,12 @@ class Metrics:
         """What makes a line worth writing although none is due; ``skipped`` is left in a line only if it is."""
         if skipped := line.pop("skipped", 0):
             return {"skipped": int(skipped), "batch": step - 1}
-        loss = line.get(LOSS)
+        loss = line.get("train/loss")
         if loss is None:
             return {}
-        leap = loss - statistics.fmean(self.recent) if is_spike(self.recent, loss) else None
+        excess = loss - statistics.fmean(self.recent) if is_spike(self.recent, loss) else None
         self.recent.append(loss)
-        return {} if leap is None else {"spike": leap, "batch": step - 1}
+        return {} if excess is None else {"spike": excess, "batch": step - 1}
 
     def _write_line(self, step: int, seconds: float, line: dict[str, Any]) -> None:
         tokens = step * self.config.train.batch_tokens
@@ -157,7 +161,9 @@ class Metrics:
         line |= self.noted
         self.noted = {}
         self.last |= line
-        whole = {**line, "run": self.header()} if step == 0 else line
+        # The first line of every start says under which conditions it and the lines after it were measured.
+        whole = line if self.header_written else {**line, "run": header(self.config, self.parallel, self.split)}
+        self.header_written = True
         self._try(FILE, lambda: self.file.append(whole))
         self.display.update(line)
         if self.parallel.accelerator.trackers:
@@ -175,23 +181,6 @@ class Metrics:
             speed["perf/mfu"] = used / (peak * self.parallel.world_size)
         return speed
 
-    def header(self) -> dict[str, Any]:
-        """What a comparison of records must know of a run; on the line of step 0."""
-        config, train = self.config, self.config.train
-        return {
-            "name": config.run.name,
-            "optim": config.logger.label or config.optim.name,
-            "model": config.model.name,
-            "data": f"{config.data.name}-{config.data.tokenizer or 'gpt2'}",
-            "seed": config.seed,
-            "steps": train.steps,
-            "batch_tokens": train.batch_tokens,
-            "seq_len": train.seq_len,
-            "eval_tokens": config.eval.tokens,
-            "target": config.eval.target,
-            "device": self.describe(),
-        }
-
     # What is said and kept ---------------------------------------------------------------------------------------
 
     def message(self, text: str) -> None:
@@ -207,8 +196,7 @@ class Metrics:
     def sync(self) -> None:
         """Make the lines durable.  From any thread.
 
-        Raises:
-            OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
+        Raises OSError: the disk has refused some of them: a checkpoint after them would leave a gap in the record.
         """
         if self.parallel.is_main:
             if self.file.unwritten:
@@ -218,34 +206,34 @@ class Metrics:
     def finish(self, reason: str | None = None, step: int = 0) -> None:
         """Draw the picture and say what the run came to, or that it has stopped for ``reason`` after update ``step``.
 
-        The trackers are closed with the processes."""
+        The trackers are closed with the processes.
+
+        Raises UserError: the disk has refused lines to the end.
+        """
         if not self.parallel.is_main:
             return
         self.display.stop()
         self.retry()
         self.file.close()
         picture = self.directory / "loss_vs_time.png"
-        self._try(picture.name, lambda: loss_vs_time(self.file.lines, picture, self.config.run.name))
+        self._try(picture.name, lambda: loss_vs_time(self.file.lines, picture, self.config.run.name or ""))
         outcome = summary(self.file.lines, self.config.eval.target)
-        if self.parallel.accelerator.trackers:
-            self._try("wandb", lambda: wandb_run.summarise(self.parallel, outcome))
+        accelerator = self.parallel.accelerator
+        if accelerator.trackers:
+            self._try("wandb", lambda: accelerator.get_tracker("wandb", unwrap=True).summary.update(outcome))
         if "target/steps" in outcome:
             steps, seconds = outcome["target/steps"], outcome["target/seconds"]
             self.message(f"val loss {self.config.eval.target:g} reached after {steps:,.0f} steps, {duration(seconds)}")
-        self.message(self._stopped(reason, step) if reason else self._final())
-
-    def _stopped(self, reason: str, step: int) -> str:
-        again = f"to go on, start the same command with run.dir={self.config.run.dir}"
-        return f"stopped by {reason} after update {step} of {self.config.train.steps}; {again}"
-
-    def _final(self) -> str:
-        seconds, tokens = self.last["train_time_s"], self.last["tokens"]
-        speed = f", {tokens / seconds:,.0f} tokens/s" if seconds else ""
-        val_loss = self.last.get("val/loss", float("nan"))
-        return f"final val loss {val_loss:.4f} after {duration(seconds)} of training{speed}; {self.directory}"
-
-    def _start_wandb(self) -> None:
-        self.message(wandb_run.start(self.config, self.parallel, self.run_id))
+        if reason:
+            again = f"to go on, start the same command with run.dir={self.directory}"
+            self.message(f"stopped by {reason} after update {step} of {self.config.train.steps}; {again}")
+        else:
+            seconds, val_loss = self.last["train_time_s"], self.last.get("val/loss", float("nan"))
+            speed = f", {self.last['tokens'] / seconds:,.0f} tokens/s" if seconds else ""
+            trained = f"{duration(seconds)} of training{speed}"
+            self.message(f"final val loss {val_loss:.4f} after {trained}; {self.directory}")
+        if lost := self.file.unwritten.count(b"\n"):
+            raise UserError(f"{self.directory / FILE}: {lost} lines could not be written: make room there")
 
     def _try(self, what: str, act: Callable[[], Any]) -> None:
         """Do it; a failure is shown once and does not end the run."""

@@ -43,8 +43,8 @@ def summary(lines: Sequence[Mapping[str, Any]], target: float | None) -> dict[st
         return {}
     last, losses = evaluated[-1], [line["val/loss"] for line in evaluated]
     found = {"final/val_loss": last["val/loss"]} | {f"final/{name}": last[key] for name, key in AXES.items()}
-    for name, key in AXES.items() if target is not None else ():
-        if reached := crossing([line[key] for line in evaluated], losses, target):
+    for name, key in AXES.items():
+        if target is not None and (reached := crossing([line[key] for line in evaluated], losses, target)):
             found |= {f"target/{name}": reached.interpolated, f"target/evaluated_{name}": reached.first}
             found["target/loss"] = target
     return found

@@ -4,7 +4,6 @@ import netrc
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
@@ -34,7 +33,8 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
             "settings": quiet,
         }
     parallel.accelerator.log_with = ["wandb"]
-    parallel.accelerator.init_trackers(config.logger.project, plain(config), {"wandb": settings})
+    values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
     if not parallel.is_main:
         return ""
     run = parallel.accelerator.get_tracker("wandb", unwrap=True)
@@ -42,25 +42,16 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
         run.define_metric(axis, hidden=True)
     run.define_metric("*", step_metric="step")
     run.define_metric("val/loss", step_metric="train_time_s", summary="min,last")
-    files = f"{shlex.quote(config.run.dir)}/wandb/offline-run-*"  # one for every time that the run was started
-    where = f"offline, upload with: wandb sync {files}" if run.offline else run.url
-    return f"wandb {where}"
+    if not run.offline:
+        return f"wandb {run.url}"
+    directory = shlex.quote(str(config.run.path))  # with a folder for every time that the run was started
+    return f"wandb offline, upload with: wandb sync {directory}/wandb/offline-run-*"
 
 
 def abandon() -> None:
     """End the open run as failed, so that the next one in this process is another."""
     if (wandb := sys.modules.get("wandb")) and wandb.run:
         wandb.finish(exit_code=1)
-
-
-def summarise(parallel: Parallel, outcome: Mapping[str, float]) -> None:
-    """Put what the run comes to into the summary of the open W&B run."""
-    parallel.accelerator.get_tracker("wandb", unwrap=True).summary.update(outcome)
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """The config as nested plain values."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
 
 
 def wandb_mode() -> str | None:

@@ -15,9 +15,8 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from common import write_json
-from data import open_split
 from optim.routing import Optimizers
 from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
@@ -60,6 +58,7 @@ class Checkpoints:
 
     Args:
         config: ``run.dir`` and the section ``checkpoint``; all of it goes into state.json, for whoever resumes.
+        shards: fingerprint of the data that the run reads.
         before_commit: called in the background, on rank 0.
     """
 
@@ -69,13 +68,19 @@ class Checkpoints:
         parallel: Parallel,
         model: nn.Module,
         optimizers: Optimizers,
-        before_commit: Callable[[], None] = lambda: None,
+        shards: str,
+        before_commit: Callable[[], None],
     ):
-        self.config, self.folder, self.keep = config, Path(config.run.dir) / "checkpoints", config.checkpoint
+        self.folder, self.keep = config.run.checkpoints, config.checkpoint
         self.parallel, self.model, self.optimizers = parallel, unwrap(model), optimizers
         self.before_commit = before_commit
-        about = {"world_size": parallel.world_size, "mode": parallel.mode, "vocab_size": self.model.vocab_size}
-        self.about = about | {"config": settings(config)}
+        self.about = {
+            "world_size": parallel.world_size,
+            "mode": parallel.mode,
+            "vocab_size": self.model.vocab_size,
+            "config": settings(config),
+            "shards": shards,
+        }
         self.group = None
         if parallel.world_size > 1:  # its own: DCP talks in the background, while training does
             timeout = timedelta(minutes=parallel.config.timeout_minutes)
@@ -95,14 +100,9 @@ class Checkpoints:
     def save(self, progress: Progress) -> None:
         """Copy the state; the background writes the copy.  ``poll`` the save before first."""
         tensors = self.stager.stage(self.tensors())
-        numbers = self.optimizers.state_dict()["numbers"]
-        state = {**asdict(progress), "numbers": numbers, **self.about, "shards": self.shards}
+        assert isinstance(tensors, dict)  # a Future only where staging is asynchronous too
+        state = {**asdict(progress), "numbers": self.optimizers.state_dict()["numbers"], **self.about}
         self.writing = self.pool.submit(self._write, tensors, state, progress.step)
-
-    @cached_property
-    def shards(self) -> str:
-        """The fingerprint of the data that the run reads."""
-        return open_split(self.config.data).fingerprint
 
     def wait(self) -> None:
         """Until the background has written what it was given; says nothing about success."""
@@ -135,15 +135,17 @@ class Checkpoints:
         folder = storage.folder_of(self.folder, step)
         partial = storage.partial_of(folder)
         try:
-            self._on_main(lambda: storage.make_partial(partial))
+            self.parallel.broadcast_rank0(lambda: storage.make_partial(partial), self.group)
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
-            self._on_main(lambda: write_json(partial / STATE, state))
+            self.parallel.broadcast_rank0(lambda: write_json(partial / STATE, state), self.group)
             names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]
             names += [".metadata", STATE] if self.parallel.is_main else []
-            parts = self._together(lambda: {name: storage.fingerprint(partial / name) for name in names})
+            parts = self.parallel.gather(
+                lambda: {name: storage.fingerprint(partial / name) for name in names}, self.group
+            )
             files = {name: found for part in parts for name, found in part.items()}
-            self._on_main(self.before_commit)
-            self._on_main(lambda: storage.commit(folder, files))
+            self.parallel.broadcast_rank0(self.before_commit, self.group)
+            self.parallel.broadcast_rank0(lambda: storage.commit(folder, files), self.group)
         except BaseException:
             if self.parallel.is_main:
                 storage.remove_partial(self.folder)
@@ -153,38 +155,19 @@ class Checkpoints:
                 storage.prune(self.folder, self.keep.keep_last, self.keep.keep_best)
         return folder
 
-    def _together(self, act: Callable[[], Any]) -> list[Any]:
-        """What ``act()`` returned on every rank; if it failed on one, all raise."""
-        try:
-            mine = (act(), None)
-        except Exception as error:
-            mine = (None, one_line(error))
-        everywhere = [mine]
-        if self.group is not None:
-            everywhere = [None] * self.parallel.world_size
-            dist.all_gather_object(everywhere, mine, group=self.group)
-        for rank, (_, error) in enumerate(everywhere):
-            if error is not None:
-                raise CheckpointError(f"rank {rank}: {error}")
-        return [value for value, _ in everywhere]
-
-    def _on_main(self, act: Callable[[], Any]) -> None:
-        self._together(act if self.parallel.is_main else lambda: None)
-
     # Loading -------------------------------------------------------------------------------------------------
 
     def load(self, folder: Path) -> Progress:
         """Load a verified checkpoint in place, whatever ranks and sharding wrote it.
 
-        Raises:
-            CheckpointError: it does not hold exactly what this model and these optimizers need.
+        Raises CheckpointError: it does not hold exactly what this model and these optimizers need.
         """
         state, metadata = storage.read_json(folder, STATE), read_index(folder)
         names = set(metadata.state_dict_metadata)
         self.optimizers.init_state({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
         mine = self.tensors()
         tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
-        asked = {name for part in self._together(lambda: list(tensors)) for name in part}
+        asked = {name for part in self.parallel.gather(lambda: list(tensors), self.group) for name in part}
         for name in sorted(asked - names):
             raise CheckpointError(f"checkpoint {folder} has no {name}: it was written with another model or optimizer")
         for name in sorted(names - asked):
@@ -197,11 +180,9 @@ class Checkpoints:
                 torch.set_rng_state(value)
             elif name.startswith("rng/"):
                 torch.cuda.set_rng_state(value, self.parallel.device)
-        known = Progress.__dataclass_fields__
         self.latest = state["step"]
-        return Progress(**{key: value for key, value in state.items() if key in known})
+        return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
 
     def close(self) -> None:
-        self.wait()
-        self.pool.shutdown()
+        self.pool.shutdown()  # waits
         self.stager.close()

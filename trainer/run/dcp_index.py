@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from trainer.run import storage
 from trainer.run.storage import CheckpointError
@@ -54,11 +54,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 def read_index(folder: Path) -> Metadata:
-    """DCP's index of a checkpoint.
-
-    Raises:
-        CheckpointError: it holds anything but tensors in this folder's files.
-    """
+    """DCP's index of a checkpoint.  Raises CheckpointError: it holds anything but tensors in this folder's files."""
     try:
         with (folder / ".metadata").open("rb") as file:
             metadata = _IndexUnpickler(file).load()
@@ -75,15 +71,14 @@ def read_index(folder: Path) -> Metadata:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The whole weights of a checkpoint by parameter name, in one process, on the CPU.
 
-    Raises:
-        CheckpointError: it is damaged.
+    Raises CheckpointError: it is damaged.
     """
     storage.verify(folder)
     metadata = read_index(folder)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
-        if name.startswith("model/")
+        if name.startswith("model/") and isinstance(entry, TensorStorageMetadata)
     }
     load_tensors(tensors, folder, metadata)
     return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
@@ -94,8 +89,7 @@ def load_tensors(
 ) -> None:
     """Fill this rank's tensors (plain or DTensor) from a checkpoint that any sharding has written.
 
-    Raises:
-        CheckpointError: a name is missing, or a shape is another one.
+    Raises CheckpointError: a name is missing, or a shape is another one.
     """
     try:
         dcp.load(tensors, storage_reader=_Reader(folder, metadata), process_group=group, no_dist=group is None)

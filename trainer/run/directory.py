@@ -6,13 +6,13 @@ something else belongs to another run and is refused, never overwritten.
 
 import fcntl
 import hashlib
-import itertools
 import json
 import re
 import secrets
 import sys
 import time
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,19 +20,20 @@ from common import UserError, write_json
 from trainer.config import Config, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
-NOT_IDENTITY = ("run", "eval", "checkpoint", "parallel", "logger")
-NOT_IDENTITY += ("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes")
-NOT_IDENTITY += ("train.timeout_minutes", "data.download", "data.workers")
+NOT_IDENTITY = (
+    *("run", "eval", "checkpoint", "parallel", "logger", "data.download", "data.workers"),
+    *("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes"),
+)
 SHOWN = 8  # differences that an error lists
 FORMAT = 2  # of run.json: settings have other names than in 1
-PATIENCE = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
+LOCK_TIMEOUT = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
 
 
 def new_directory(config: Config) -> Path:
     """``runs/<date>-<time>-<name>``, with a number behind it if two runs start in one second."""
-    base = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
-    candidates = (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
-    return next(path for path in itertools.chain([base], candidates) if not path.exists())
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
+    candidates = (Path("runs", name + suffix) for suffix in chain([""], map("-{}".format, count(2))))
+    return next(path for path in candidates if not path.exists())
 
 
 def job_name(overrides: list[str], seed: int) -> str:
@@ -41,9 +42,7 @@ def job_name(overrides: list[str], seed: int) -> str:
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={seed}")
     name = ",".join(words)
-    if len(name) > 150:
-        name = f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name
+    return name if len(name) <= 150 else f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def excluded_from_identity(key: str) -> bool:
     """Whether a setting may differ between two parts of the same run."""
-    return any(f"{key}.".startswith(f"{free}.") for free in NOT_IDENTITY)
+    return f"{key}.".startswith(tuple(f"{free}." for free in NOT_IDENTITY))
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -64,8 +63,7 @@ def identity(config: Config) -> dict[str, Any]:
 def acquire_run_dir(config: Config) -> str:
     """Take ``run.dir``, or a new directory, for this run and return it.  On rank 0, after every check of the config.
 
-    Raises:
-        UserError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
+    Raises UserError: it belongs to another run, or holds other files, or ``run.resume`` forbids what it holds.
     """
     directory = Path(config.run.dir) if config.run.dir else new_directory(config)
     mark, mine = directory / "run.json", identity(config)
@@ -80,21 +78,22 @@ def acquire_run_dir(config: Config) -> str:
         raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        said = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
-        write_json(mark, said)
+        saved = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
+        write_json(mark, saved, exclusive=True)
+    except FileExistsError:  # another start of this moment was first
+        _compare(mark, mine)
     except OSError as error:
         raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
 
 
-def lock_run_dir(directory: Path, patience: float = PATIENCE) -> IO[str]:
+def lock_run_dir(directory: Path, timeout: float = LOCK_TIMEOUT) -> IO[str]:
     """Keep other processes out of a run's directory for as long as the result is open.  On rank 0.
 
-    Raises:
-        UserError: another process holds it, and still does after ``patience`` seconds.
+    Raises UserError: another process holds it, and still does after ``timeout`` seconds.
     """
     file = (directory / "run.json").open()
-    deadline, told = time.monotonic() + patience, False
+    deadline, announced = time.monotonic() + timeout, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,9 +102,9 @@ def lock_run_dir(directory: Path, patience: float = PATIENCE) -> IO[str]:
             if time.monotonic() > deadline:
                 file.close()
                 raise UserError(f"run.dir={directory} is in use by another process: wait for it or stop it") from None
-            if not told:
-                print(f"{directory} is still in use, waiting up to {patience:.0f} s", file=sys.stderr, flush=True)
-                told = True
+            if not announced:
+                print(f"{directory} is still in use, waiting up to {timeout:.0f} s", file=sys.stderr, flush=True)
+                announced = True
             time.sleep(0.2)
         except OSError:  # a file system without locks
             return file
@@ -126,8 +125,8 @@ def run_id(directory: Path) -> str | None:
 
 def _compare(mark: Path, mine: dict[str, Any]) -> None:
     try:
-        said = json.loads(mark.read_text(encoding="utf-8"))
-        theirs, version = said["identity"], said.get("format", 1)
+        saved = json.loads(mark.read_text(encoding="utf-8"))
+        theirs, version = saved["identity"], saved.get("format", 1)
         different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{mark} is damaged: choose a new run.dir") from None

@@ -41,18 +41,18 @@ class Preemption:
     ):
         self.max_minutes, self.save_minutes, self.now = max_minutes, save_minutes, now
         self.group = dist.new_group(backend="gloo") if world_size > 1 else None
-        self.began = self.saved = now()
+        self.started = self.saved = now()
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.signal = 0
         # Python lets only its main thread listen to signals; a notebook's worker thread goes without.
-        heard = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        self.previous = {number: signal.signal(number, self._receive) for number in heard}
+        handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self.previous = {number: signal.signal(number, self._receive) for number in handled}
 
     def _receive(self, number: int, frame: Any) -> None:
         self.signal = number
 
     def start_poll(self) -> None:
-        minutes = (self.now() - self.began) / 60
+        minutes = (self.now() - self.started) / 60
         reason = self.signal
         if not reason and self.parent not in (None, os.getppid()):
             reason = LAUNCHER_GONE
@@ -68,15 +68,11 @@ class Preemption:
         if self.group is not None:
             self.work.wait()
         reason, save = self.flags.tolist()
-        named = {0: None, TIME_OVER: f"train.max_minutes={self.max_minutes}", LAUNCHER_GONE: "the loss of its launcher"}
-        return named[reason] if reason in named else signal.Signals(reason).name, bool(save)
+        names = {0: None, TIME_OVER: f"train.max_minutes={self.max_minutes}", LAUNCHER_GONE: "the loss of its launcher"}
+        return names[reason] if reason in names else signal.Signals(reason).name, bool(save)
 
     def interruptible(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, until all ranks agree to stop.
-
-        Raises:
-            Preempted: on all ranks after the same item.
-        """
+        """The items, until all ranks agree to stop.  Raises Preempted: on all ranks after the same item."""
         for item in items:
             self.start_poll()
             yield item

@@ -1,8 +1,10 @@
 """Starting again: whether the run is finished, whether it is in use, where it goes on, and what has changed."""
 
+import itertools
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common import UserError, write_text
 from trainer.config import Config, Resume
@@ -10,62 +12,47 @@ from trainer.metrics.jsonl import FILE, read_lines
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import acquire_run_dir, excluded_from_identity, lock_run_dir, settings
+from trainer.run.directory import excluded_from_identity, lock_run_dir
 
 
 def finished(config: Config) -> str:
     """One line if the run in ``run.dir`` has done all its steps and saved the last, if it saves; otherwise nothing."""
-    lines = read_lines(Path(config.run.dir) / FILE)
+    lines = read_lines(config.run.path / FILE)
     if not lines or lines[-1].get("step") != config.train.steps or "val/loss" not in lines[-1]:
         return ""
-    saved = storage.committed(Path(config.run.dir) / "checkpoints") if config.checkpoint.saves else []
+    saved = storage.committed(config.run.checkpoints) if config.checkpoint.saves else []
     if saved and storage.step_of(saved[0]) != config.train.steps:
         return ""  # the record is complete, the last weights are lost
     loss = float("nan") if lines[-1]["val/loss"] is None else lines[-1]["val/loss"]
     return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do"
 
 
-def enter_run_dir(config: Config, parallel: Parallel) -> IO[str]:
-    """Take the run's directory and set ``config.run.dir``, on every rank.
+def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str], ExitStack]:
+    """Load the newest good checkpoint, if there is one.
 
-    Returns:
-        What keeps other processes out of it for as long as it is open.
-
-    Raises:
-        UserError: it belongs to another run, another process holds it, or all is done and the weights were not kept.
+    Returns where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
+    Raises CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
+    Raises UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
+    a run whose settings differ in what matters.
     """
-    locks: list[IO[str]] = []
-
-    def enter() -> str:
-        config.run.dir = acquire_run_dir(config)
-        if not storage.committed(Path(config.run.dir) / "checkpoints") and (done := finished(config)):
-            raise UserError(f"{done}; choose a new run.dir to train again")
-        locks.append(lock_run_dir(Path(config.run.dir)))
-        return config.run.dir
-
-    config.run.dir = parallel.broadcast_rank0(enter)
-    return locks[0] if locks else open(os.devnull)
+    with ExitStack() as stack:
+        parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(config.run.path))))
+        progress, notices = _load(config, parallel, checkpoints)
+        return progress, notices, stack.pop_all()
 
 
-def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
-    """Load the newest good checkpoint, if there is one; returns where the run stands and what to tell about it.
-
-    Raises:
-        CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
-        UserError: ``run.from`` is of a run whose settings differ in what matters.
-    """
-    folder, news = parallel.broadcast_rank0(lambda: find(config))
+def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str]]:
+    folder, notices = parallel.broadcast_rank0(lambda: find(config))
     if folder is None:
-        return Progress(), news
+        parallel.broadcast_rank0(lambda: _keep_record(config))
+        return Progress(), notices
     saved = storage.read_json(folder, storage.STATE)
-    news += changes(saved, config, parallel, folder, checkpoints.shards)
+    notices += changes(saved, config, folder, checkpoints.about)
     progress = checkpoints.load(folder)
-    own = folder.parent == checkpoints.folder
-    if not own:
-        checkpoints.latest = None  # it is not in this run's folder
-    if not own:
-        parallel.broadcast_rank0(lambda: _take_record(folder, Path(config.run.dir)))
-    return progress, news + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
+    if folder.parent != checkpoints.folder:  # run.from
+        checkpoints.latest = None
+        parallel.broadcast_rank0(lambda: _take_record(folder.parent.parent, config.run.path))
+    return progress, notices + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
 
 def find(config: Config) -> tuple[Path | None, list[str]]:
@@ -74,7 +61,7 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
     This run's newer ones are set aside: if they could be read another time after all, the run would leap to them and
     leave a gap in its record; and they would be counted among the newest that stay.
     """
-    own = Path(config.run.dir) / "checkpoints"
+    own = config.run.checkpoints
     storage.remove_partial(own)
     folder, faults = storage.newest_good(own)
     for damaged in storage.committed(own)[: len(faults)] if folder else ():
@@ -99,36 +86,57 @@ def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
     return source / "checkpoints", folder, faults
 
 
-def changes(saved: dict[str, Any], config: Config, parallel: Parallel, folder: Path, shards: str) -> list[str]:
+def changes(saved: dict[str, Any], config: Config, folder: Path, here: dict[str, Any]) -> list[str]:
     """Settings that differ from those of the checkpoint and do not matter, in words.
 
     Args:
-        shards: fingerprint of the data that are to be read.
+        saved: the checkpoint's state.json.
+        here: ``Checkpoints.about`` of this run.
 
     Raises:
         UserError: for those that matter, each with both values; or the shards are others than those before.
     """
-    then, now = saved["config"], settings(config)
+    then, now = saved["config"], here["config"]
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
     matters = [key for key in different if not excluded_from_identity(key) and key != "data.dir"]  # shards may move
     if matters:
         wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
         raise UserError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
-    if saved.get("shards", shards) != shards:
+    if saved.get("shards", here["shards"]) != here["shards"]:
         raise UserError(
             f"checkpoint {folder} is of a run on other data: the shards in {config.data.folder} are not those that it "
             "has read; give data.dir=FOLDER that holds them, or begin a new run.dir"
         )
-    told = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
-    before, here = (saved["world_size"], saved["mode"]), (parallel.world_size, parallel.mode)
-    if before != here:
-        told.append(f"{before[0]} ranks ({before[1]}) -> {here[0]} ({here[1]})")
-    return [f"changed since the checkpoint: {', '.join(told)}"] if told else []
+    changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in different]
+    ranks = [f"{about['world_size']} ranks ({about['mode']})" for about in (saved, here)]
+    if ranks[0] != ranks[1]:
+        changed.append(" -> ".join(ranks))
+    return [f"changed since the checkpoint: {', '.join(changed)}"] if changed else []
 
 
-def _take_record(folder: Path, directory: Path) -> None:
-    """Begin the record with that of the run the checkpoint comes from, in place of lines that led to no checkpoint."""
-    theirs = folder.parent.parent / FILE
-    if theirs.exists():
-        text = theirs.read_text(encoding="utf-8", errors="replace")
-        write_text(directory / FILE, text)
+def _keep_record(config: Config) -> None:
+    """Nothing that was measured is emptied: see to it before a run begins anew.
+
+    Raises UserError: there is a record, and ``run.resume`` does not say what is to become of it.
+    """
+    lines = read_lines(config.run.path / FILE)
+    if lines and config.run.resume != Resume.restart:
+        raise UserError(
+            f"run.dir={config.run.dir} has a record up to step {lines[-1].get('step')}, but no checkpoint to go on "
+            f"from in {config.run.checkpoints}: bring that back, choose a new run.dir, or give run.resume=restart to "
+            "begin anew and keep the record beside the new one"
+        )
+    _set_record_aside(config.run.path)
+
+
+def _set_record_aside(directory: Path) -> None:
+    if read_lines(directory / FILE):
+        free = next(path for n in itertools.count(1) if not (path := directory / f"metrics.{n}.jsonl").exists())
+        os.rename(directory / FILE, free)
+
+
+def _take_record(source: Path, target: Path) -> None:
+    """Begin the record with that of the run the checkpoint comes from; lines that led to no checkpoint stay aside."""
+    _set_record_aside(target)
+    if (source / FILE).exists():
+        write_text(target / FILE, (source / FILE).read_text(encoding="utf-8", errors="replace"))

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def partial_of(folder: Path) -> Path:
 
 def committed(checkpoints: Path) -> list[Path]:
     """Committed checkpoints, newest first; their content is not looked at."""
-    found = [path for path in checkpoints.glob("step_*") if step_of(path) is not None]
-    return sorted(found, key=step_of, reverse=True)
+    steps = {path: step for path in checkpoints.glob("step_*") if (step := step_of(path)) is not None}
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -56,9 +57,13 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def make_partial(partial: Path) -> None:
-    """An empty partial folder, whatever a failed save has left."""
+    """An empty partial folder, whatever a failed save has left.
+
+    Raises OSError: the run's directory is not there any more; a second one must not grow in its place.
+    """
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.parent.mkdir(exist_ok=True)
+    partial.mkdir()
 
 
 def commit(folder: Path, files: Files) -> None:
@@ -71,19 +76,16 @@ def commit(folder: Path, files: Files) -> None:
     partial = partial_of(folder)
     write_manifest(partial, step_of(folder), files)
     sync_folder(partial)
+    replaced = folder.with_name(f"{folder.name}.replaced.partial")
     if folder.exists():
-        aside = folder.with_name(f"{folder.name}.replaced.partial")
-        os.rename(folder, aside)
-        os.rename(partial, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(partial, folder)
+        os.rename(folder, replaced)
+    os.rename(partial, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     sync_folder(folder.parent)
 
 
-def write_manifest(folder: Path, step: int, files: Files) -> None:
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    write_json(folder / MANIFEST, manifest)
+def write_manifest(folder: Path, step: int | None, files: Files) -> None:
+    write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "files": files})
 
 
 def remove(folder: Path) -> None:
@@ -109,24 +111,32 @@ def remove_partial(checkpoints: Path) -> None:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of a checkpoint.
 
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
+    Raises CheckpointError: it is missing or not a JSON object. Raises UserError: it cannot be read now.
     """
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise CheckpointError(f"checkpoint {folder}: {name} cannot be read ({reason})") from None
+    except OSError as error:
+        raise unreadable(folder, name, error) from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"checkpoint {folder}: {name} is not JSON") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"checkpoint {folder}: {name} is not a JSON object")
     return value
 
 
+def unreadable(folder: Path, name: str, error: OSError) -> UserError:
+    """A file that is not there is damage; one that cannot be read now may be whole: permissions, an absent disk."""
+    said = f"checkpoint {folder}: {name} cannot be read ({error.strerror})"
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(said)
+    return UserError(f"{said}: mend that and start again")
+
+
 def verify(folder: Path) -> Files:
     """Compare every file with the manifest; return the manifest's files.
 
-    Raises:
-        CheckpointError: naming the first file that is missing or different.
+    Raises CheckpointError: naming the first file that is missing or different. Raises UserError: naming one that cannot
+    be read now.
     """
     manifest = read_json(folder, MANIFEST)
     files = manifest.get("files")
@@ -140,20 +150,20 @@ def verify(folder: Path) -> Files:
         if name not in files or Path(name).name != name:
             raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged at {name}")
     with ThreadPoolExecutor(8) as pool:  # hashing leaves Python's lock: as many files at once as there are cores
-        faults = [fault for fault in pool.map(lambda name: _fault(folder / name, files[name]), files) if fault]
-    if faults:
-        raise CheckpointError(f"checkpoint {folder}: {faults[0]}")
+        for _ in pool.map(lambda name: _verify_file(folder, name, files[name]), files):
+            pass
     return files
 
 
-def _fault(path: Path, expected: Any) -> str | None:
+def _verify_file(folder: Path, name: str, expected: Any) -> None:
     try:
-        found = fingerprint(path)
+        found = fingerprint(folder / name)
     except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    if not isinstance(expected, dict) or found.get("size") != expected.get("size"):
-        return f"{path.name} has {found['size']} bytes and not those of the manifest"
-    return None if found == expected else f"{path.name} differs from its SHA-256 in the manifest"
+        raise unreadable(folder, name, error) from None
+    if not isinstance(expected, dict) or found["size"] != expected.get("size"):
+        raise CheckpointError(f"checkpoint {folder}: {name} has {found['size']} bytes and not those of the manifest")
+    if found != expected:
+        raise CheckpointError(f"checkpoint {folder}: {name} differs from its SHA-256 in the manifest")
 
 
 def newest_good(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -174,15 +184,12 @@ def prune(checkpoints: Path, keep_last: int, keep_best: int) -> None:
     newest = committed(checkpoints)
     losses = {}
     for folder in newest if keep_best else []:
-        try:
+        with suppress(CheckpointError):
             state = read_json(folder, STATE)
-        except CheckpointError:
-            continue
-        loss = state.get("val_loss")
-        if loss is not None and math.isfinite(loss) and state.get("val_step") == state.get("step"):
-            losses[folder] = loss
-    best = sorted(losses, key=losses.get)[:keep_best]
+            loss = state.get("val_loss")
+            if loss is not None and math.isfinite(loss) and state.get("val_step") == state.get("step"):
+                losses[folder] = loss
+    best = sorted(losses, key=lambda folder: losses[folder])[:keep_best]
     for folder in newest[keep_last:]:
         if folder not in best:
             remove(folder)
-

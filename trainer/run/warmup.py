@@ -1,7 +1,5 @@
 """One update and one evaluation that leave no trace: all kernels are compiled and loaded before the clock runs."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +26,7 @@ def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch:
 def dry_run_step(optimizers: Optimizers, device: torch.device) -> None:
     """Step every optimizer with zero gradients, then put back weights, state, counters and random numbers, bit for bit.
 
-    A copy is kept of one role's weights and state at a time.  Parameters without a gradient are
-    left out, as in any step.
+    A copy is kept of one role's weights and state at a time.  Parameters without a gradient are not stepped.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for member in optimizers.members.values():
@@ -43,14 +40,8 @@ def dry_run_step(optimizers: Optimizers, device: torch.device) -> None:
             member.step()
             for tensor, before in zip(tensors, kept, strict=True):
                 local(tensor).copy_(before)
-            for group, before in zip(member.param_groups, groups, strict=True):
-                group.update(before)
+            for group, settings in zip(member.param_groups, groups, strict=True):
+                group.update(settings)
             for param in params:
-                _restore(member.state, param, states)
-
-
-def _restore(state: dict[Tensor, Any], param: Tensor, before: dict[Tensor, dict[str, Any]]) -> None:
-    if param in before:
-        state[param] = before[param]
-    else:
-        state.pop(param, None)
+                member.state.pop(param, None)
+            member.state.update(states)

@@ -38,7 +38,7 @@ def write_curves(records: Path, file: Path = FILE) -> int:
     writer.writerow(COLUMNS)
     for group in comparison.groups:
         curve = group.curve()
-        for step, seconds, loss in zip(curve["steps"], curve["seconds"], curve["loss"], strict=True):
+        for step, seconds, loss in zip(curve["steps"], curve["seconds"], curve["mean"], strict=True):
             writer.writerow([group.label, len(group.runs), step, f"{seconds:.2f}", f"{loss:.5f}"])
     write(file, out.getvalue().encode())
     return len(comparison.aside)
