@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,7 +39,13 @@ def _differences(config: DataConfig, content: dict[str, Any]) -> Iterator[tuple[
             yield "revision", config.revision, f"from commit {content['revision']}"
     elif config.source not in ("", "shards"):
         source, local = _at_hand(config), isinstance(config.source, str) and config.source != "sample"
-        name = source.name if source else Path(config.source).expanduser().resolve().name if local else before
+        name = (
+            source.name
+            if source
+            else Path(os.path.realpath(Path(config.source).expanduser())).name
+            if local
+            else before
+        )
         then = settings.get("content")
         if name != before:
             yield "source", config.source, f"from {before}"

@@ -22,6 +22,7 @@ from data.documents import BadDocument, Batch, Cursor, Document, batch_documents
 
 Rows = Iterator[tuple[Document, int, float]]  # document, rows read by then, part of the file read by then
 ENDS = 2**16  # bytes at either end of a file that its identity is made of
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LFS = b"version https://git-lfs"
 TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_fixed_size_binary)
 TEXT_TYPES += (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
@@ -33,7 +34,7 @@ class LocalText:
     revision = None
 
     def __init__(self, source: str) -> None:
-        root = Path(source).expanduser().resolve()
+        root = Path(os.path.realpath(Path(source).expanduser()))  # where resolve() fails for a circle of links
         try:
             self.files, self.unread = _find(root)
             self.sizes = [file.stat().st_size for file in self.files]
@@ -81,6 +82,8 @@ def _find(root: Path) -> tuple[list[Path], Counter[str]]:
             waiting += sorted(path.iterdir(), reverse=True)
         elif _reader(path) is None or not path.is_file():
             others[f"unread {''.join(path.suffixes[-2:]) or path.name}"] += 1
+        elif _reader(path) is _lines and path.stat().st_size == 0 and path.suffix.lower() not in COMPRESSIONS:
+            others["empty_file"] += 1
         else:
             files.append(path)
         if path == root or not path.name.startswith("."):
@@ -127,7 +130,7 @@ def _decode_file(raw: bytes) -> str:
 
 def _lines(path: Path, row: int) -> Rows:
     size = path.stat().st_size
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    compression = COMPRESSIONS.get(path.suffix.lower())
     if compression and size == 0:
         raise ValueError(f"0 bytes are no {compression} file: it was cut off")
     # pyarrow's streams read members that were appended and report a truncated file; zstandard's do neither.

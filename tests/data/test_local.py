@@ -99,6 +99,7 @@ def test_any_column_of_characters_or_bytes_is_text(text, kind):
         ("b.txt.gz", gzip.compress(b"one"), "unread .txt.gz"),
         ("b.txt~", b"one", "unread .txt~"),
         ("README", b"one", "unread README"),
+        ("b.jsonl", b"", "empty_file"),
         ("b.txt", "one".encode("utf-16"), "invalid_utf8"),
         ("b.txt", "one".encode("utf-16-le"), "nul_bytes"),
         ("b.txt", "café".encode("latin-1"), "invalid_utf8"),
@@ -137,9 +138,12 @@ def test_circles_of_links_end(text, tmp_path):
     assert prepared(text) == ([FILLER], {"written": 1, "linked_again": 3, "broken_link": 2})
 
 
-def test_a_hidden_root_and_a_linked_root_are_read(text, tmp_path):
+def test_a_hidden_root_and_a_linked_root_are_read(text, tmp_path, mistake):
     text.rename(tmp_path / ".hidden")
     (tmp_path / "link").symlink_to(".hidden")
+    (tmp_path / "circle").symlink_to("circle")
+    with mistake("data.source=", "circle", "does not exist", "name a folder"):
+        LocalText(str(tmp_path / "circle"))
     for source in (".hidden", "link", ".hidden/a.txt"):
         assert [file.name for file in LocalText(str(tmp_path / source)).files] == ["a.txt"]
 
@@ -202,7 +206,7 @@ def test_two_columns_of_one_name_are_named(text, mistake):
         ("b.txt", "one".encode("utf-16-le"), ["1 nul_bytes", "UTF-16"]),
         ("b.jsonl", b"one\ntwo\n", ["2 invalid_json", "one JSON object"]),
         ("b.jsonl", b'{"content": "one"}', ["1 missing_text", "column `text`"]),
-        ("b.jsonl", b"", ["no row at all"]),
+        ("b.jsonl", b"\n", ["no row at all"]),
     ],
 )
 def test_the_reason_for_no_text_is_the_true_one(text, mistake, name, content, reason):
