@@ -57,7 +57,8 @@ def test_sweeps(tmp_path):
     folder = tmp_path / "together2"
     before, trained = (folder / names[2] / "metrics.jsonl").read_text(), losses(folder / names[3])
     cut_record(folder / names[3], lines=3, torn=9)  # as if it had been killed
-    again = sweep("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
+    anew = "run.resume=restart"  # there is no checkpoint to go on from
+    again = sweep("seed=1,2", "hydra.sweep.dir=together2", anew, ranks=1, cwd=tmp_path, code=1)
     rows = [line.split() for line in again.stdout.splitlines() if line.startswith("optim")]
     states = {row[0]: row[1:-4] for row in rows}
     assert states == dict(zip(names, [["failed"], ["failed"], ["finished", "before"], ["finished"]], strict=True))
