@@ -53,7 +53,9 @@ class ForkServer:
     def _ask(self, request: dict) -> dict:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        assert answer, f"the server of forks has ended with code {self.process.poll()}"
+        return json.loads(answer)
 
 
 class Ranks:
