@@ -68,7 +68,7 @@ class Trainer:
     def run(self) -> float | None:
         """Train for ``train.steps`` updates, or until all ranks agree to stop; returns the last validation loss
         [nats per token]."""
-        with self.preemption:
+        with self.lock, self.preemption:
             step, flops = self.progress.step, unwrap(self.model).flops_per_token()
             self.metrics.start(self.optimizers.table(), flops, step, unfinished=self.eval_is_due(step))
             for notice in self.notices:
@@ -76,11 +76,11 @@ class Trainer:
             warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
             reason = self.train()
             self.metrics.finish(reason, self.progress.step)
-        if (reason or self.config.checkpoint.saves) and self.checkpoints.latest != self.progress.step:
-            what = f"the checkpoint after update {self.progress.step} could not be saved"
-            raise UserError(f"{self.checkpoints.folder}: {what}; make room there and start the same command again")
-        for part in (self.checkpoints, self.loader, self.parallel, self.lock):
-            part.close()
+            if (reason or self.config.checkpoint.saves) and self.checkpoints.latest != self.progress.step:
+                what = f"the checkpoint after update {self.progress.step} could not be saved"
+                raise UserError(f"{self.checkpoints.folder}: {what}; make room there and start the same command again")
+            for part in (self.checkpoints, self.loader, self.parallel):
+                part.close()
         return self.progress.val_loss
 
     def train(self) -> str | None:

@@ -42,3 +42,14 @@ def test_every_line_has_what_was_measured_at_its_step(tmp_path):
     assert [line["step"] for line in found if "val/loss" in line] == [0, 3, 6]
     assert all("train/loss" in line and "lr/matrix" in line for line in found[1:])
     assert all("perf/peak_memory_bytes" in line for line in found if "val/loss" in line)
+
+
+def test_a_run_that_fails_lets_its_directory_go(tmp_path, monkeypatch):
+    """Also where somebody keeps the exception, as a notebook does, and with it the Trainer."""
+    where = [*SHORT, f"run.dir={tmp_path / 'run'}"]
+    trainer = Trainer(load_config(where))
+    monkeypatch.setattr(trainer, "train_step", lambda step: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as kept:
+        trainer.run()
+    assert kept.value is not None
+    assert math.isfinite(Trainer(load_config([*where, "run.resume=restart"])).run())
