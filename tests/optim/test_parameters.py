@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.optim.errors import raises_naming
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -10,6 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from optim import SOAP, Lion, Muon
 from optim.elementwise import Elementwise
 from optim.routing import build
+from tests.errors import raises_naming
 from tests.optim.reference import relative, seeded, svd_polar
 from tests.optim.rules import find_rules
 from tests.optim.threads import run_threads

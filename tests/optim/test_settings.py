@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.optim.errors import raises_naming
 from torch import nn
 
 from optim import SOAP, AdagradInside, Lion, Muon, NorMuon, RMSpropInside, Scion, Shampoo, Signum, Steepest
 from optim.routing import ROLES, build, resolve_target
 from optim.settings import settings_of, typed
+from tests.errors import raises_naming
 from trainer.config import resolve_optim
 from trainer.language_model import ModelConfig
 
