@@ -1,12 +1,14 @@
-"""Updates that are not finite: not applied on any rank, counted, and after too many the run ends."""
+"""What must not go on: updates that are not finite, and replicas that differ."""
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from common import UserError
 from optim.matrix import local
 from optim.routing import Optimizers
 from trainer.config import NonFinite, TrainConfig
+from trainer.parallel import Parallel
 
 
 class NonFiniteGuard:
@@ -93,3 +95,38 @@ def guarded_step(optimizers: Optimizers, bad: Tensor) -> None:
         for holder, key, before in kept:
             now = local(holder[key])
             now.copy_(torch.where(bad, before, now))
+
+
+def check_replicas(model: nn.Module, parallel: Parallel) -> None:
+    """Compare the weights' bits over the ranks that hold the same ones; waits for the device.  On all ranks.
+
+    Raises UserError: naming the ranks and the first tensor that differs.
+    """
+    if parallel.replicate_group is not None:
+        parallel.gather(lambda: _compare_replicas(model, parallel.replicate_group))
+
+
+def _compare_replicas(model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
+    mine = torch.stack([_sum_of_bits(local(p.detach())) for p in model.parameters()])
+    everywhere = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everywhere, mine, group=group)
+    sums = torch.stack(everywhere).cpu()  # [replicas, tensors]
+    differing = (sums != sums[0]).any(0).nonzero().flatten().tolist()
+    if not differing:
+        return
+    tensor, ranks = differing[0], dist.get_process_group_ranks(group)
+    usual = sums[:, tensor].mode().values
+    odd = [rank for rank, value in zip(ranks, sums[:, tensor], strict=True) if value != usual]
+    two = f"ranks {' and '.join(map(str, ranks))} hold different weights"
+    who = f"rank {odd[0]} holds other weights than its replicas" if len(ranks) > 2 else two
+    raise UserError(
+        f"{names[tensor]}: {who} ({len(differing)} of {len(names)} tensors), as after a fault of memory or network; go "
+        "on from a checkpoint of before, with run.dir or run.from, on other machines"
+    )
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """A sum that changes with any single bit of the tensor: an int64 scalar on its device."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
+    return tensor.contiguous().view(integers).sum(dtype=torch.int64)

@@ -14,7 +14,7 @@ from data import Loader, open_split, prepare
 from optim import routing, schedule
 from trainer.config import Config
 from trainer.evaluate import evaluate, validation_batches
-from trainer.guard import NonFiniteGuard
+from trainer.guard import NonFiniteGuard, check_replicas
 from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
@@ -161,6 +161,7 @@ class Trainer:
         Raises Preempted: all ranks agreed to stop in the middle.
         """
         with self.clock.paused():
+            check_replicas(self.model, self.parallel)
             batches = validation_batches(self.config, self.split, self.parallel)
             measured = evaluate(self.model, self.parallel, self.preemption.interruptible(batches))
         self.progress.note_val_loss(measured["val/loss"])

@@ -94,6 +94,11 @@ class Parallel:
         """The ranks that hold the same plain weights and gradients (DDP)."""
         return dist.group.WORLD if self.mode == "ddp" else None
 
+    @property
+    def replicate_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the same part of the weights (DDP, HSDP); None where each part is held once."""
+        return self.mesh["replicate"].get_group() if self.mesh is not None and self.mode == "hsdp" else self.replicas
+
     # --- the model ---
 
     def wrap(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None) -> nn.Module:

@@ -125,3 +125,14 @@ def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
             if now == step and rank == of and number == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
+
+
+def flip_bit(rank: int, *, step: int, on: int, tensor: str) -> None:
+    """One bit of the exponent of one weight of one rank, as a fault of its memory would, before update ``step``."""
+
+    def act(trainer, now):
+        if (rank, now) == (on, step):
+            weight = dict(trainer.model.named_parameters())[tensor].detach()
+            local(weight).view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 24)
+
+    before_update(act)

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.errors import check_names, error_lines
 from tests.runs import ROOT, TINY, read_losses, read_record
 from trainer.metrics.jsonl import FILE, read_lines
 
@@ -132,6 +133,18 @@ def test_nan_on_one_rank(template, tmp_path, policy):
         assert state[3] == state[4], "weights and optimizer state are untouched"
         assert len(set(state)) == 7
     assert [line["step"] for line in read_record(tmp_path / "run")] == list(range(9))
+
+
+@pytest.mark.parametrize(("mode", "ranks", "prefix"), [("ddp", 2, "module."), ("ddp", 3, "module."), ("hsdp", 4, "")])
+def test_a_replica_that_differs_is_named(template, tmp_path, mode, ranks, prefix):
+    """At the next evaluation, before anything is measured with it."""
+    flip = ["flip_bit", {"step": 6, "on": 1, "tensor": f"{prefix}blocks.0.mlp.fc.weight"}]
+    arguments = [*COMMON, f"parallel={mode}", "train.batch_tokens=768", "train.steps=15", f"run.dir={tmp_path}/run"]
+    job = template.start(arguments, ranks, flip)
+    assert job.wait(PATIENCE) == [1] * ranks
+    [error] = set(error_lines("".join(job.output(rank) for rank in range(ranks))))
+    check_names(error, "blocks.0.mlp.fc.weight", "rank 1 " if ranks == 3 else "ranks ", "run.from")
+    assert [line["step"] for line in read_record(tmp_path / "run") if "val/loss" in line] == [0, 5]
 
 
 def test_full_disk(template, tmp_path):
