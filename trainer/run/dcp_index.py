@@ -1,10 +1,13 @@
 """DCP's files, read without trusting them.
 
-DCP loads tensors with ``weights_only``, but it unpickles its index (.metadata) and whatever is not a tensor freely.
-Here the index is read with a list of the few classes that it consists of, and may name nothing but tensors.
+DCP loads tensors with ``weights_only``, but it unpickles its index (.metadata) and whatever is not a tensor freely.  So
+index.json says the same beside it, for tensors alone, and .metadata is left to other tools:
+
+    {"model/norm.weight": {"dtype": "float32", "shape": [128], "chunks": [
+        {"offset": [0], "shape": [64], "file": "__0_0.distcp", "start": 1024, "bytes": 1536}, …]}, …}
 """
 
-import pickle
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,32 +17,20 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo  # what DCP's reader looks up; there is no public name
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
+from common import write_json
 from trainer.run import storage
-from trainer.run.storage import CheckpointError
+from trainer.run.storage import INDEX, CheckpointError
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP in one process
-
-# What DCP's index (.metadata) of tensors consists of; every class only holds values.  BytesStorageMetadata is not among
-# them: DCP would unpickle what it stands for.
-INDEX = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
-        *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
-    },
-    "pathlib": {"PosixPath", "WindowsPath"},
-}
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in INDEX.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
 class _Reader(dcp.FileSystemReader):
@@ -53,19 +44,56 @@ class _Reader(dcp.FileSystemReader):
         return self.metadata
 
 
+def write_index(folder: Path, metadata: Metadata) -> None:
+    """What ``dcp.save`` has returned, of tensors alone, as index.json."""
+    write_json(folder / INDEX, {name: _entry(name, held, metadata) for name, held in tensor_entries(metadata).items()})
+
+
+def tensor_entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    return {name: e for name, e in metadata.state_dict_metadata.items() if isinstance(e, TensorStorageMetadata)}
+
+
+def _entry(name: str, held: TensorStorageMetadata, metadata: Metadata) -> dict[str, Any]:
+    chunks = []
+    for chunk in held.chunks:
+        info = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+        where = {"file": info.relative_path, "start": info.offset, "bytes": info.length}
+        chunks.append({"offset": list(chunk.offsets), "shape": list(chunk.sizes), **where})
+    return {"dtype": str(held.properties.dtype).removeprefix("torch."), "shape": list(held.size), "chunks": chunks}
+
+
 def read_index(folder: Path) -> Metadata:
-    """DCP's index of a checkpoint.  Raises CheckpointError: it holds anything but tensors in this folder's files."""
+    """The index of a checkpoint, as DCP wants it.  Raises CheckpointError: it is not one of this folder's tensors."""
+    content = storage.read_json(folder, INDEX)
+    entries: dict[str, Any] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
     try:
-        with (folder / ".metadata").open("rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        files = {info.relative_path for info in metadata.storage_data.values()}
-    except Exception as error:  # a foreign pickle fails in any way it likes
-        raise CheckpointError(
-            f"checkpoint {folder}: .metadata is not an index of tensors ({one_line(error)})"
-        ) from None
-    if any(Path(name).name != name for name in files):
-        raise CheckpointError(f"checkpoint {folder}: .metadata is not an index of tensors in this folder")
-    return metadata
+        for name, entry in content.items():
+            dtype = getattr(torch, str(entry["dtype"]), None)
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"{name} is of {entry['dtype']}")
+            chunks, elements = [], 0
+            for number, chunk in enumerate(entry["chunks"]):
+                offset, count = torch.Size(chunk["offset"]), math.prod(chunk["shape"])
+                places[MetadataIndex(name, offset, number)] = _place(folder, chunk, count * dtype.itemsize)
+                chunks.append(ChunkStorageMetadata(offset, torch.Size(chunk["shape"])))
+                elements += count
+            if elements != math.prod(entry["shape"]):
+                raise ValueError(f"{name} has {elements} elements, not those of {entry['shape']}")
+            entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(entry["shape"]), chunks)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {INDEX} is not an index of tensors ({one_line(error)})") from None
+    return Metadata(entries, storage_data=places)
+
+
+def _place(folder: Path, chunk: dict[str, Any], size: int) -> _StorageInfo:
+    """Where a chunk of ``size`` bytes lies, which must be in a file of the folder."""
+    name, start, length = str(chunk["file"]), int(chunk["start"]), int(chunk["bytes"])
+    if Path(name).name != name or not (folder / name).is_file():
+        raise ValueError(f"{name} is no file of this folder")
+    if start < 0 or length < size or start + length > (folder / name).stat().st_size:
+        raise ValueError(f"{name} does not hold {size} bytes from {start} on")
+    return _StorageInfo(name, start, length)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -77,8 +105,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     metadata = read_index(folder)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-        if name.startswith("model/") and isinstance(entry, TensorStorageMetadata)
+        for name, entry in tensor_entries(metadata).items()
+        if name.startswith("model/")
     }
     load_tensors(tensors, folder, metadata)
     return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}

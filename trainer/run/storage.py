@@ -21,7 +21,7 @@ from typing import Any
 from common import UserError, sync_folder, write_json
 
 FORMAT = 2  # 1: of nanoMuon 0.1, where roles and settings have other names
-MANIFEST, STATE = "manifest.json", "state.json"
+MANIFEST, STATE, INDEX = "manifest.json", "state.json", "index.json"
 
 Files = dict[str, dict[str, Any]]  # name -> size in bytes, sha256
 
@@ -146,7 +146,7 @@ def verify(folder: Path) -> Files:
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged or of another format")
     if manifest.get("step") != step_of(folder):
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is that of step {manifest.get('step')}")
-    for name in (STATE, ".metadata", *files):
+    for name in (STATE, INDEX, ".metadata", *files):
         if name not in files or Path(name).name != name:
             raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged at {name}")
     with ThreadPoolExecutor(8) as pool:  # hashing leaves Python's lock: as many files at once as there are cores
