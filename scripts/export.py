@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         folder = checkpoint(options.run)
-        weights, state = read_weights(folder), storage.read_json(folder, storage.STATE)
+        weights, state = read_weights(folder), storage.read_state(folder)
         (export_hf if options.hf else export)(weights, state, options.out)
     except (CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -91,3 +91,30 @@ def test_an_index_that_is_not_json_is_one_line(copy, content):
     rewritten(folder, storage.INDEX, content)
     with raises_naming(CheckpointError, folder, "index.json"):
         read_weights(folder)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"step": 5}, ["step 5"]),
+    ({"step": "6"}, ["'step'", "'6'"]),
+    ({"config": None}, ["'config'"]),
+    ({"numbers": []}, ["'numbers'"]),
+    ({"world_size": "two"}, ["'world_size'", "'two'"]),
+])  # fmt: skip
+def test_a_state_that_lacks_something_is_one_line(copy, change, words):
+    folder = storage.folder_of(copy, 6)
+    state = json.loads((folder / storage.STATE).read_text()) | change
+    rewritten(folder, storage.STATE, json.dumps(state).encode())
+    with raises_naming(CheckpointError, folder, "state.json", *words):
+        storage.read_state(folder)
+
+
+@pytest.mark.parametrize("name", ["pipe", "a\0b", "../x", "sub/x", "sub"])
+def test_a_manifest_that_names_what_is_no_file_of_the_folder(copy, name):
+    """A pipe is not waited for."""
+    folder = storage.folder_of(copy, 6)
+    os.mkfifo(folder / "pipe")
+    (folder / "sub").mkdir()
+    files = storage.read_json(folder, storage.MANIFEST)["files"] | {name: {"size": 0, "sha256": ""}}
+    storage.write_manifest(folder, 6, files)
+    with raises_naming(CheckpointError, folder):
+        storage.verify(folder)

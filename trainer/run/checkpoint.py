@@ -164,7 +164,7 @@ class Checkpoints:
 
         Raises CheckpointError: it does not hold exactly what this model and these optimizers need.
         """
-        state, metadata = storage.read_json(folder, STATE), read_index(folder)
+        state, metadata = storage.read_state(folder), read_index(folder)
         names = set(metadata.state_dict_metadata)
         self.optimizers.init_state({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
         mine = self.tensors()

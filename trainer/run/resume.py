@@ -46,7 +46,7 @@ def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple
     if folder is None:
         parallel.broadcast_rank0(lambda: _keep_record(config))
         return Progress(), notices
-    saved = storage.read_json(folder, storage.STATE)
+    saved = storage.read_state(folder)
     notices += changes(saved, config, folder, checkpoints.about)
     progress = checkpoints.load(folder)
     if folder.parent != checkpoints.folder:  # run.from

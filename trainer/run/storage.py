@@ -124,6 +124,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint.  Raises as `read_json`, and CheckpointError where it lacks what a run needs."""
+    state = read_json(folder, STATE)
+    kinds = {"step": int, "seconds": (int, float), "numbers": dict, "config": dict, "world_size": int, "mode": str}
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"checkpoint {folder}: {STATE} has no sound {key!r} ({state.get(key)!r})")
+    if state["step"] != step_of(folder):
+        raise CheckpointError(f"checkpoint {folder}: {STATE} is that of step {state['step']}")
+    return state
+
+
 def unreadable(folder: Path, name: str, error: OSError) -> UserError:
     """A file that is not there is damage; one that cannot be read now may be whole: permissions, an absent disk."""
     said = f"checkpoint {folder}: {name} cannot be read ({error.strerror})"
@@ -147,7 +159,7 @@ def verify(folder: Path) -> Files:
     if manifest.get("step") != step_of(folder):
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is that of step {manifest.get('step')}")
     for name in (STATE, INDEX, ".metadata", *files):
-        if name not in files or Path(name).name != name:
+        if name not in files or Path(name).name != name or "\0" in name:
             raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged at {name}")
     with ThreadPoolExecutor(8) as pool:  # hashing leaves Python's lock: as many files at once as there are cores
         for _ in pool.map(lambda name: _verify_file(folder, name, files[name]), files):
@@ -157,6 +169,8 @@ def verify(folder: Path) -> Files:
 
 def _verify_file(folder: Path, name: str, expected: Any) -> None:
     try:
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would be waited for
+            raise CheckpointError(f"checkpoint {folder}: {name} is no plain file")
         found = fingerprint(folder / name)
     except OSError as error:
         raise unreadable(folder, name, error) from None
