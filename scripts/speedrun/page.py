@@ -95,6 +95,8 @@ def _lead(comparison: Comparison, rows: list[Row], claims: list[Claim]) -> str:
     if faster:
         first, *rest = [c.text[0].lower() + c.text[1:] for c in faster if c.label == faster[0].label]
         return f"{faster[0].label} {first}" + "".join(f" It {text}" for text in rest)
+    if comparison.target is None:
+        return f"{runs} runs of {len(rows)} optimizer settings, without a target (eval.target) to compare the cost of."
     if comparison.baseline:
         return f"These {runs} runs show no speed-up over {comparison.baseline.label}."
     return f"{runs} runs of {len(rows)} optimizer settings. Speed-ups need a baseline to be named (--baseline)."

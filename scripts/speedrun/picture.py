@@ -25,25 +25,35 @@ STYLE = {
 }
 
 
+HEIGHT, LINE = 5.625, 0.253  # inches: of the figure, of a line of its legend
+LEGEND_ROWS = 8
+NAMED = 20  # runs that were set aside, where there are no others
+
+
 def draw(title: str, subtitle: str, comparison: Comparison, rows: list[Row], published: list[dict]) -> bytes:
-    """PNG bytes, 2000 × 900 pixels."""
+    """PNG bytes, 2000 × 900 pixels; higher where the legend has more than LEGEND_ROWS."""
     runs = [run for row in rows for run in row.group.runs] or [run for run, _ in comparison.aside]
     longest = max((max(run.seconds, default=0) for run in runs), default=0)
     clock, unit = (3600, "hours") if longest > 4 * 3600 else (60, "minutes") if longest > 600 else (1, "seconds")
     with rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 5.625), dpi=160)
+        figure = Figure(figsize=(12.5, HEIGHT), dpi=160)
         left, right = figure.subplots(1, 2, sharey=True)
         _panel(left, "seconds", clock, comparison, rows, [])
         _panel(right, "steps", 1, comparison, rows, published)
         left.set(xlabel=f"training time ({unit})", ylabel="validation loss")
         right.set(xlabel="steps")
         handles, labels = right.get_legend_handles_labels()
+        labels = [_shortened(label) for label in labels]
         columns = max(1, min(6, len(labels), 160 // (max(map(len, labels), default=0) + 6)))
+        lines = -(-len(labels) // columns)
+        height = HEIGHT + LINE * max(0, lines - LEGEND_ROWS)
+        figure.set_figheight(height)
         figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, labelcolor=INK)
-        figure.suptitle(title, x=0.06, y=0.975, ha="left", fontsize=15, fontweight="bold", color=INK)
-        figure.text(0.06, 0.905, subtitle, color=MUTED)
-        bottom = 0.13 + 0.045 * -(-len(labels) // columns)
-        figure.subplots_adjust(left=0.06, right=0.985, top=0.87, bottom=bottom, wspace=0.06)
+        part = HEIGHT / height  # margins are in parts of the height
+        figure.suptitle(title, x=0.06, y=1 - 0.025 * part, ha="left", fontsize=15, fontweight="bold", color=INK)
+        figure.text(0.06, 1 - 0.095 * part, subtitle, color=MUTED)
+        bottom = 0.13 * part + LINE * lines / height
+        figure.subplots_adjust(left=0.06, right=0.985, top=1 - 0.13 * part, bottom=bottom, wspace=0.06)
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
@@ -55,8 +65,9 @@ def _panel(axes: Axes, unit: str, scale: float, comparison: Comparison, rows: li
         if entry[unit][0] <= longest:  # the others lie beyond the picture and would fill its legend
             _published(axes, entry, ("--", "-.", ":")[i % 3])
     if not rows:
-        for run, _ in comparison.aside:
-            axes.plot([x / scale for x in getattr(run, unit)], run.losses, ":", linewidth=1.4, label=run.name)
+        for i, (run, _) in enumerate(comparison.aside):
+            label = run.name if i < NAMED else f"and {len(comparison.aside) - NAMED} more" if i == NAMED else None
+            axes.plot([x / scale for x in getattr(run, unit)], run.losses, ":", linewidth=1.4, label=label)
         return
     look = looks([row.label for row in rows], comparison.baseline and comparison.baseline.label)
     curves = [row.group.curve() for row in rows]
@@ -72,6 +83,11 @@ def _panel(axes: Axes, unit: str, scale: float, comparison: Comparison, rows: li
             ring = {"marker": "o", "markersize": 9, "markeredgewidth": 1.6, "markerfacecolor": "none"}
             axes.plot([cost.mean / scale], [comparison.target], color=colour, linestyle="", **ring)
     _frame(axes, [curve[unit][-1] / scale for curve in curves if curve[unit]], curves, comparison.target)
+
+
+def _shortened(label: str, most: int = 64) -> str:
+    """A label that leaves room for the curves: its ends tell more than its middle."""
+    return label if len(label) <= most else f"{label[: most - 25]}…{label[-24:]}"
 
 
 def _published(axes: Axes, entry: dict, dashes: str) -> None:

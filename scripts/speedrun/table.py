@@ -100,8 +100,13 @@ def to_csv(comparison: Comparison, rows: list[Row]) -> str:
     writer = csv.DictWriter(out, list(lines[0]) if lines else ["optimizer"], lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in line.items()})
+        writer.writerow({k: f"{v:.10g}" if isinstance(v, float) else _no_formula(v) for k, v in line.items()})
     return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """A text that a spreadsheet would compute is told to be one, by the apostrophe that spreadsheets know."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _figures(comparison: Comparison, row: Row) -> dict[str, object]:
