@@ -86,9 +86,9 @@ def _length(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """x divided by its Euclidean norm over dims; 0 stays 0."""
     full = _full(x)
-    full = full * power_of_two(full, dims)
-    length = vector_norm(full, dim=dims, keepdim=True)
-    return torch.where(length == 0, 0.0, full / length).to(x.dtype)
+    scaled = full * power_of_two(full, dims)
+    length = vector_norm(scaled, dim=dims, keepdim=True)
+    return scaled.div_(torch.where(length == 0, 1.0, length)).to(x.dtype)
 
 
 def _sign(x: Tensor) -> Tensor:
