@@ -84,7 +84,7 @@ class Steepest(MatrixOptimizer):
     def workspace(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         result, usual = float(shape[0] * shape[1] * dtype.itemsize), super().workspace(group, shape, dtype)
         if group["norm"] == "frobenius" and dtype.itemsize >= 4:
-            return result  # normalised in its own place
+            return 1.25 * result  # it is normalised in its own place; norms and powers beside it are small
         if group["norm"] in POLAR_NORMS:
             return max(usual, result + polar_workspace(shape, group["polar"], group["polar_steps"], dtype))
         return max(usual, result + polar_workspace(shape, "svd", None, dtype)) if group["norm"] == "nuclear" else usual
