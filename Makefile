@@ -29,6 +29,7 @@ bench: install
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m mypy --strict optim
+	$(PY) -m mypy common.py data trainer train.py examples
 
 install: $(STAMP)
 

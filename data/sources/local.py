@@ -24,8 +24,8 @@ Rows = Iterator[tuple[Document, int, float]]  # document, rows read by then, par
 ENDS = 2**16  # bytes at either end of a file that its identity is made of
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LFS = b"version https://git-lfs"
-TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_fixed_size_binary)
-TEXT_TYPES += (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+TEXT_TYPES = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_fixed_size_binary]
+TEXT_TYPES += [pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view]
 
 
 class LocalText:

@@ -127,8 +127,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint.  Raises as `read_json`, and CheckpointError where it lacks what a run needs."""
     state = read_json(folder, STATE)
-    kinds = {"step": int, "seconds": (int, float), "numbers": dict, "config": dict, "world_size": int, "mode": str}
-    for key, kind in kinds.items():
+    kinds: dict[str, Any] = {"step": int, "seconds": (int, float), "world_size": int, "mode": str}
+    for key, kind in (kinds | {"numbers": dict, "config": dict}).items():
         if not isinstance(state.get(key), kind):
             raise CheckpointError(f"checkpoint {folder}: {STATE} has no sound {key!r} ({state.get(key)!r})")
     if state["step"] != step_of(folder):
