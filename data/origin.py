@@ -39,14 +39,11 @@ def _differences(config: DataConfig, content: dict[str, Any]) -> Iterator[tuple[
             yield "revision", config.revision, f"from commit {content['revision']}"
     elif config.source not in ("", "shards"):
         source, local = _at_hand(config), isinstance(config.source, str) and config.source != "sample"
-        name = (
-            source.name
-            if source
-            else Path(os.path.realpath(Path(config.source).expanduser())).name
-            if local
-            else before
-        )
-        then = settings.get("content")
+        name, then = before, settings.get("content")
+        if source:
+            name = source.name
+        elif local:
+            name = Path(os.path.realpath(Path(config.source).expanduser())).name
         if name != before:
             yield "source", config.source, f"from {before}"
         elif source and then and (":" in then or not local) and then != source.identity:  # none of local text before

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from data import build as building
 from data import manifest, writer
 from data.build import build
+from data.config import DataConfig
 from data.shards import open_shard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,25 +50,30 @@ def test_stopping_at_every_commit(rows, local, monkeypatch, shard_tokens):
     config = local(rows[:600], shard_tokens=shard_tokens)
     build(config)
     expected = contents(config.folder)
-    for number in range(1, 1000):
-        config.dir = f"{config.dir}x"
-        with monkeypatch.context() as patch:
-            patch.setattr(writer.ShardWriter, "close", lose_what_is_buffered)
-            crashes_at(number, patch)
-            try:
-                build(config)
-                crashed = False
-            except Crash:
-                crashed = True
+    for number in stopped_at_every_commit(config, monkeypatch):
         for file in config.folder.glob("*.bin"):
             open_shard(file)
         if (config.folder / manifest.NAME).exists():
             assert manifest.verify_folder(config.folder) == []
         build(config)
         assert contents(config.folder) == expected, f"stopped at commit {number}"
-        if not crashed:
-            break
     assert number > 10
+
+
+def stopped_at_every_commit(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Prepare into new folders; yields n = 1, 2, … when one was stopped at its n-th commit, the last one never."""
+    for number in range(1, 1000):
+        config.dir, crashed = f"{config.dir}x", False
+        with monkeypatch.context() as patch:
+            patch.setattr(writer.ShardWriter, "close", lose_what_is_buffered)
+            crashes_at(number, patch)
+            try:
+                build(config)
+            except Crash:
+                crashed = True
+        yield number
+        if not crashed:
+            return
 
 
 def crashes_at(number: int, patch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data import build as building
-from data import manifest, writer
+from data import manifest
 from data.build import build
 from data.shards import open_shard
 from data.split import open_split
-from tests.data.test_kill import Crash, contents, crashes_at, lose_what_is_buffered
+from tests.data.test_kill import contents, stopped_at_every_commit
 from tests.data.test_split import config_of
 
 AUTHORS = "abcde"
@@ -138,20 +138,9 @@ def test_stopping_at_every_commit(config, monkeypatch, shard_tokens):
     made = config({author: each[:60] for author, each in lengths().items()}, shard_tokens=shard_tokens)
     build(made)
     expected = contents(made.folder)
-    for number in range(1, 1000):
-        made.dir = f"{made.dir}x"
-        with monkeypatch.context() as patch:
-            patch.setattr(writer.ShardWriter, "close", lose_what_is_buffered)
-            crashes_at(number, patch)
-            try:
-                build(made)
-                crashed = False
-            except Crash:
-                crashed = True
+    for number in stopped_at_every_commit(made, monkeypatch):
         build(made)
         assert contents(made.folder) == expected, f"stopped at commit {number}"
-        if not crashed:
-            break
     assert number > 10
 
 

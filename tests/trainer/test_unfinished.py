@@ -47,6 +47,15 @@ def test_a_loss_that_is_not_finite_is_an_end_too(run, tmp_path):
     assert "is finished: step 6, val loss nan" in resume.finished(trainer.config)
 
 
+def test_a_run_that_ended_with_a_loss_that_is_not_finite_is_opened_again(run, tmp_path, capsys):
+    run("run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    *before, last = file.read_text().splitlines()
+    file.write_text("\n".join([*before, json.dumps(json.loads(last) | {"val/loss": None})]) + "\n")
+    run("run")
+    assert "final val loss nan" in capsys.readouterr().out
+
+
 def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_path, monkeypatch):
     write = JsonLines._write
 

@@ -228,7 +228,8 @@ class Metrics:
             again = f"to go on, start the same command with run.dir={self.directory}"
             self.message(f"stopped by {reason} after update {step} of {self.config.train.steps}; {again}")
         else:
-            seconds, val_loss = self.last["train_time_s"], self.last.get("val/loss", float("nan"))
+            seconds, val_loss = self.last["train_time_s"], self.last.get("val/loss")
+            val_loss = float("nan") if val_loss is None else val_loss  # null in a record that is gone on with
             speed = f", {self.last['tokens'] / seconds:,.0f} tokens/s" if seconds else ""
             trained = f"{duration(seconds)} of training{speed}"
             self.message(f"final val loss {val_loss:.4f} after {trained}; {self.directory}")
