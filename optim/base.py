@@ -156,9 +156,10 @@ _BUILD = "build the optimizer after fully_shard, to_empty, to and the like, from
 
 def named(group: Group) -> Iterable[tuple[Tensor, str]]:
     """The parameters of a group and their names, or numbers and shapes where they have none."""
-    params = group["params"]
-    numbers = [f"parameter {i} of its group {tuple(p.shape)}" for i, p in enumerate(params)]
-    return zip(params, group.get("param_names", numbers), strict=False)
+    params, names = group["params"], group.get("param_names")
+    if names is None:
+        names = [f"parameter {i} of its group {tuple(p.shape)}" for i, p in enumerate(params)]
+    return zip(params, names, strict=False)
 
 
 def _settings(group: Group) -> Group:
