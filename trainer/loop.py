@@ -13,7 +13,8 @@ from common import UserError
 from data import Loader, open_split, prepare
 from optim import routing, schedule
 from trainer.config import Config
-from trainer.evaluate import evaluate, validation_batches
+from trainer.evaluate.measure import evaluate
+from trainer.evaluate.validation import validation_batches
 from trainer.guard import NonFiniteGuard, check_replicas
 from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from common import UserError
 from tests.distributed.harness import run_workers
 from trainer import model as model_module
-from trainer.evaluate import validation_loss
+from trainer.evaluate.validation import validation_loss
 from trainer.model import GPT, GPTConfig
 from trainer.parallel import Parallel, ParallelConfig, initialise, local, setup, unwrap
 from trainer.run.storage import CheckpointError

@@ -1,5 +1,4 @@
-"""What is measured on the validation set.  A further number goes into the dictionary that ``evaluate`` returns: the
-record, W&B and the speedrun page take every key of it."""
+"""The loss on the validation set, over all ranks."""
 
 from collections.abc import Iterable, Iterator
 
@@ -20,13 +19,6 @@ def validation_batches(config: Config, split: TrainValSplit, parallel: Parallel)
         split.val, seq_len=config.train.seq_len, tokens=config.eval.tokens, micro_batch=config.train.micro_batch,
         rank=parallel.rank, world_size=parallel.world_size, device=parallel.device, vocab_size=split.vocab_size,
     )  # fmt: skip
-
-
-def evaluate(model: nn.Module, parallel: Parallel, batches: Iterable[Batch]) -> dict[str, float]:
-    """On all ranks: ``val/loss`` [nats per token], and ``perf/peak_memory_bytes``, the largest of any rank so far."""
-    loss = validation_loss(model, parallel, batches)
-    mine = torch.tensor([parallel.peak_memory_bytes()], dtype=torch.int64, device=parallel.device)
-    return {"val/loss": loss, "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max())}
 
 
 def validation_loss(model: nn.Module, parallel: Parallel, batches: Iterable[Batch]) -> float:
