@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from trainer.attention import same_document
 from trainer.language_model import LanguageModel, ModelConfig, init_tensor
-from trainer.model import same_document
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""GPT in one file: GPT-2 exactly, and the variants of it that the NanoGPT speedrun made popular.
+"""GPT (its attention is in attention.py): GPT-2 exactly, and the variants of it that the NanoGPT speedrun made popular.
 
 What the trainer asks of this and of any model: `LanguageModel` in language_model.py.
 Shapes: B sequences, T tokens, C = n_embd channels, H heads of D = C / H dimensions, V tokens in the vocabulary.
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import IGNORE_INDEX, document_ids
+from data import IGNORE_INDEX
+from trainer.attention import Attention, rotation, same_document
 from trainer.language_model import LanguageModel, ModelConfig, init_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,28 +100,6 @@ class Norm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
 
 
-class Attention(nn.Module):
-    """Causal self-attention. q, k, v and o are separate, so that each is a matrix of its own to the optimizer."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.config = config
-        self.q, self.k, self.v, self.o = (nn.Linear(config.n_embd, config.n_embd, bias=config.bias) for _ in range(4))
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
-        heads = (*x.shape[:2], self.config.n_head, self.config.head_dim)
-        q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
-        if self.config.qk_norm:
-            q, k = F.rms_norm(q, heads[-1:], eps=1e-6), F.rms_norm(k, heads[-1:], eps=1e-6)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None,
-            scale=self.config.attention_scale,
-        )  # fmt: skip
-        return self.o(y.transpose(1, 2).reshape(x.shape))
-
-
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -135,7 +114,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.norm1, self.attn = Norm(config), Attention(config)
+        self.norm1 = Norm(config)
+        self.attn = Attention(
+            config.n_embd, config.n_head, bias=config.bias, qk_norm=config.qk_norm, scale=config.attention_scale
+        )
         self.norm2, self.mlp = Norm(config), MLP(config)
 
     def forward(
@@ -202,10 +184,11 @@ class GPT(LanguageModel):
         Raises ValueError where T exceeds the learned positions.
         """
         x = self.embed(tokens)
-        rotation = self.rotation(tokens.shape[1], x) if self.wpe is None else None
+        at = self.config.position, self.config.head_dim, tokens.shape[1]
+        turn = rotation(*at, x) if self.wpe is None else None
         mask = None if self.document_start is None else same_document(tokens, self.document_start)
         for block in self.blocks:
-            x = block(x, rotation, mask, self.recompute)
+            x = block(x, turn, mask, self.recompute)
         x = self.norm(x)
         if targets is None:
             return self.logits(x)
@@ -229,21 +212,6 @@ class GPT(LanguageModel):
 
     def logits(self, x: Tensor) -> Tensor:
         return self.loss.logits(x, *self.output())
-
-    def rotation(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype.
-
-        half_rope is the speedrun's: wavelengths from 2π to 2048π, and the other half of the pairs stands still.
-        """
-        pairs = self.config.head_dim // 2
-        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-        if self.config.position == "rope":
-            frequency = 10000.0 ** -(torch.arange(pairs, dtype=exact, device=like.device) / pairs)
-        else:
-            frequency = 1024.0 ** -torch.linspace(0, 1, pairs // 2, dtype=exact, device=like.device)
-            frequency = F.pad(frequency, (0, pairs - pairs // 2))
-        angle = torch.arange(length, dtype=exact, device=like.device)[:, None, None] * frequency
-        return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
     def init_parameter(self, name: str, seed: int) -> Tensor:
         """The whole initial value of one parameter, float32 on the CPU: a function of (seed, name) alone."""
@@ -282,15 +250,3 @@ class GPT(LanguageModel):
         recomputation not counted."""
         weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.vocab_size * self.config.n_embd
         return 6.0 * weights + 12.0 * self.config.n_layer * self.config.n_embd * self.seq_len
-
-
-def same_document(tokens: Tensor, start: int) -> Tensor:
-    """Whether query i may see key j: j is not after i, and in its document.  tokens (B, T) → bool (B, 1, T, T)."""
-    ids = document_ids(tokens, start)
-    return (ids[:, None, :, None] == ids[:, None, None, :]).tril()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + D/2]) of x (B, T, H, D) by the angles of their positions."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data import IGNORE_INDEX
 from tests.errors import raises_naming
-from trainer.model import GPT, MLP, GPTConfig, rotate
+from trainer.attention import rotate, rotation
+from trainer.model import GPT, MLP, GPTConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SMALL = dict(n_layer=2, n_head=2, n_embd=16)
@@ -173,8 +174,7 @@ def test_documents_of_a_window_do_not_see_each_other(start, name):
 @settings(deadline=None, max_examples=20)
 @given(shift=st.integers(0, 40), kind=st.sampled_from(["rope", "half_rope"]))
 def test_rotary_scores_depend_on_distance_alone(shift, kind):
-    model = build(dataclasses.replace(MODERN, position=kind, n_embd=32))
-    cos, sin = model.rotation(64, torch.empty(0, dtype=torch.float64))
+    cos, sin = rotation(kind, 16, 64, torch.empty(0, dtype=torch.float64))
     q, k = torch.randn(2, 1, 1, 2, 16, dtype=torch.float64).unbind(0)
 
     def score(i: int, j: int) -> torch.Tensor:
@@ -185,9 +185,8 @@ def test_rotary_scores_depend_on_distance_alone(shift, kind):
 
 
 def test_half_rope_turns_half_of_the_pairs():
-    model = build(dataclasses.replace(MODERN, n_embd=32))
     x = torch.randn(1, 8, 2, 16, dtype=torch.float64)
-    turned = rotate(x, *model.rotation(8, x))
+    turned = rotate(x, *rotation("half_rope", 16, 8, x))
     still = torch.tensor([4, 5, 6, 7, 12, 13, 14, 15])
     assert torch.equal(turned[..., still], x[..., still])
     assert ((turned - x)[:, 1:, :, [0, 1, 2, 3, 8, 9, 10, 11]] != 0).all()

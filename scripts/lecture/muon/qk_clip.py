@@ -6,7 +6,8 @@ from torch import Tensor
 from scripts.lecture import gpt
 from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
-from trainer.model import GPT, Attention
+from trainer.attention import Attention
+from trainer.model import GPT
 
 TITLE = "QK-clip"
 CLAIM = r"""Muon's updates have full rank, and can make the logits of attention, $S_h = \max \frac{q\cdot k}{\sqrt d}$
@@ -40,9 +41,9 @@ class Watch:
 
     def largest(self, layer: Attention) -> Tensor:
         """[heads]"""
-        heads = (layer.config.n_head, layer.config.head_dim)
+        heads = (layer.n_head, layer.head_dim)
         q, k = (self.seen[layer][name].unflatten(-1, heads).transpose(1, 2) for name in ("q", "k"))
-        logits = q @ k.mT / layer.config.head_dim**0.5  # [B, H, T, T]
+        logits = q @ k.mT / layer.head_dim**0.5  # [B, H, T, T]
         future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
         return logits.masked_fill(future, -torch.inf).amax((0, 2, 3))
 
@@ -50,7 +51,7 @@ class Watch:
 @torch.no_grad()
 def clip(layer: Attention, largest: Tensor, tau: float) -> None:
     """Scale W_q and W_k of every head by sqrt(min(1, tau / largest[head]))."""
-    root = (tau / largest.clamp_min(tau)).sqrt().repeat_interleave(layer.config.head_dim).unsqueeze(1)
+    root = (tau / largest.clamp_min(tau)).sqrt().repeat_interleave(layer.head_dim).unsqueeze(1)
     layer.q.weight.mul_(root)
     layer.k.weight.mul_(root)
 
