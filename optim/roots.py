@@ -14,9 +14,10 @@ NEWTON_STEPS = 100
 def inverse_root(a: Tensor, exponent: float, eps: float = 0.0, method: str = "eigh") -> Tensor:
     """(A + eps·I)^(-exponent) of every symmetric positive semi-definite A of a [..., n, n], in a's shape and dtype.
 
-    Eigenvalues that rounding made negative count as zero; to shift all by the least one, as Meta's Shampoo does, would
-    make the root depend on rounding, and so on the number of ranks. With eps = 0 the power is that of the
-    pseudo-inverse: eigenvalues below n·(machine epsilon)·λ_max give 0. A matrix with a NaN or an infinity becomes NaN.
+    With eps > 0, eigenvalues below (machine epsilon)·λ_max/16, about what eigh resolves, count as that: their own root
+    would blow rounding up. (Meta's Shampoo shifts all by the least one, which is rounding, and so depends on the number of ranks.) With eps = 0
+    the power is that of the pseudo-inverse: eigenvalues below n·(machine epsilon)·λ_max give 0. A matrix with a NaN or
+    an infinity becomes NaN.
     method: "eigh", or "newton" for exponents 1/p with a whole p, which is made of matrix products and in float32 more
     accurate; it leaves the matrices on which it does not converge, such as singular ones with eps = 0, to eigh.
     Raises ValueError for exponent <= 0, eps < 0, an unknown method, or an exponent that newton cannot take.
@@ -73,9 +74,11 @@ def _check(method: str) -> None:
 
 def _eigh_root(a: Tensor, exponent: float, eps: float) -> Tensor:
     values, vectors = _finite_eigh(a)
-    values = values.clamp_min(0)
-    floor = 0.0 if eps else values[..., -1:] * (a.shape[-1] * torch.finfo(a.dtype).eps)
-    powers = torch.where(values + eps > floor, (values + eps).pow(-exponent), 0.0)
+    unit = values[..., -1:].clamp_min(0) * torch.finfo(a.dtype).eps
+    if eps:
+        powers = (torch.maximum(values, unit / 16) + eps).pow(-exponent)
+    else:
+        powers = torch.where(values > a.shape[-1] * unit, values.pow(-exponent), 0.0)
     return (vectors * powers.unsqueeze(-2)) @ vectors.mT
 
 

@@ -148,6 +148,24 @@ def test_float32_roots_follow_float64():
     assert relative(update(torch.float32), update(torch.float64)) < 0.05
 
 
+@pytest.mark.parametrize(("log_condition", "least"), [(2, 0.999), (3, 0.98), (4, 0.9)])
+def test_a_null_space_in_float32_does_not_drown_the_step(log_condition, least):
+    """Statistics whose smallest eigenvalues are rounding; where these count as zero, the last cosine is 0.22."""
+    out, along = (torch.linalg.qr(seeded((size, 48), 9, i, dtype=torch.float64)).Q for i, size in enumerate((48, 96)))
+    grads = [(out * torch.logspace(0, -log_condition, 48) * seeded((48,), 1 + t, 0)) @ along.mT for t in range(12)]
+
+    def update(dtype):
+        weight = nn.Parameter(torch.zeros(48, 96, dtype=dtype))
+        optimizer = Shampoo([weight], lr=1.0, graft="none", update_freq=12)
+        for grad in grads:
+            weight.detach().zero_()
+            weight.grad = grad.to(dtype)
+            optimizer.step()
+        return weight.detach().double().flatten()
+
+    assert torch.cosine_similarity(update(torch.float32), update(torch.float64), dim=0) > least
+
+
 def test_nan_stays_in_its_matrix():
     weights = [nn.Parameter(seeded((4, 4), 0, i)) for i in range(3)]
     optimizer = Shampoo(weights, update_freq=1)
