@@ -15,9 +15,9 @@ def inverse_root(a: Tensor, exponent: float, eps: float = 0.0, method: str = "ei
     """(A + eps·I)^(-exponent) of every symmetric positive semi-definite A of a [..., n, n], in a's shape and dtype.
 
     With eps > 0, eigenvalues below (machine epsilon)·λ_max/16, about what eigh resolves, count as that: their own root
-    would blow rounding up. (Meta's Shampoo shifts all by the least one, which is rounding, and so depends on the number of ranks.) With eps = 0
-    the power is that of the pseudo-inverse: eigenvalues below n·(machine epsilon)·λ_max give 0. A matrix with a NaN or
-    an infinity becomes NaN.
+    would blow rounding up. (Meta's Shampoo shifts all by the least one, which is rounding itself, and so depends on the
+    number of ranks.) With eps = 0 the power is that of the pseudo-inverse: eigenvalues below n·(machine epsilon)·λ_max
+    give 0. A matrix with a NaN or an infinity becomes NaN.
     method: "eigh", or "newton" for exponents 1/p with a whole p, which is made of matrix products and in float32 more
     accurate; it leaves the matrices on which it does not converge, such as singular ones with eps = 0, to eigh.
     Raises ValueError for exponent <= 0, eps < 0, an unknown method, or an exponent that newton cannot take.

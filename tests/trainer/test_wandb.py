@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 from accelerate import Accelerator
@@ -14,7 +17,7 @@ from tests.wandb_files import read_offline_run
 from trainer.metrics.console import Display
 from trainer.metrics.record import Metrics
 from trainer.metrics.summary import summary
-from trainer.metrics.wandb import wandb_mode
+from trainer.metrics.wandb import start, wandb_mode
 from trainer.run.directory import acquire_run_dir, run_id
 
 
@@ -81,17 +84,54 @@ def test_offline_wandb(configure, tmp_path):
     assert "offline" in shown.getvalue() and "WARNING" not in shown.getvalue()
 
 
-def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+@pytest.fixture
+def unset(monkeypatch, tmp_path):
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", *proxies):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_mode() == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert wandb_mode() is None
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode() is None
-    monkeypatch.delenv("WANDB_API_KEY")
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode() is None
+    return monkeypatch
+
+
+@pytest.fixture
+def server():
+    """Answers every request with 404."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as served:
+        Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_wandb_is_offline_without_a_key(unset, server, tmp_path):
+    unset.setenv("WANDB_BASE_URL", server)
+    assert wandb_mode() == ("offline", " (no key)")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password x\n")
+    assert wandb_mode() == (None, "")
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password x\n")
+    assert wandb_mode()[0] == "offline"
+    unset.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode()[0] is None
+    unset.delenv("WANDB_API_KEY")
+    unset.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode()[0] is None
+
+
+def test_wandb_out_of_reach_is_offline_at_once(unset, server, tmp_path):
+    unset.setenv("WANDB_API_KEY", "x")
+    for url in ("http://127.0.0.1:1", "http://nowhere.invalid", "no address"):
+        unset.setenv("WANDB_BASE_URL", url)
+        mode, why = wandb_mode()
+        assert mode == "offline" and url in why
+
+
+def test_a_key_that_wandb_refuses_keeps_the_run_offline(unset, server, configure, tmp_path):
+    """The server answers, but the run cannot be opened there."""
+    unset.setenv("WANDB_BASE_URL", server)
+    unset.setenv("WANDB_API_KEY", "short")
+    config = configure("experiment=smoke", "logger=wandb", f"run.dir={tmp_path}")
+    acquire_run_dir(config)
+    accelerator = Accelerator(cpu=True)
+    said = start(config, processes(accelerator=accelerator), run_id(tmp_path))
+    run = accelerator.get_tracker("wandb", unwrap=True)
+    assert run.offline and "wandb sync" in said and "key" in said
+    run.finish()

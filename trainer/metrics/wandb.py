@@ -5,7 +5,9 @@ import os
 import shlex
 import sys
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 from omegaconf import OmegaConf
 
@@ -13,15 +15,21 @@ from trainer.config import Config
 from trainer.metrics.summary import AXES
 from trainer.parallel import Parallel
 
+REACH_TIMEOUT, INIT_TIMEOUT = 5.0, 30.0  # seconds for W&B to answer at all, and to open the run
+
 
 def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
-    """Open the run, or go on with it, through Accelerate's trackers.  On all ranks; returns what to tell on rank 0."""
-    settings: dict[str, Any] = {}
+    """Open the run, or go on with it, through Accelerate's trackers.  On all ranks; returns what to tell on rank 0.
+
+    Where W&B cannot be reached the run is kept on the disk, to be uploaded later.
+    """
+    why, settings = "", {}
     if parallel.is_main:
         import wandb
 
         # Our environment.json says what a reader needs; host, user and environment stay on this machine.
-        quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
+        quiet: dict[str, Any] = dict(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
+        mode, why = wandb_mode()
         settings = {
             "dir": config.run.dir,
             "id": run_id,
@@ -29,12 +37,19 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
             "name": config.run.name,
             "group": config.logger.group,
             "tags": [config.optim.name, config.model.name, config.data.name, *config.logger.tags],
-            "mode": wandb_mode(),
-            "settings": quiet,
+            "mode": mode,
+            "settings": wandb.Settings(**quiet, init_timeout=INIT_TIMEOUT),
         }
     parallel.accelerator.log_with = ["wandb"]
     values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
+    try:
+        parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
+    except Exception as error:  # whatever W&B may raise of its network, its server or the key
+        if settings.get("mode") == "offline":
+            raise
+        why = f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        settings["mode"] = "offline"
+        parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
     if not parallel.is_main:
         return ""
     run = parallel.accelerator.get_tracker("wandb", unwrap=True)
@@ -45,7 +60,7 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
     if not run.offline:
         return f"wandb {run.url}"
     directory = shlex.quote(str(config.run.path))  # with a folder for every time that the run was started
-    return f"wandb offline, upload with: wandb sync {directory}/wandb/offline-run-*"
+    return f"wandb offline{why}, upload with: wandb sync {directory}/wandb/offline-run-*"
 
 
 def abandon() -> None:
@@ -54,13 +69,24 @@ def abandon() -> None:
         wandb.finish(exit_code=1)
 
 
-def wandb_mode() -> str | None:
-    """``offline`` where this machine has no key and nothing is said; otherwise W&B's own choice."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
-        return None
+def wandb_mode() -> tuple[str | None, str]:
+    """``offline``, and why, where this machine has no key or W&B does not answer; (None, "") for W&B's own choice."""
+    if os.environ.get("WANDB_MODE"):
+        return None, ""
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(urlparse(url).hostname or ""):
+        return "offline", " (no key)"
     try:
-        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "")
+        urlopen(url, timeout=REACH_TIMEOUT).close()
+    except HTTPError:  # it answers
+        pass
+    except (OSError, ValueError) as error:
+        return "offline", f" ({url} cannot be reached: {getattr(error, 'reason', error)})"
+    return None, ""
+
+
+def _in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
-        known = None
-    return None if known else "offline"
+        return False
