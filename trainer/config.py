@@ -62,7 +62,7 @@ class RunConfig:
     name: str | None = None  # default: <optim>-<model>-<data>-s<seed>
     dir: str | None = None  # the run's directory; default: runs/<date>-<time>-<name>
     resume: Resume = Resume.auto
-    from_: str | None = None  # typed run.from: another run, or one of its checkpoints, to go on from
+    from_: str | None = None  # typed run.from: another run, RUN@STEP, or one of its checkpoints, to go on from
     processes: int | None = None  # of a run that no torchrun has started; default: one
 
     @property
@@ -99,15 +99,11 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int | None = None  # updates between checkpoints; default: none, but for a run that is told to stop
+    last: bool = True  # one after the last update; a run that is told to stop saves in any case
+    every: int | None = None  # updates between checkpoints; default: none before the last
     minutes: float | None = None  # of wall-clock time between checkpoints, beside or in place of `every`
     keep_last: int = 2  # newest checkpoints that stay
     keep_best: int = 0  # checkpoints of the lowest validation loss that stay beside them
-
-    @property
-    def saves(self) -> bool:
-        """Whether the run saves without being told to stop, and at its end."""
-        return bool(self.every or self.minutes)
 
 
 @dataclass

@@ -71,13 +71,14 @@ class Trainer:
         [nats per token]."""
         with self.lock, self.preemption:
             step, flops = self.progress.step, unwrap(self.model).flops_per_token()
-            self.metrics.start(self.optimizers.table(), flops, step, unfinished=self.eval_is_due(step))
+            due, branch = self.eval_is_due(step), self.progress.branch
+            self.metrics.start(self.optimizers.table(), flops, step, unfinished=due, branch=branch)
             for notice in self.notices:
                 self.metrics.message(notice)
             warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
             reason = self.train()
             self.metrics.finish(reason, self.progress.step)
-            if (reason or self.config.checkpoint.saves) and self.checkpoints.latest != self.progress.step:
+            if (reason or self.config.checkpoint.last) and self.checkpoints.latest != self.progress.step:
                 what = f"the checkpoint after update {self.progress.step} could not be saved"
                 raise UserError(f"{self.checkpoints.folder}: {what}; make room there and start the same command again")
             for part in (self.checkpoints, self.loader, self.parallel):
@@ -110,7 +111,7 @@ class Trainer:
             if step == first:  # everything is compiled and connected
                 set_timeouts(self.config.train.timeout_minutes, but=self.checkpoints.group)
         self.clock.stop()
-        if reason or self.config.checkpoint.saves:
+        if reason or self.config.checkpoint.last:
             self.save(wait=True)
         return reason
 

@@ -40,7 +40,7 @@ def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, 
 
 
 def test_a_loss_that_is_not_finite_is_an_end_too(run, tmp_path):
-    trainer = run("run", "checkpoint.every=null")
+    trainer = run("run", "checkpoint.every=null", "checkpoint.last=false")
     file = tmp_path / "run" / "metrics.jsonl"
     *before, last = file.read_text().splitlines()
     file.write_text("\n".join([*before, json.dumps(json.loads(last) | {"val/loss": None})]) + "\n")
@@ -76,7 +76,7 @@ def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_
 
 def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
     run("whole")
-    early = run("other", "checkpoint.every=null", "train.steps=6")
+    early = run("other", "checkpoint.every=null", "checkpoint.last=false", "train.steps=6")
     shutil.rmtree(early.checkpoints.folder, ignore_errors=True)
     cut = cut_record(tmp_path / "other", lines=2)
     run("other", f"run.from_={tmp_path / 'whole' / 'checkpoints' / 'step_00000004'}")
@@ -150,7 +150,7 @@ def test_lines_that_are_lost_at_the_end_are_an_error(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(JsonLines, "_write", full)
     with raises_naming(UserError, f"{tmp_path}/run/metrics.jsonl", "3 lines", "make room"):
-        run("run", "checkpoint.every=null")
+        run("run", "checkpoint.every=null", "checkpoint.last=false")
 
 
 def test_two_first_starts_of_one_directory(configure, tmp_path, monkeypatch):

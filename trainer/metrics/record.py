@@ -61,6 +61,7 @@ class Metrics:
         self.warned: set[str] = set()
         self.last: dict[str, Any] = {"tokens": 0, "train_time_s": 0.0}  # latest value of every key
         self.flops_per_token: float | None = None
+        self.branch: str | None = None
         if parallel.is_main:
             self.display = display or Display(config.train.steps)
 
@@ -70,6 +71,7 @@ class Metrics:
         flops_per_token: float | None = None,
         step: int = 0,
         unfinished: bool = True,
+        branch: str | None = None,
     ) -> None:
         """Write what is known before the first step.
 
@@ -78,11 +80,12 @@ class Metrics:
             flops_per_token: of a forward and backward pass, for MFU.
             step: updates already done, by the run that is resumed; lines of later steps are removed.
             unfinished: the evaluation after ``step`` is still to be done, and to be added to its line.
+            branch: RUN@STEP whose record this one begins with.
 
         Raises:
             UserError: nothing can be written into ``run.dir``.
         """
-        self.flops_per_token = flops_per_token
+        self.flops_per_token, self.branch = flops_per_token, branch
         if self.parallel.is_main:
             self._open(step, unfinished)
             self.message(f"run directory {self.directory}, {describe(self.parallel)}")
@@ -162,12 +165,15 @@ class Metrics:
         self.noted = {}
         self.last |= line
         # The first line of every start says under which conditions it and the lines after it were measured.
-        whole = line if self.header_written else {**line, "run": header(self.config, self.parallel, self.split)}
+        whole = line if self.header_written else {**line, "run": self._header()}
         self.header_written = True
         self._try(FILE, lambda: self.file.append(whole))
         self.display.update(line)
         if self.parallel.accelerator.trackers:
             self._try("wandb", lambda: self.parallel.accelerator.log(line, step=step))
+
+    def _header(self) -> dict[str, Any]:
+        return header(self.config, self.parallel, self.split) | ({"branch": self.branch} if self.branch else {})
 
     def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
         """Since the line before."""

@@ -46,6 +46,7 @@ class Progress:
     val_step: int | None = None  # where it was measured
     best_val_loss: float | None = None
     skipped: int = 0  # updates in a row, up to this step, that were not finite and not applied
+    branch: str | None = None  # RUN@STEP that it has gone on from
 
     def note_val_loss(self, loss: float) -> None:
         self.val_loss, self.val_step = loss, self.step

@@ -14,17 +14,20 @@ from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
 from trainer.run.directory import excluded_from_identity, lock_run_dir
 
+BRANCHES = ("schedule.", "train.steps")  # what a run that goes on from another may change: a cool-down, a longer run
+
 
 def finished(config: Config) -> str:
     """One line if the run in ``run.dir`` has done all its steps and saved the last, if it saves; otherwise nothing."""
     lines = read_lines(config.run.path / FILE)
     if not lines or lines[-1].get("step") != config.train.steps or "val/loss" not in lines[-1]:
         return ""
-    saved = storage.committed(config.run.checkpoints) if config.checkpoint.saves else []
+    saved = storage.committed(config.run.checkpoints) if config.checkpoint.last else []
     if saved and storage.step_of(saved[0]) != config.train.steps:
         return ""  # the record is complete, the last weights are lost
     loss = float("nan") if lines[-1]["val/loss"] is None else lines[-1]["val/loss"]
-    return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do"
+    gone = "" if saved or not config.checkpoint.last else f"; its weights are not in {config.run.checkpoints}"
+    return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do{gone}"
 
 
 def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str], ExitStack]:
@@ -33,7 +36,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     Returns where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
     Raises CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
     Raises UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
-    a run whose settings differ in what matters.
+    a run whose settings differ in more than schedule and length.
     """
     with ExitStack() as stack:
         parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(config.run.path))))
@@ -46,11 +49,15 @@ def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple
     if folder is None:
         parallel.broadcast_rank0(lambda: _keep_record(config))
         return Progress(), notices
-    saved = storage.read_state(folder)
-    notices += changes(saved, config, folder, checkpoints.about)
+    saved, other = storage.read_state(folder), folder.parent != checkpoints.folder  # other: run.from
+    notices += changes(saved, config, folder, checkpoints.about, BRANCHES if other else ())
     progress = checkpoints.load(folder)
-    if folder.parent != checkpoints.folder:  # run.from
+    if progress.step > config.train.steps:
+        raise UserError(f"train.steps={config.train.steps}, but {folder} is of a later update: give at least "
+                        f"train.steps={progress.step}, or an earlier checkpoint of that run")  # fmt: skip
+    if other:
         checkpoints.latest = None
+        progress.branch = f"{folder.parent.parent.resolve().name}@{progress.step}"
         parallel.broadcast_rank0(lambda: _take_record(folder.parent.parent, config.run.path))
     return progress, notices + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
@@ -76,7 +83,16 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
 
 
 def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
-    """``run.from``: a run's directory, or one of its checkpoints."""
+    """``run.from``: a run's directory, RUN@STEP, or one of its checkpoints."""
+    run, _, step = str(source).rpartition("@")
+    if run and step.isdecimal() and not source.exists():
+        own = Path(run, "checkpoints")
+        wanted, found = storage.folder_of(own, int(step)), storage.committed(own)
+        if wanted not in found:
+            steps = ", ".join(str(storage.step_of(path)) for path in reversed(found)) or "none"
+            raise CheckpointError(f"run.from={source}: that run holds no checkpoint of update {step}, but of {steps}; "
+                                  "checkpoint.keep_last=N of the run says how many stay")  # fmt: skip
+        source = wanted
     if storage.step_of(source) is not None and (source / storage.MANIFEST).exists():
         storage.verify(source)
         return source.parent, source, []
@@ -86,12 +102,15 @@ def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
     return source / "checkpoints", folder, faults
 
 
-def changes(saved: dict[str, Any], config: Config, folder: Path, here: dict[str, Any]) -> list[str]:
+def changes(
+    saved: dict[str, Any], config: Config, folder: Path, here: dict[str, Any], free: tuple[str, ...] = ()
+) -> list[str]:
     """Settings that differ from those of the checkpoint and do not matter, in words.
 
     Args:
         saved: the checkpoint's state.json.
         here: ``Checkpoints.about`` of this run.
+        free: keys, or beginnings of keys, that a branch may change beside those that no run depends on.
 
     Raises:
         UserError: for those that matter, each with both values; or the shards are others than those before.
@@ -99,6 +118,7 @@ def changes(saved: dict[str, Any], config: Config, folder: Path, here: dict[str,
     then, now = saved["config"], here["config"]
     different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
     matters = [key for key in different if not excluded_from_identity(key) and key != "data.dir"]  # shards may move
+    matters = [key for key in matters if not key.startswith(free)]
     if matters:
         wrong = "; ".join(f"{key} is {then.get(key)} there and {now.get(key)} here" for key in matters)
         raise UserError(f"checkpoint {folder} is of another run: {wrong}; choose the same settings")
