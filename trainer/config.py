@@ -22,7 +22,7 @@ from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, model_class, one_line, resolve_model
-from trainer.mesh import ParallelConfig, check_parallel
+from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
 
 ABOVE_ZERO = (
@@ -55,6 +55,11 @@ class NonFinite(StrEnum):
 class LoggerKind(StrEnum):
     wandb = "wandb"
     jsonl = "jsonl"
+
+
+class Order(StrEnum):
+    listed = "listed"  # the first key of the command line varies slowest
+    abba = "abba"  # seed by seed, every second one backwards: a machine that drifts hurts all settings alike
 
 
 @dataclass
@@ -139,9 +144,15 @@ class LoggerConfig:
 
 
 @dataclass
+class SweepConfig:
+    order: Order = Order.listed  # in which a sweep's jobs run
+
+
+@dataclass
 class Config:
     seed: int = 0  # of the initial weights and of the order of the data
     run: RunConfig = field(default_factory=RunConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -274,16 +285,6 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
             optimizer([parameter], **arguments).step()
         except Exception as error:  # of any author's class; some settings contradict each other only in a step
             raise UserError(f"optim.{role}, {optimizer.__name__}: {one_line(error)}") from None
-
-
-def nearest(value: int, unit: int) -> str:
-    """The multiples of ``unit`` around ``value``, for a message."""
-    below = value // unit * unit
-    return f"nearest {below} or {below + unit}" if below else f"nearest {unit}"
-
-
-def divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def world_size() -> int:

@@ -116,3 +116,13 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: below it, memory comes from the heap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+def nearest(value: int, unit: int) -> str:
+    """The multiples of ``unit`` around ``value``, for a message."""
+    below = value // unit * unit
+    return f"nearest {below} or {below + unit}" if below else f"nearest {unit}"
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

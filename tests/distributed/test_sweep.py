@@ -27,6 +27,19 @@ def order(done):
     return [line.split(": ")[1] for line in done.stdout.splitlines() if re.match(r"job \d+ of \d+: ", line)]
 
 
+def test_abba_runs_in_its_order(tmp_path):
+    """In one process, and with processes of their own: the job that runs is the one that is named."""
+    for ranks in (1, 0) if "NANOMUON_SOAK" in os.environ else (1,):
+        words = ["optim.matrix.lr=0.02,0.01", "seed=1,2", "sweep.order=abba", f"hydra.sweep.dir=abba{ranks}"]
+        done = train(*SWEEP[:-1], *words, ranks=ranks, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        names = [f"optim.matrix.lr=0.0{lr},seed={seed}" for lr, seed in ((2, 1), (1, 1), (1, 2), (2, 2))]
+        assert order(done) == names
+        for name in names:
+            identity = json.loads((tmp_path / f"abba{ranks}" / name / "run.json").read_text())["identity"]
+            assert (f"optim.matrix.lr={identity['optim.matrix.lr']},seed={identity['seed']}") == name
+
+
 def losses(directory):
     """NaN, which JSON does not have, is null in a record."""
     found = [line["train/loss"] for line in read_record(directory) if "train/loss" in line]

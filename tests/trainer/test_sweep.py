@@ -14,7 +14,7 @@ from tests.errors import check_names, error_lines, raises_naming
 from trainer.launch import cli, processes
 from trainer.launch.sweep import JobFailed
 from trainer.run import preemption
-from trainer.run.directory import acquire_run_dir
+from trainer.run.directory import acquire_run_dir, identity
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 
@@ -31,6 +31,21 @@ def test_sweep_names_the_keys_that_vary():
     ]
     assert {config.logger.group for config in found.jobs} == {"both"}
     assert [config.logger.label for config in found.jobs] == ["adamw", "adamw", "muon", "muon"]
+
+
+def test_abba_turns_the_order_round_from_seed_to_seed():
+    words = ["experiment=smoke", "optim=adamw,muon", "seed=1,2,3", "sweep.order=abba", "hydra.sweep.dir=runs/both"]
+    found = sweep(*words)
+    ran = [(config.optim.name, config.seed) for config in found.jobs]
+    assert ran == [("adamw", 1), ("muon", 1), ("muon", 2), ("adamw", 2), ("adamw", 3), ("muon", 3)]
+    for i, config in enumerate(found.jobs):
+        assert found.names[i] == f"optim={config.optim.name},seed={config.seed}" and config.run.name == found.names[i]
+        assert found.composed[i].optim.name == config.optim.name and f"seed={config.seed}" in found.overrides[i]
+        assert not any("hydra" in word for word in found.overrides[i])
+    listed = sweep(*words[:3], words[4])
+    assert identity(found.jobs[2]) == identity(listed.jobs[4]), "the same run, in whatever order"
+    with raises_naming(UserError, "sweep.order=abba", "seed=1,2"):
+        sweep("experiment=smoke", "optim=adamw,muon", "sweep.order=abba")
 
 
 def test_an_experiment_may_be_a_sweep():

@@ -23,7 +23,7 @@ from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, explain
 from trainer.launch.hydra_private import BasicSweeper, get_args_parser
 from trainer.launch.job import run_job
 from trainer.launch.rendezvous import broadcast_rank0, rank, report_error
-from trainer.launch.sweep import JobFailed, Sweep
+from trainer.launch.sweep import JobFailed, Sweep, in_order
 from trainer.parallel import teardown
 
 
@@ -98,6 +98,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | No
             params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(params + list(overrides))
             jobs = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            jobs = in_order(jobs, whole.sweep.order)
             swept_keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
             sweep = Sweep(broadcast_rank0("sweep", lambda: sweep_folder(whole.hydra)), swept_keys, launcher._target_)
         elif processes.is_submitit(launcher._target_):
@@ -106,7 +107,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | No
     for words, job in zip(jobs, composed, strict=True):
         config = check(job, processes.job_world_size(job, launcher))
         if sweep:
-            sweep.add(config, words, job.run.name)
+            sweep.add(config, job, words, job.run.name)
     return sweep
 
 

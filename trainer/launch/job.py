@@ -32,6 +32,9 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
     job = HydraConfig.get()
     number = 0 if OmegaConf.is_missing(job.job, "num") else job.job.num
     searched = [override for override in job.overrides.hydra if override.startswith("hydra.searchpath=")]
+    overrides = job.overrides.task
+    if sweep:  # whose order is its own; Hydra only counts
+        composed, overrides = sweep.composed[number], sweep.overrides[number]
     processes.export_submitit_ranks()
     started = time.monotonic()
     try:
@@ -40,7 +43,7 @@ def run_job(composed: DictConfig, train: Train, sweep: Sweep | None) -> None:
             config.run, config.logger = sweep.jobs[number].run, sweep.jobs[number].logger
             if rank() == 0:
                 print(f"job {number + 1} of {len(sweep.jobs)}: {sweep.names[number]}", flush=True)
-        train_or_launch(config, train, number, [*job.overrides.task, *searched], sweep)
+        train_or_launch(config, train, number, [*overrides, *searched], sweep)
         if sweep:
             sweep.statuses[number] = "stopped"  # unless its record says that it has finished
             stop_sweep_if_preempted(config, number, time.monotonic() - started)

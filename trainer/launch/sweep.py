@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from common import UserError
-from trainer.config import Config
+from trainer.config import Config, Order
 from trainer.launch.rendezvous import rank
 from trainer.metrics.console import duration
 from trainer.metrics.jsonl import FILE, read_lines
@@ -31,6 +32,25 @@ class JobFailed(Exception):
     """A job failed and has said why; the jobs after it in the sweep still run."""
 
 
+def in_order(jobs: list[list[str]], order: Order) -> list[list[str]]:
+    """The jobs, each a list of overrides, in the order in which they run.
+
+    abba: all jobs of the first seed, all of the second one backwards, and so on, so that over an even number of seeds a
+    machine that grows slower or faster evenly does so for every setting alike.
+
+    Raises UserError: there are not several seeds to do so with.
+    """
+    if order == Order.listed:
+        return jobs
+    blocks: dict[str, list[list[str]]] = {}
+    for job in jobs:
+        seed = next((word for word in job if word.startswith("seed=")), "")
+        blocks.setdefault(seed, []).append(job)
+    if len(blocks) < 2:
+        raise UserError("sweep.order=abba turns the order round from seed to seed: give several, such as seed=1,2,3,4")
+    return [job for i, block in enumerate(blocks.values()) for job in block[:: -1 if i % 2 else 1]]
+
+
 @dataclass
 class Sweep:
     """The jobs in their order, each with its directory inside ``folder``."""
@@ -39,11 +59,13 @@ class Sweep:
     swept_keys: list[str]  # those that have several values
     launcher: str = ""  # class of Hydra's
     jobs: list[Config] = field(default_factory=list)
+    composed: list[DictConfig] = field(default_factory=list)  # the same, as this machine has not yet completed them
+    overrides: list[list[str]] = field(default_factory=list)  # of each, without Hydra's own
     names: list[str] = field(default_factory=list)  # of the jobs' directories
     finished_before: set[int] = field(default_factory=set)  # jobs that had finished when the sweep began
     statuses: dict[int, str] = field(default_factory=dict)  # by job, what this process knows of the unfinished
 
-    def add(self, config: Config, overrides: Sequence[str], name: str | None) -> None:
+    def add(self, config: Config, composed: DictConfig, overrides: Sequence[str], name: str | None) -> None:
         """Name a job after what varies in its ``overrides``, and give it a directory in the sweep's folder.
 
         Args:
@@ -68,6 +90,8 @@ class Sweep:
         config.logger.group = config.logger.group or Path(self.folder).name
         config.logger.label = config.logger.label or ",".join([config.optim.name, *also])
         self.jobs.append(config)
+        self.composed.append(composed)
+        self.overrides.append([o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))])
         self.names.append(folder)
 
     def start(self) -> None:

@@ -21,7 +21,7 @@ from trainer.config import Config, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
 NOT_IDENTITY = (
-    *("run", "eval", "checkpoint", "parallel", "logger", "data.download", "data.workers"),
+    *("run", "sweep", "eval", "checkpoint", "parallel", "logger", "data.download", "data.workers"),
     *("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes"),
 )
 SHOWN = 8  # differences that an error lists
