@@ -39,6 +39,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "the speedrun's z-tests (track 3: 0.0013)")  # fmt: skip
     add("--loss-per-step", type=_positive, default=0.0, metavar="L", help="with --sigma: what one step of training is "
         "worth in loss, to compare runs of different lengths (track 3: 4.5e-5)")  # fmt: skip
+    add("--gain", type=_positive, default=table.GAIN, metavar="SHARE", help="of the steps, the smallest gain worth "
+        "finding: what is undecided says how many seeds would find it (default: 0.05)")  # fmt: skip
     add("--published", action="store_true", help="lay published FineWeb results under the curves")
     add("--title", help="title of the page")
     add("--wandb", metavar="PROJECT", help="also log the four files as an artifact of this Weights & Biases project")
@@ -46,6 +48,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.out = options.out.removesuffix(".html")
     if options.loss_per_step and not options.sigma:
         parser.error("--loss-per-step needs --sigma")
+    if options.gain >= 1:
+        parser.error(f"--gain {options.gain:g}: give a share of the steps below 1")
     if not Path(options.out).name or Path(options.out).is_dir():
         parser.error(f"--out {options.out}: is a folder; give the name of the files, without their ending")
     return options
@@ -69,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not any(run.losses for run in runs):
             raise records.RecordError("none of these records holds a validation loss; there is nothing to draw")
         comparison = groups.compare(runs, options.target, options.baseline)
-        rows = table.build(comparison, options.sigma, options.loss_per_step)
+        rows = table.build(comparison, options.sigma, options.loss_per_step, options.gain)
         write(options, comparison, rows, runs)
     except (records.RecordError, groups.ComparisonError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -90,7 +94,7 @@ def write(
     runs: list[records.Run],
 ) -> None:
     """Make all four outputs before the first is written, so that a failure leaves no mixture of old and new."""
-    sentences = claims.claims(comparison, rows, options.sigma, options.loss_per_step)
+    sentences = claims.claims(comparison, rows, options.sigma, options.loss_per_step, options.gain)
     notes = [f"{run.shown_path}:{line}: {text}" for run in runs for line, text in run.warnings]
     model, data = comparison.setting["model"], comparison.setting["data"]
     title = options.title or f"Speedrun: {model or 'unknown model'} on {data or 'unknown data'}"

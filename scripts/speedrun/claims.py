@@ -6,9 +6,10 @@ Every sentence names its test, its p or interval, and its n.
 from dataclasses import dataclass
 
 from .groups import Comparison
+from .paired import PILOT, POWER, Pairs
 from .records import SHOWN
 from .statistics import ALPHA, CONFIDENCE, Z_LIMIT, Ratio, z_pvalue
-from .table import Row, interval, pvalue
+from .table import GAIN, Row, interval, pvalue, signed, span
 
 NO_CLAIM = "Nothing: there is neither a target nor a baseline to compare with."
 
@@ -24,7 +25,7 @@ class Claim:
 
 
 def claims(
-    comparison: Comparison, rows: list[Row], sigma: float | None = None, loss_per_step: float = 0
+    comparison: Comparison, rows: list[Row], sigma: float | None = None, loss_per_step: float = 0, gain: float = GAIN
 ) -> list[Claim]:
     """All sentences, in the order of the rows. Of a group with diverged seeds there is only the one that says so."""
     reference = next((row for row in rows if row.group is comparison.baseline), None)
@@ -43,6 +44,8 @@ def claims(
         if comparison.target is not None:
             found += _speed(row, reference, comparison.target)
         found += _loss(row, reference, sigma, loss_per_step)
+        if row.pairs:
+            found.append(_paired(row, row.pairs, reference.label, gain))
     return found
 
 
@@ -144,6 +147,40 @@ def _loss(row: Row, reference: Row, sigma: float | None, loss_per_step: float) -
         text = f"Better than {name} if σ is {sigma:g}: {_known(row.z_baseline)}, {counts}."
         found.append(Claim(row.label, row.z_baseline >= Z_LIMIT, text))
     return found
+
+
+def _paired(row: Row, pairs: Pairs, name: str, gain: float) -> Claim:
+    loss, steps = pairs.loss, pairs.steps
+    if loss.low is None or loss.high is None:
+        text = f"all {pairs.n} differences are {signed(loss.mean, 4)}: no spread, no test"
+        return Claim(row.label, False, f"Difference from {name} at the same seeds: {text}.")
+    shown = row.p_pairs_holm is not None and row.p_pairs_holm < ALPHA
+    welch = f"; Welch's {span(*pairs.welch, 4)}" if pairs.welch else ""
+    adjusted = " after Holm's correction" if row.p_pairs_holm != loss.p else ""
+    limit = "" if shown else f", not below {ALPHA:g}"
+    worth = f"worth {signed(steps.mean, 0)} of {row.group.planned_steps:,} steps"
+    worth += "" if steps.low is None or steps.high is None else f" ({span(steps.low, steps.high, 0)})"
+    evidence = (
+        f"{signed(loss.mean, 4)}, {CONFIDENCE:.0%} interval {span(loss.low, loss.high, 4)}{welch}, {worth}, paired "
+        f"t-test p {_equals(row.p_pairs_holm)}{adjusted}{limit}, n = {pairs.n} pairs"
+    )
+    if shown:
+        side = "lower" if loss.mean < 0 else "higher"
+        return Claim(row.label, True, f"Ends {side} than {name} at the same seeds: {evidence}.")
+    return Claim(row.label, False, f"Difference from {name} at the same seeds: {evidence}. {_power(pairs, gain)}")
+
+
+def _power(pairs: Pairs, gain: float) -> str:
+    """What would decide it."""
+    if pairs.n < PILOT:
+        return f"{PILOT} pairs are the fewest that tell how many seeds would decide it."
+    if pairs.worth is None:
+        return f"The baseline's loss does not fall over its last {gain:.0%} of the steps, so their worth is not known."
+    what = f"a gain of {gain:.0%} of the steps, here {pairs.worth:.4f} of loss, with {POWER:.0%} power"
+    if pairs.seeds is None:
+        return f"To find {what}, a thousand seeds do not suffice."
+    more = pairs.seeds - pairs.n
+    return f"To find {what} takes {pairs.seeds} seeds" + (f", {more} more." if more > 0 else ": there are enough.")
 
 
 def _counts(row: Row, reference: Row) -> str:

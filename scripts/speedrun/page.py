@@ -57,9 +57,9 @@ def setting(comparison: Comparison) -> str:
     return " · ".join(parts + ([] if comparison.target is None else [f"target {comparison.target:g}"]))
 
 
-def legend(comparison: Comparison) -> str:
+def legend(comparison: Comparison, rows: list[Row]) -> str:
     """How to read the table."""
-    target, baseline = comparison.target, comparison.baseline
+    target, baseline, paired = comparison.target, comparison.baseline, any(row.pairs for row in rows)
     parts = ["Means over seeds ± standard error."]
     if target is not None:
         parts.append(
@@ -75,6 +75,12 @@ def legend(comparison: Comparison) -> str:
     if baseline:
         parts.append(
             f"p (loss ≠ {baseline.label}): Welch's t-test, two-sided; Holm: adjusted for the number of comparisons."
+        )
+    if paired:
+        parts.append(
+            f"Δ loss at the same seeds: final loss less {baseline.label}'s, with the {CONFIDENCE:.0%} interval of "
+            "Student's t over the pairs. Worth in steps: how long before its end the better run of a pair had reached "
+            "the other's final loss."
         )
     return " ".join(parts)
 
@@ -134,7 +140,7 @@ def _table(comparison: Comparison, rows: list[Row]) -> str:
         lines.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>')
     return (
         f'<div class="scroll"><table id="results"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
-        f'</table></div><p class="note">{escape(legend(comparison))}</p>'
+        f'</table></div><p class="note">{escape(legend(comparison, rows))}</p>'
     )
 
 

@@ -29,7 +29,7 @@ def to_markdown(title: str, comparison: Comparison, rows: list[Row], claims: lis
     """The table, the sentences, what was set aside and what is odd about the records."""
     parts = [f"# {_plain(title)}", _plain(setting(comparison))]
     if rows:
-        parts += [_table(comparison, rows), _plain(legend(comparison))]
+        parts += [_table(comparison, rows), _plain(legend(comparison, rows))]
     parts.append("## What may be claimed")
     if not claims:
         parts.append(NO_CLAIM)

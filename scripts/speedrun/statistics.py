@@ -69,6 +69,14 @@ def differ(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(_welch(a, b).pvalue) if _testable(a, b) else None
 
 
+def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
+    """Welch's 95% interval of mean(a) - mean(b); None where there is no test."""
+    if not _testable(a, b):
+        return None
+    interval = _welch(a, b).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
 def z_below_target(losses: Sequence[float], target: float, sigma: float) -> float:
     """(target - mean)·√n / σ for a known σ; track 3's rule is z ≥ Z_LIMIT."""
     return (target - math.fsum(losses) / len(losses)) * math.sqrt(len(losses)) / sigma
@@ -118,5 +126,9 @@ def _testable(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _spread(values: Sequence[float]) -> bool:
-    """Whether the values differ by more than rounding."""
-    return max(values) - min(values) > 1e-9 * max(abs(value) for value in values)
+    return varies(values, max(abs(value) for value in values))
+
+
+def varies(values: Sequence[float], sized: float) -> bool:
+    """Whether the values differ by more than the rounding of numbers as large as ``sized``."""
+    return max(values) - min(values) > 1e-9 * sized

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from trainer.metrics.summary import Crossing, crossing
 
-from . import statistics
+from . import paired, statistics
 from .groups import UNITS, Comparison, Group
 from .statistics import Estimate, Ratio
+
+GAIN = 0.05  # of the steps: the smallest gain worth finding
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Row:
     p_baseline: float | None = None
     p_holm: float | None = None
     z_baseline: float | None = None
+    pairs: paired.Pairs | None = None
+    p_pairs_holm: float | None = None
 
     @property
     def label(self) -> str:
@@ -42,8 +46,11 @@ class Row:
         return sum(found is not None for found in self.crossings["steps"])
 
 
-def build(comparison: Comparison, sigma: float | None = None, loss_per_step: float = 0) -> list[Row]:
-    """Rows, fastest to the target first. `sigma` adds the known-σ tests, `loss_per_step` their price of a step."""
+def build(
+    comparison: Comparison, sigma: float | None = None, loss_per_step: float = 0, gain: float = GAIN
+) -> list[Row]:
+    """Rows, fastest to the target first. `sigma` adds the known-σ tests, `loss_per_step` their price of a step; `gain`
+    is the share of the steps whose loss is worth finding."""
     rows = [_costs(group, comparison.target) for group in comparison.groups]
     reference = next((row for row in rows if row.group is comparison.baseline), None)
     others = [row for row in rows if row is not reference]
@@ -57,6 +64,11 @@ def build(comparison: Comparison, sigma: float | None = None, loss_per_step: flo
             _against(row, reference, sigma, loss_per_step)
         for row, p in zip(others, statistics.holm([row.p_baseline for row in others]), strict=True):
             row.p_holm = p
+        for row in others:
+            row.pairs = paired.compare(row.group, reference.group, gain, len(others), loss_per_step)
+        tests = [row.pairs and row.pairs.loss.p for row in others]
+        for row, p in zip(others, statistics.holm(tests), strict=True):
+            row.p_pairs_holm = p
     return sorted(rows, key=_speed)
 
 
@@ -131,7 +143,16 @@ def _figures(comparison: Comparison, row: Row) -> dict[str, object]:
         line[f"speedup_{unit}_low"], line[f"speedup_{unit}_high"] = ratio and ratio.low, ratio and ratio.high
     for key in ("p_target", "z_target", "p_baseline", "p_holm", "z_baseline"):
         line[key] = getattr(row, key)
-    return line
+    return line | _pairs(row.pairs) | {"p_pairs_holm": row.p_pairs_holm}
+
+
+def _pairs(pairs: paired.Pairs | None) -> dict[str, object]:
+    line: dict[str, object] = {"pairs": pairs and pairs.n}
+    for name in ("loss", "steps"):
+        found = pairs and getattr(pairs, name)
+        for key, value in (("", "mean"), ("_low", "low"), ("_high", "high")):
+            line[f"pairs_{name}{key}"] = found and getattr(found, value)
+    return line | {"pairs_seeds_needed": pairs and pairs.seeds, "p_pairs": pairs and pairs.loss.p}
 
 
 Cell = tuple[str, str]  # main text and a second line, which may be empty
@@ -147,11 +168,13 @@ def cells(comparison: Comparison, rows: list[Row]) -> tuple[list[str], list[list
         headings += ["speed-up in steps", "speed-up in seconds"] if baseline else []
         headings.append(f"p (loss < {target:g})")
     headings += [f"p (loss ≠ {baseline.label})"] if baseline else []
+    with_pairs = any(row.pairs for row in rows)
+    headings += ["Δ loss at the same seeds", "worth in steps"] if with_pairs else []
     headings += ["z (known σ)"] if with_sigma else []
-    return headings, [_cells(comparison, row, with_sigma) for row in rows]
+    return headings, [_cells(comparison, row, with_pairs, with_sigma) for row in rows]
 
 
-def _cells(comparison: Comparison, row: Row, with_sigma: bool) -> list[Cell]:
+def _cells(comparison: Comparison, row: Row, with_pairs: bool, with_sigma: bool) -> list[Cell]:
     is_baseline = row.group is comparison.baseline
     aside = f"{row.group.aside} set aside" if row.group.aside else ""
     line = [(row.label, "baseline" if is_baseline else ""), (str(row.final.n), aside)]
@@ -164,6 +187,8 @@ def _cells(comparison: Comparison, row: Row, with_sigma: bool) -> list[Cell]:
     if comparison.baseline:
         adjusted = row.p_holm is not None and row.p_holm != row.p_baseline
         line.append((pvalue(row.p_baseline), f"Holm: {pvalue(row.p_holm)}" if adjusted else ""))
+    if with_pairs:
+        line += [_difference(row.pairs and row.pairs.loss, 4), _difference(row.pairs and row.pairs.steps, 0)]
     if with_sigma:
         line.append(tuple("" if z is None else f"{name}: {z:.2f}" for name, z in
                           (("target", row.z_target), ("baseline", row.z_baseline))))  # fmt: skip
@@ -181,6 +206,21 @@ def _ratio(row: Row, unit: str) -> Cell:
     if ratio is None:
         return "–", "other device" if unit == "seconds" and not row.same_device else ""
     return f"{ratio.value:.2f}×", "no interval" if ratio.low is None else interval(ratio)
+
+
+def _difference(found: paired.Difference | None, digits: int) -> Cell:
+    if found is None:
+        return "–", ""
+    return signed(found.mean, digits), "no interval" if found.low is None else span(found.low, found.high, digits)
+
+
+def signed(value: float, digits: int) -> str:
+    """With a sign, and a true minus; what rounds to zero has none."""
+    return "0" if float(text := f"{value:+,.{digits}f}".replace(",", "")) == 0 else text.replace("-", "−")
+
+
+def span(low: float, high: float, digits: int) -> str:
+    return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def interval(ratio: Ratio) -> str:
