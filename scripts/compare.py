@@ -119,7 +119,7 @@ def publish(project: str, out: str) -> None:
 
     folder, name = Path(out).resolve().parent, Path(out).name  # W&B's process may have another working directory
     quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
-    run = wandb.init(project=project, name=name, job_type="comparison", mode=wandb_mode(), dir=folder,
+    run = wandb.init(project=project, name=name, job_type="comparison", mode=wandb_mode()[0], dir=folder,
                      settings=quiet)  # fmt: skip
     artifact = wandb.Artifact(name, type="comparison")
     for suffix in SUFFIXES:

@@ -35,12 +35,17 @@ def scan(raw: bytes) -> Iterator[tuple[int, Line | None, str]]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The objects of a file; torn and foreign lines are left out.  Without a file there are none."""
+    """The lines of a record, each of a step; torn and foreign ones are left out.  Without a file there are none."""
     try:
         raw = path.read_bytes()
     except OSError:
         return []
-    return [line for _, line, _ in scan(raw) if line is not None]
+    return [line for _, line, _ in scan(raw) if line is not None and _is_of_a_step(line)]
+
+
+def _is_of_a_step(line: Line) -> bool:
+    numbers = (line.get(key) for key in ("tokens", "train_time_s", "train/loss", "val/loss"))
+    return type(line.get("step")) is int and all(isinstance(value, int | float | None) for value in numbers)
 
 
 def encode(line: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ class Metrics:
 
     def _open(self, step: int, unfinished: bool) -> None:
         path = self.directory / FILE
-        lines = [line for line in read_lines(path) if line.get("step", step + 1) <= step]
+        lines = [line for line in read_lines(path) if line["step"] <= step]
         if unfinished and lines and lines[-1]["step"] == step:
             self.pending[step] = {key: value for key, value in lines.pop().items() if key != "run"}
         if step == 0:

@@ -38,7 +38,8 @@ def summary(lines: Sequence[Mapping[str, Any]], target: float | None) -> dict[st
         final/val_loss, final/steps, final/tokens, final/seconds; and if ``target`` was reached, target/<axis>
         (interpolated) and target/evaluated_<axis> (at the first evaluation at or below it).
     """
-    evaluated = [line for line in lines if line.get("val/loss") is not None]
+    needed = (*AXES.values(), "val/loss")
+    evaluated = [line for line in lines if all(line.get(key) is not None for key in needed)]
     if not evaluated:
         return {}
     last, losses = evaluated[-1], [line["val/loss"] for line in evaluated]

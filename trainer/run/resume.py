@@ -20,7 +20,7 @@ BRANCHES = ("schedule.", "train.steps")  # what a run that goes on from another 
 def finished(config: Config) -> str:
     """One line if the run in ``run.dir`` has done all its steps and saved the last, if it saves; otherwise nothing."""
     lines = read_lines(config.run.path / FILE)
-    if not lines or lines[-1].get("step") != config.train.steps or "val/loss" not in lines[-1]:
+    if not lines or lines[-1]["step"] != config.train.steps or "val/loss" not in lines[-1]:
         return ""
     saved = storage.committed(config.run.checkpoints) if config.checkpoint.last else []
     if saved and storage.step_of(saved[0]) != config.train.steps:
@@ -142,7 +142,7 @@ def _keep_record(config: Config) -> None:
     lines = read_lines(config.run.path / FILE)
     if lines and config.run.resume != Resume.restart:
         raise UserError(
-            f"run.dir={config.run.dir} has a record up to step {lines[-1].get('step')}, but no checkpoint to go on "
+            f"run.dir={config.run.dir} has a record up to step {lines[-1]['step']}, but no checkpoint to go on "
             f"from in {config.run.checkpoints}: bring that back, choose a new run.dir, or give run.resume=restart to "
             "begin anew and keep the record beside the new one"
         )
@@ -150,7 +150,7 @@ def _keep_record(config: Config) -> None:
 
 
 def _set_record_aside(directory: Path) -> None:
-    if read_lines(directory / FILE):
+    if (directory / FILE).exists() and (directory / FILE).stat().st_size:
         free = next(path for n in itertools.count(1) if not (path := directory / f"metrics.{n}.jsonl").exists())
         os.rename(directory / FILE, free)
 
