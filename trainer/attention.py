@@ -10,6 +10,23 @@ from torch.nn import functional as F
 from data import document_ids
 
 
+class KVCache:
+    """What one layer keeps of the tokens that it has read, (B, T, …) each: its keys and values, for generation."""
+
+    def __init__(self, room: int):
+        """room: tokens that it can hold."""
+        self.room, self.length, self.kept = room, 0, list[Tensor]()
+
+    def append(self, *new: Tensor) -> list[Tensor]:
+        """Keep the new tokens' tensors (B, T, …); returns those of all tokens so far."""
+        if not self.kept:
+            self.kept = [x.new_empty(x.shape[0], self.room, *x.shape[2:]) for x in new]
+        before, self.length = self.length, self.length + new[0].shape[1]
+        for kept, x in zip(self.kept, new, strict=True):
+            kept[:, before : self.length] = x
+        return [kept[:, : self.length] for kept in self.kept]
+
+
 class Attention(nn.Module):
     """Causal self-attention. q, k, v and o are separate, so that each is a matrix of its own to the optimizer."""
 
@@ -18,22 +35,27 @@ class Attention(nn.Module):
         self.n_head, self.head_dim, self.qk_norm, self.scale = n_head, n_embd // n_head, qk_norm, scale
         self.q, self.k, self.v, self.o = (nn.Linear(n_embd, n_embd, bias=bias) for _ in range(4))
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
         heads = (*x.shape[:2], self.n_head, self.head_dim)
         q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
         if self.qk_norm:
             q, k = F.rms_norm(q, heads[-1:], eps=1e-6), F.rms_norm(k, heads[-1:], eps=1e-6)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None,
-            scale=self.scale,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
+            is_causal=mask is None and q.shape == k.shape, scale=self.scale,
         )  # fmt: skip
         return self.o(y.transpose(1, 2).reshape(x.shape))
 
 
-def rotation(position: str, head_dim: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype.
+def rotation(position: str, head_dim: int, length: int, like: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype, of the
+    T = length positions from start on.
 
     half_rope is the speedrun's: wavelengths from 2π to 2048π, and the other half of the pairs stands still.
     """
@@ -44,7 +66,7 @@ def rotation(position: str, head_dim: int, length: int, like: Tensor) -> tuple[T
     else:
         frequency = 1024.0 ** -torch.linspace(0, 1, pairs // 2, dtype=exact, device=like.device)
         frequency = F.pad(frequency, (0, pairs - pairs // 2))
-    angle = torch.arange(length, dtype=exact, device=like.device)[:, None, None] * frequency
+    angle = torch.arange(start, start + length, dtype=exact, device=like.device)[:, None, None] * frequency
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
@@ -52,6 +74,19 @@ def same_document(tokens: Tensor, start: int) -> Tensor:
     """Whether query i may see key j: j is not after i, and in its document.  tokens (B, T) → bool (B, 1, T, T)."""
     ids = document_ids(tokens, start)
     return (ids[:, None, :, None] == ids[:, None, None, :]).tril()
+
+
+def mask_after(tokens: Tensor, start: int | None, cache: KVCache) -> Tensor | None:
+    """As `same_document`, of tokens (B, T) that go on after those whose document ids the cache keeps: bool
+    (B, 1, T, all so far).  None: the usual causal mask, or for a single token everything so far."""
+    before = cache.length
+    ids = torch.zeros_like(tokens) if start is None else document_ids(tokens, start)
+    if before:
+        ids = ids + cache.kept[0][:, before - 1 : before]
+    (everything,) = cache.append(ids)
+    if start is None and (before == 0 or tokens.shape[1] == 1):
+        return None
+    return (ids[:, None, :, None] == everything[:, None, None, :]).tril(before)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from data import IGNORE_INDEX
-from trainer.attention import Attention, rotation, same_document
+from trainer.attention import Attention, KVCache, mask_after, rotation, same_document
 from trainer.language_model import LanguageModel, ModelConfig, init_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,15 +121,18 @@ class Block(nn.Module):
         self.norm2, self.mlp = Norm(config), MLP(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, recompute: bool = False
-    ) -> Tensor:
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, recompute: bool = False,
+        cache: KVCache | None = None,
+    ) -> Tensor:  # fmt: skip
         # In here, and not around the block, so that recomputation gathers no shards again and is compiled as well.
         if recompute and torch.is_grad_enabled():
             return checkpoint(self.residual, x, rotation, mask, use_reentrant=False)
-        return self.residual(x, rotation, mask)
+        return self.residual(x, rotation, mask, cache)
 
-    def residual(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), rotation, mask)
+    def residual(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotation, mask, cache)
         return x + self.mlp(self.norm2(x))
 
 
@@ -176,19 +179,27 @@ class GPT(LanguageModel):
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, self.padded_vocab, bias=config.bias)
         self.loss = ChunkLoss(vocab_size, config.softcap)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None
+    ) -> Tensor:
         """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
+
+        With a cache, of `new_cache`, the tokens go on after those of the calls before.
 
         The sum is a float32 scalar (float64 for float64 weights) and leaves out targets of -100. At most
         `config.loss_chunk` tokens have logits at a time, in the forward and in the backward pass.
         Raises ValueError where T exceeds the learned positions.
         """
-        x = self.embed(tokens)
+        start = 0 if cache is None else cache[-1].length
+        x = self.embed(tokens, start)
         at = self.config.position, self.config.head_dim, tokens.shape[1]
-        turn = rotation(*at, x) if self.wpe is None else None
-        mask = None if self.document_start is None else same_document(tokens, self.document_start)
-        for block in self.blocks:
-            x = block(x, turn, mask, self.recompute)
+        turn = rotation(*at, x, start) if self.wpe is None else None
+        if cache is not None:
+            mask = mask_after(tokens, self.document_start, cache[-1])
+        else:
+            mask = None if self.document_start is None else same_document(tokens, self.document_start)
+        for i, block in enumerate(self.blocks):
+            x = block(x, turn, mask, self.recompute, None if cache is None else cache[i])
         x = self.norm(x)
         if targets is None:
             return self.logits(x)
@@ -198,12 +209,17 @@ class GPT(LanguageModel):
             return sum(self.loss(*part, *self.output()) for part in parts)
         return sum(checkpoint(self.loss, *part, *self.output(), use_reentrant=False) for part in parts)
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def new_cache(self, room: int) -> list[KVCache]:
+        """For generation of up to `room` tokens: a cache for every block, and one of document ids."""
+        return [KVCache(room) for _ in range(len(self.blocks) + 1)]
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         x = self.wte(tokens)
         if self.wpe is not None:
-            if tokens.shape[1] > self.seq_len:
-                raise ValueError(f"a sequence of {tokens.shape[1]} tokens, but the model has {self.seq_len} positions")
-            x = x + self.wpe.weight[: tokens.shape[1]]
+            end = start + tokens.shape[1]
+            if end > self.seq_len:
+                raise ValueError(f"a sequence of {end} tokens, but the model has {self.seq_len} positions")
+            x = x + self.wpe.weight[start:end]
         return x if self.embed_norm is None else self.embed_norm(x)
 
     def output(self) -> tuple[Tensor, Tensor | None]:
