@@ -34,6 +34,11 @@ class Optimizer(torch.optim.Optimizer):
     group_settings: dict[str, Any] = {}
     """Types of the settings that groups have and the constructor has not."""
     _stepped = False
+    _loading: dict[str, Any] | None = None  # the state dict that is being loaded, as the user's hooks have left it
+
+    def state_shapes(self, group: Group, param: Tensor) -> dict[str, tuple[int, ...]]:
+        """Whole shapes of the state of a parameter, by name."""
+        raise NotImplementedError
 
     def check_group(self, group: Group) -> None:
         """Raises ValueError for a setting of a parameter group that is out of range."""
@@ -147,6 +152,37 @@ class Optimizer(torch.optim.Optimizer):
             self._remember()
         self._in_force = [_settings(group) for group in self.param_groups]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: it is the state of another rule, of other shapes or settings; nothing is changed then.
+        """
+
+        def look(_: Any, loading: dict[str, Any]) -> None:
+            self.check_state(loading)
+            self._loading = loading
+
+        handle = self.register_load_state_dict_pre_hook(look)  # the last one
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for a state dict that is not one of this optimizer's."""
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            if len(saved["params"]) != len(group["params"]):
+                break  # torch says it
+            settings = self.defaults | saved | {"params": group["params"]}
+            self.rename_settings(settings, self.defaults)
+            self._check_settings(settings, self.defaults)
+            for number, (param, name) in zip(saved["params"], named(group), strict=True):
+                state = state_dict["state"].get(number, {})
+                shapes, live = self.state_shapes(settings, param), self.state.get(param, {})
+                _check_state(f"{name}: the state", type(self).__name__, state, shapes, live)
+
     def rename_settings(self, group: Group, defaults: Group) -> None:
         """Give settings of earlier versions their present names."""
 
@@ -160,6 +196,23 @@ def named(group: Group) -> Iterable[tuple[Tensor, str]]:
     if names is None:
         names = [f"parameter {i} of its group {tuple(p.shape)}" for i, p in enumerate(params)]
     return zip(params, names, strict=False)
+
+
+def _check_state(
+    where: str, rule: str, state: dict[str, Any], shapes: dict[str, tuple[int, ...]], live: dict[str, Any]
+) -> None:
+    if state.keys() != shapes.keys():
+        theirs, ours = (", ".join(sorted(keys)) or "nothing" for keys in (state, shapes))
+        raise ValueError(f"{where} has {theirs}, but {rule} keeps {ours}: give the state of the same optimizer")
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or tuple(value.shape) != shapes[key]:
+            found = tuple(value.shape) if isinstance(value, Tensor) else value
+            raise ValueError(f"{where} has {key} of {found}, but {rule} needs the shape {shapes[key]}")
+        if isinstance(live.get(key), DTensor) and not isinstance(value, DTensor):
+            raise ValueError(
+                f"{where} has {key} as a whole, but the parameter is sharded: load it by set_optimizer_state_dict of "
+                "torch.distributed.checkpoint.state_dict with full_state_dict=True"
+            )
 
 
 def _settings(group: Group) -> Group:

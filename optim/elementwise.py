@@ -4,6 +4,7 @@ They act on each rank's own shard: no communication, whatever the sharding.
 """
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Tensors, check_fraction, local
@@ -19,6 +20,9 @@ class Elementwise(Optimizer):
         for param in self.param_groups[-1]["params"]:
             for name in self.buffers:
                 self.state[param][name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+
+    def state_shapes(self, group: Group, param: Tensor) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.buffers, tuple(param.shape))
 
     def update_params(self) -> None:
         self.check_first_gradients()

@@ -1,6 +1,6 @@
 """How shards become whole matrices at their owners, and shards again.
 
-This is the only file of the package that communicates.  FSDP2 leaves every parameter in chunks of rows
+This is the only file of the package that communicates in a step.  FSDP2 leaves every parameter in chunks of rows
 (``Shard(0)``, ``torch.chunk`` sizes) over a shard group of W ranks.  A whole-matrix rule runs once per
 matrix, on its *owner*, in three phases per bucket:
 

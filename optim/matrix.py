@@ -19,10 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Tensors, check_count, local, named
+from .base import Group, Tensors, check_count, local, named
 from .exchange import Transfer
 from .layout import EngineSettings, ParamLayout, build_layouts, check_matrix, create_state
 from .stacks import as_parameter, block_shape, cat_states, split_state
+from .state import OwnerState
 
 __all__ = ["EngineSettings", "Group", "MatrixOptimizer", "ParamsT", "Tensors", "local"]  # what a rule needs
 
@@ -30,7 +31,7 @@ RENAMED = {"every": "update_freq", "wire": "comm_dtype"}
 """Settings of earlier versions, whose old names are answered with the new ones."""
 
 
-class MatrixOptimizer(Optimizer):
+class MatrixOptimizer(OwnerState):
     """Base of the rules that precondition whole matrices.
 
     Args:
@@ -136,6 +137,7 @@ class MatrixOptimizer(Optimizer):
         ]
         for layout, indices in zip(self._layouts, active, strict=True):
             _check_same_gradients(layout, indices)
+        self._consolidated = {}
         self.check_first_gradients()
         for group in self.param_groups:
             group["step"] += 1
@@ -186,19 +188,7 @@ class MatrixOptimizer(Optimizer):
             members[layout.refs[i].group_index].append(i)
         return [(self.param_groups[index], members_of) for index, members_of in members.items()]
 
-    # State and groups ----------------------------------------------------------------------------------------
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would cast all state to the parameters' dtype; the owner's keeps its own."""
-        super().load_state_dict(state_dict)
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for group in self.param_groups:  # of settings that this one began without
-            self._shard_keys.update(*(self.shard_state(group, param) for param in group["params"][:1]))
-        for number, param in zip(saved, params, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if key not in self._shard_keys and isinstance(value, Tensor):
-                    self.state[param][key] = value.to(param.device, copy=True)
+    # Groups -------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(

@@ -68,9 +68,9 @@ def train_one(cls, settings, shapes, mesh=None, group=None):
     """The whole weights after STEPS steps, and per weight the elements of state that no DTensor holds."""
     model = place(shapes, mesh)
     optimizer = create(cls, model, group, settings)
-    before = {key: set(state) for key, state in optimizer.state_dict()["state"].items()}
+    before = [set(optimizer.state.get(param, ())) for param in model.weights]
     steps(model, optimizer)
-    after = {key: set(state) for key, state in optimizer.state_dict()["state"].items()}
+    after = [set(optimizer.state[param]) for param in model.weights]
     assert cls.__module__.startswith("torch.") or before == after, f"{cls.__name__}: state appeared during training"
     held = [sum(v.numel() for v in optimizer.state[p].values() if not isinstance(v, DTensor)) for p in model.weights]
     return {"weights": [whole(p) for p in model.weights], "held": held}

@@ -1,0 +1,102 @@
+"""State dicts: what is refused, and what hooks see.  Layouts: tests/distributed/test_state_dict.py."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from optim import SOAP, Lion, Muon, NorMuon, Signum
+from tests.errors import raises_naming
+from tests.optim.reference import seeded
+
+
+def built(cls, **settings):
+    weight = nn.Parameter(seeded((4, 3), 0))
+    optimizer = cls([("weight", weight)], **settings)
+    weight.grad = seeded((4, 3), 1)
+    optimizer.step()
+    return optimizer
+
+
+class Kellers(torch.optim.Optimizer):
+    """Whose group settings are among ours, and whose state is not."""
+
+    def __init__(self, params):
+        super().__init__(params, dict(lr=0.02, weight_decay=0.0, momentum=0.95))
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+
+    def step(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("theirs", "cls", "words"),
+    [
+        (lambda: built(torch.optim.Muon), Muon, ("ns_coefficients", "Muon")),
+        (lambda: built(torch.optim.AdamW), Muon, ("betas", "Muon")),
+        (lambda: built(Kellers), Muon, ("weight", "momentum_buffer", "Muon", "momentum")),
+        (lambda: built(Muon), NorMuon, ("weight", "row_mean_square", "NorMuon")),
+        (lambda: built(NorMuon), Muon, ("beta2", "Muon")),
+        (lambda: built(torch.optim.SGD, momentum=0.9), Signum, ("dampening", "Signum")),
+        (lambda: built(SOAP, max_dim=2), SOAP, None),  # its own settings come with it
+    ],
+)
+def test_the_state_of_another_rule_is_refused_at_load(theirs, cls, words):
+    saved, optimizer = copy.deepcopy(theirs().state_dict()), built(cls)
+    if words is None:
+        optimizer.load_state_dict(saved)
+    else:
+        before = copy.deepcopy(optimizer.state_dict())
+        with raises_naming(ValueError, *words):
+            optimizer.load_state_dict(saved)
+        assert str(before) == str(optimizer.state_dict()), "nothing is loaded"
+    optimizer.step()
+
+
+@pytest.mark.parametrize("cls", [Muon, SOAP, Lion])
+def test_damaged_state_is_refused_at_load(cls):
+    optimizer = built(cls)
+    key = next(iter(optimizer.state_dict()["state"][0]))
+    for damage, word in [
+        (lambda state: state.pop(0), "nothing"),
+        (lambda state: state[0].pop(key), "keeps"),
+        (lambda state: state[0].update(extra=torch.ones(3)), "extra"),
+        (lambda state: state[0].update({key: torch.ones(2, 3)}), key),
+        (lambda state: state[0].update({key: 3.0}), key),
+    ]:
+        saved = copy.deepcopy(optimizer.state_dict())
+        damage(saved["state"])
+        with raises_naming(ValueError, "weight", cls.__name__, word):
+            optimizer.load_state_dict(saved)
+    optimizer.step()
+
+
+def test_hooks_see_and_change_the_owners_state():
+    optimizer, other = built(NorMuon), built(NorMuon)
+    seen = []
+
+    def double_at_save(_, state):
+        state["state"][0]["row_mean_square"] = state["state"][0]["row_mean_square"] * 2
+
+    def double_at_load(_, state):
+        held = state["state"][0]
+        return {**state, "state": {0: {**held, "row_mean_square": held["row_mean_square"] * 2}}}
+
+    optimizer.register_state_dict_post_hook(double_at_save)
+    other.register_load_state_dict_pre_hook(double_at_load)
+    other.register_load_state_dict_post_hook(lambda it: seen.append(it.state[it.param_groups[0]["params"][0]]))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    ours, theirs = (o.state[o.param_groups[0]["params"][0]]["row_mean_square"] for o in (optimizer, other))
+    assert torch.equal(theirs, 4 * ours) and torch.equal(seen[0]["row_mean_square"], theirs)
+
+
+def test_loading_does_not_share_the_owners_state():
+    optimizer, other = built(NorMuon), built(NorMuon)
+    saved = optimizer.state_dict()
+    other.load_state_dict(saved)
+    before = saved["state"][0]["row_mean_square"].clone()
+    other.step()
+    assert torch.equal(before, saved["state"][0]["row_mean_square"])
