@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .plan import IN_FLIGHT, MatrixSpec, Plan, shard_rows
+from .plan import IN_FLIGHT, MatrixSpec, Plan, first_row, shard_rows
 
 Bucket = list[list[int]]
 
@@ -215,6 +215,18 @@ class Exchange:
         dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.host_group)
         return bool(extremes[0] == -extremes[1])
 
+    def offset(self, index: int) -> tuple[int, ...]:
+        """Where this rank's part of a parameter begins."""
+        shape = self.plan.specs[index].shape
+        return (first_row(shape[0], self.plan.world_size, self.rank) if self.layout == "sharded" else 0,) + (0,) * (
+            len(shape) - 1
+        )
+
+    def all_reduce(self, partial: Tensor) -> None:
+        """Sum, in place, over the ranks that together hold one copy of the parameters."""
+        if self.layout == "sharded":
+            dist.all_reduce(partial, group=self.group)
+
     def warm_up(self, device: torch.device) -> None:
         """Open NCCL's peer connections now: a first all_to_all inside a step can deadlock across nodes."""
         if self.layout == "sharded" and device.type == "cuda":
@@ -227,9 +239,11 @@ class Exchange:
         prepare: Callable[[list[int]], dict[int, Tensor]],
         precondition: Callable[[Transfer], dict[int, Tensor]],
         apply: Callable[[dict[int, Tensor]], None],
+        sums_up: bool = False,
     ) -> None:
         """One step: ``prepare(indices)`` on shards, ``precondition(transfer)`` at the owner of the whole matrices,
-        which the transfer has gathered, ``apply(updates)`` on shards."""
+        which the transfer has gathered, ``apply(updates)`` on shards.  One that ``sums_up`` comes before the next
+        scatter, for which its all_reduce would wait otherwise."""
         key = tuple(active)
         if key not in self._buckets:
             self._buckets[key] = self.plan.buckets(active)
@@ -239,8 +253,13 @@ class Exchange:
             gathered, gathering = gathering, self._start_gather(bucket, prepare) if bucket else None
             if gathered is not None:
                 gathered.wait_gather()
-                gathered.start_scatter(precondition(gathered))
-            if scattering is not None:
+                results = precondition(gathered)
+            if scattering is not None and sums_up:
+                apply(scattering.wait_scatter())
+            if gathered is not None:
+                gathered.start_scatter(results)
+                del results
+            if scattering is not None and not sums_up:
                 apply(scattering.wait_scatter())
             scattering = gathered
 

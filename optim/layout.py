@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor, Shard
 
 from .base import Group
 from .exchange import Exchange
+from .measure import Batch, Part
 from .plan import MatrixSpec
-from .stacks import block_shape, matrix_shape
+from .stacks import block_parts, block_shape, matrix_shape
 
 Kind = tuple[str, dist.ProcessGroup | None]
 """A layout of :class:`Exchange`, and the ranks that it spans."""
@@ -27,6 +28,7 @@ class EngineSettings(TypedDict, total=False):
     dtype: torch.dtype | None
     comm_dtype: torch.dtype | None
     bucket_bytes: int
+    constraint: str | None
 
 
 class MatrixRule(Protocol):
@@ -58,6 +60,25 @@ class ParamLayout:
     refs: list[ParamRef]
     exchange: Exchange
     dtype: torch.dtype
+
+    def into_parts(self, batch: Batch, members: list[int]) -> Batch:
+        """The batch of the parameters ``members`` with an entry for every block, in order."""
+        parted = Batch(batch.group, [], [], [], [])
+        for i, param, update, scale, state in zip(
+            members, batch.params, batch.updates, batch.scales, batch.states, strict=True
+        ):
+            offset, shape = self.exchange.offset(i), tuple(self.refs[i].param.shape)
+            of_state = {key: block_parts(batch.group, value, shape, offset) for key, value in state.items()}
+            of_update = block_parts(batch.group, update, shape, offset)
+            for j, (first, part) in enumerate(block_parts(batch.group, param, shape, offset)):
+                parted.params.append(part)
+                parted.updates.append(of_update[j][1])
+                parted.scales.append(scale)
+                parted.states.append({key: views[j][1] for key, views in of_state.items()})
+                cut = self.exchange.layout == "sharded" and len(matrix_shape(batch.group, shape)) == 2
+                fan_out = block_shape(batch.group, shape)[1]
+                parted.parts.append(Part(first, len(part), fan_out, cut, cut and batch.group["conv1d"]))
+        return parted
 
 
 def build_layouts(
@@ -110,6 +131,20 @@ def check_matrix(group: Group, param: Tensor, name: str) -> None:
     fan_out = matrix_shape(group, param.shape)[-1 if group["conv1d"] else -2]
     if fan_out % group["split"]:
         raise ValueError(f"{name}: split={group['split']} does not divide its fan-out of {fan_out}")
+
+
+def check_same_gradients(layout: ParamLayout, active: list[int]) -> None:
+    """Raises RuntimeError, on all ranks, where the parameters ``active`` are not those of every rank."""
+    if layout.exchange.all_equal(hash(tuple(active)) >> 2):
+        return
+    missing = [ref.name for ref in layout.refs if ref.param.grad is None]
+    everywhere: list[Any] = [None] * layout.exchange.plan.world_size
+    dist.all_gather_object(everywhere, missing, group=layout.exchange.host_group)
+    shown = "; ".join(f"rank {rank}: {', '.join(names[:3])}" for rank, names in enumerate(everywhere) if names)
+    raise RuntimeError(
+        f"gradients are missing on some ranks of the group only ({shown}); every rank must use the same "
+        "parameters in a step, or none"
+    )
 
 
 def _kind(param: Tensor, name: str, process_group: dist.ProcessGroup | None) -> Kind:

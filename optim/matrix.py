@@ -1,9 +1,10 @@
 """MatrixOptimizer: one step of any rule that needs whole matrices, under any sharding.
 
-A step has three parts, and a rule fills in what happens in each; it never learns how parameters are sharded:
+A step has these parts, and a rule fills in what happens in each; it never learns how parameters are sharded:
 
     prepare        on shards   momentum and other elementwise state; returns what must become whole
     precondition   on wholes   once per matrix, at its owner, on stacks [k, m, n] of equal shapes
+    measure        on shards   if a rule has it: sums over whole matrices, such as ||W||^2 and <U, W>, for apply
     apply          on shards   weight decay and the update of the weights
 
 ``exchange.py`` moves matrices between the parts.
@@ -20,8 +21,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import Group, Tensors, check_count, local, named
+from .constraints import check_constraint, hyperball_step, norms_and_product
 from .exchange import Transfer
-from .layout import EngineSettings, ParamLayout, build_layouts, check_matrix, create_state
+from .layout import EngineSettings, ParamLayout, build_layouts, check_matrix, check_same_gradients, create_state
+from .measure import Batch, add_up
 from .stacks import as_parameter, block_shape, cat_states, split_state
 from .state import OwnerState
 
@@ -40,7 +43,7 @@ class MatrixOptimizer(OwnerState):
             Named parameters give better error messages.
         defaults: the rule's settings.  Every group also has ``split`` (the matrix is that many blocks of equal
             size along the fan-out dimension, each preconditioned alone: 3 for a fused QKV, the number of heads
-            for per-head Muon), ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``) and
+            for per-head Muon), ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``),
             ``stack`` (True: all but the last two dimensions count matrices; False: the first dimension is the fan-out,
             the others are the fan-in; by default True for three dimensions, so say False for ``nn.Conv1d``).
         process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
@@ -50,6 +53,8 @@ class MatrixOptimizer(OwnerState):
             is rounded, and by a single process too, so that the number of ranks changes nothing.
         bucket_bytes: a step allocates at most twice this at once, ``workspace`` of the rule included; more only where
             a single parameter (an expert stack counts whole) exceeds its share.
+        constraint: of groups too. ``hyperball``: every block keeps its Frobenius norm, and lr is the length of a step
+            in parts of it; see ``hyperball_step``.
 
     Raises:
         ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is sharded differently.
@@ -68,13 +73,15 @@ class MatrixOptimizer(OwnerState):
         dtype: torch.dtype | None = None,
         comm_dtype: torch.dtype | None = None,
         bucket_bytes: int = 128 * 2**20,
+        constraint: str | None = None,
         **unknown: Any,
     ):
         _check_renamed(unknown)
         if unknown:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}")
         self._layouts: list[ParamLayout] = []
-        super().__init__(params, {"split": 1, "conv1d": False, "stack": None, "step": 0, **defaults})
+        engine_defaults: Group = {"split": 1, "conv1d": False, "stack": None, "constraint": constraint, "step": 0}
+        super().__init__(params, engine_defaults | defaults)
         self._layouts = build_layouts(self, process_group, dtype, comm_dtype, bucket_bytes)
         self._shard_keys = create_state(self, self._layouts)
 
@@ -112,8 +119,30 @@ class MatrixOptimizer(OwnerState):
         """Factor on the step of a (fan_out, fan_in) matrix."""
         return 1.0
 
-    def apply(self, group: Group, params: Tensors, updates: Tensors, scales: list[float]) -> None:
-        """On shards: W <- (1 - lr * weight_decay) W - lr * scale * update, decay masked if ``cautious``."""
+    def measure(self, group: Group, params: Tensors, updates: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
+        """On shards, after ``precondition``: what ``apply`` needs summed over whole blocks (matrices; the blocks of
+        ``split``, the matrices of a stack each by itself), such as ||W||^2; of every part [rows, ...], of which a rank
+        may hold none, either sums [s] or sums over each of its rows [s, rows]; in float32 at least.
+
+        A rule that has it gets parts in ``apply`` too, views of parameters, updates and elementwise state, with sums of
+        whole blocks and whole rows.  The price is one small all_reduce a bucket where blocks or rows are cut.
+        """
+        return norms_and_product(params, updates)
+
+    def apply(
+        self,
+        group: Group,
+        params: Tensors,
+        updates: Tensors,
+        scales: list[float],
+        states: list[dict[str, Tensor]],
+        sums: Tensors,
+    ) -> None:
+        """On shards: W <- (1 - lr * weight_decay) W - lr * scale * update, decay masked if ``cautious``; or the step of
+        the ``constraint``.  ``sums`` are those of ``measure``; elementwise state may be changed."""
+        if group["constraint"]:
+            hyperball_step(group, params, updates, sums)
+            return
         lr = float(group["lr"])
         decay = lr * group.get("weight_decay", 0.0)
         if decay and group.get("cautious", False):
@@ -136,20 +165,24 @@ class MatrixOptimizer(OwnerState):
             for layout in self._layouts
         ]
         for layout, indices in zip(self._layouts, active, strict=True):
-            _check_same_gradients(layout, indices)
+            check_same_gradients(layout, indices)
         self._consolidated = {}
         self.check_first_gradients()
         for group in self.param_groups:
             group["step"] += 1
+        sums_up = any(self._measures(group) for group in self.param_groups)
         for layout, indices in zip(self._layouts, active, strict=True):
             on_shards, on_wholes = partial(self._prepare, layout), partial(self._precondition, layout)
-            layout.exchange.run(indices, on_shards, on_wholes, partial(self._apply, layout))
+            layout.exchange.run(indices, on_shards, on_wholes, partial(self._apply, layout), sums_up)
+
+    def _measures(self, group: Group) -> bool:
+        return bool(group["constraint"]) or type(self).measure is not MatrixOptimizer.measure
 
     def _prepare(self, layout: ParamLayout, indices: list[int]) -> dict[int, Tensor]:
         inputs: dict[int, Tensor] = {}
         for group, members in self._by_group(layout, indices):
             params = [layout.refs[i].param for i in members]
-            states = [{k: local(v) for k, v in self.state[p].items() if k in self._shard_keys} for p in params]
+            states = [self._on_shards(param) for param in params]
             grads = [local(p.grad) for p in params if p.grad is not None]
             inputs.update(zip(members, self.prepare(group, grads, states), strict=True))
         return inputs
@@ -176,11 +209,24 @@ class MatrixOptimizer(OwnerState):
         return results
 
     def _apply(self, layout: ParamLayout, updates: dict[int, Tensor]) -> None:
+        batches = []
         for group, members in self._by_group(layout, updates):
             params = [layout.refs[i].param for i in members]
             scales = [self.scale(group, block_shape(group, param.shape)[1:]) for param in params]
-            casts = [updates[i].to(param.dtype) for i, param in zip(members, params, strict=True)]
-            self.apply(group, [local(param) for param in params], casts, scales)
+            batch = Batch(group, [local(param) for param in params], [], scales, [self._on_shards(p) for p in params])
+            batch.updates = [updates[i].to(param.dtype) for i, param in zip(members, params, strict=True)]
+            if not self._measures(group):
+                self.apply(group, batch.params, batch.updates, scales, batch.states, [])
+                continue
+            batch = layout.into_parts(batch, members)
+            batch.sums = self.measure(group, batch.params, batch.updates, batch.states)
+            batches.append(batch)
+        add_up(batches, layout.exchange.all_reduce)
+        for batch in batches:
+            self.apply(batch.group, batch.params, batch.updates, batch.scales, batch.states, batch.sums)
+
+    def _on_shards(self, param: Tensor) -> dict[str, Tensor]:
+        return {key: local(value) for key, value in self.state[param].items() if key in self._shard_keys}
 
     def _by_group(self, layout: ParamLayout, indices: Iterable[int]) -> list[tuple[Group, list[int]]]:
         members: dict[int, list[int]] = defaultdict(list)
@@ -206,6 +252,7 @@ class MatrixOptimizer(OwnerState):
     def _check_settings(self, group: Group, defaults: Group) -> None:
         super()._check_settings(group, defaults)
         check_count(split=group["split"])
+        check_constraint(group)
         for param, name in named(group):
             check_matrix(group, param, name)
 
@@ -216,19 +263,6 @@ class MatrixOptimizer(OwnerState):
     def rename_settings(self, group: Group, defaults: Group) -> None:
         for old in RENAMED.keys() & group.keys() - defaults.keys():
             group[RENAMED[old]] = group.pop(old)
-
-
-def _check_same_gradients(layout: ParamLayout, active: list[int]) -> None:
-    if layout.exchange.all_equal(hash(tuple(active)) >> 2):
-        return
-    missing = [ref.name for ref in layout.refs if ref.param.grad is None]
-    everywhere: list[Any] = [None] * layout.exchange.plan.world_size
-    dist.all_gather_object(everywhere, missing, group=layout.exchange.host_group)
-    shown = "; ".join(f"rank {rank}: {', '.join(names[:3])}" for rank, names in enumerate(everywhere) if names)
-    raise RuntimeError(
-        f"gradients are missing on some ranks of the group only ({shown}); every rank must use the same "
-        "parameters in a step, or none"
-    )
 
 
 def _check_renamed(settings: Mapping[str, Any]) -> None:

@@ -37,6 +37,11 @@ def shard_rows(rows: int, world_size: int, rank: int) -> int:
     return max(0, min(chunk, rows - chunk * rank))
 
 
+def first_row(rows: int, world_size: int, rank: int) -> int:
+    """Where ``shard_rows`` begin."""
+    return min(rows, -(-rows // world_size) * rank)
+
+
 def assign_owners(flops: Sequence[float], world_size: int) -> list[int]:
     """Owner rank of every matrix: largest first onto the least loaded rank, then swaps that relieve the heaviest.
 

@@ -28,6 +28,27 @@ def as_parameter(group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...]) 
     return blocks.reshape(shape)
 
 
+def block_parts(
+    group: dict[str, Any], local: Tensor, shape: tuple[int, ...], offset: tuple[int, ...]
+) -> list[tuple[int, Tensor]]:
+    """Of every block, the part that lies in ``local``, which begins at ``offset`` of a parameter of this shape: the
+    first of its rows and a view [rows, ...], of no rows where nothing is here."""
+    count, fan_out, _ = block_shape(group, shape)
+    stacked = len(matrix_shape(group, shape)) > 2
+    matrices = list(local.flatten(0, -3)) if stacked else [local]
+    begin = offset[0] * math.prod(shape[1:-2]) if stacked else 0
+    at = offset[-1] if group["conv1d"] else offset[-2 if stacked else 0]
+    parts = []
+    for number in range(count // group["split"]):
+        here = begin <= number < begin + len(matrices)
+        matrix = matrices[number - begin] if here else local.new_empty(0, 0)
+        rows = matrix.mT if group["conv1d"] else matrix
+        for start in range(0, fan_out * group["split"], fan_out):
+            part = rows[max(0, start - at) : max(0, start + fan_out - at)]
+            parts.append((max(0, at - start), part))
+    return parts
+
+
 def cat_states(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(states) == 1:
         return states[0]
