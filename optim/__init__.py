@@ -6,10 +6,14 @@
 Nothing here knows of Hydra or of the trainer.  docs/optimizers.md lists all of them.
 """
 
+from .ademamix import AdEMAMix
+from .adopt import ADOPT
 from .elementwise import AdagradInside, Lion, RMSpropInside, Signum
+from .mars import MARS
 from .matrix import MatrixOptimizer
 from .muon import Muon
 from .normuon import NorMuon
+from .schedule_free import ScheduleFreeAdamW
 from .scion import Scion
 from .shampoo import Shampoo
 from .soap import SOAP
@@ -18,6 +22,6 @@ from .steepest import Steepest
 __version__ = "0.2.0"
 
 __all__ = [
-    "SOAP", "AdagradInside", "Lion", "MatrixOptimizer", "Muon", "NorMuon", "RMSpropInside", "Scion", "Shampoo",
-    "Signum", "Steepest",
+    "ADOPT", "MARS", "SOAP", "AdEMAMix", "AdagradInside", "Lion", "MatrixOptimizer", "Muon", "NorMuon", "RMSpropInside",
+    "ScheduleFreeAdamW", "Scion", "Shampoo", "Signum", "Steepest",
 ]  # fmt: skip

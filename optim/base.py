@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -18,6 +19,8 @@ Tensors = list[Tensor]
 _OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
+COUNTERS = ("step", "lr_max", "weight_sum")
+"""What steps change in a group by themselves."""
 NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius")
 
 
@@ -216,7 +219,7 @@ def _check_state(
 
 
 def _settings(group: Group) -> Group:
-    return {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", "step")}
+    return {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", *COUNTERS)}
 
 
 def check_fraction(**settings: float | tuple[float, ...]) -> None:
@@ -238,6 +241,28 @@ def check_choice(choices: Iterable[str], **settings: str) -> None:
     for name, value in settings.items():
         if value not in choices:
             raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
+
+
+def whole_norms(parts: Tensors, params: Tensors) -> Tensor:
+    """Frobenius norms [k], float64, of k whole tensors from this rank's parts of them; ``params`` say how they lie.
+
+    Ranks call together: one all-reduce for each way of sharding.  Sums are in float64, so that the number of ranks
+    does not show in a float32 result.
+    """
+    squares = [norm.square() for norm in torch._foreach_norm(parts, dtype=torch.float64)]
+    members: dict[tuple[Any, int], list[int]] = {}
+    for i, param in enumerate(params):
+        if not isinstance(param, DTensor):
+            continue
+        for dim, placement in enumerate(param.placements):
+            if not placement.is_replicate():
+                members.setdefault((param.device_mesh, dim), []).append(i)
+    for (mesh, dim), indices in members.items():
+        sums = torch.stack([squares[i] for i in indices])
+        dist.all_reduce(sums, group=mesh.get_group(dim))
+        for i, whole in zip(indices, sums.unbind(), strict=True):
+            squares[i] = whole
+    return torch.stack(squares).sqrt()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 They act on each rank's own shard: no communication, whatever the sharding.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -11,9 +13,13 @@ from .base import Group, Optimizer, Tensors, check_fraction, local
 
 
 class Elementwise(Optimizer):
-    """Base of the rules below: state named by ``buffers``, shaped and sharded like its parameter, from the start."""
+    """Base of the rules below: state named by ``buffers``, shaped and sharded like its parameter, from the start.
+
+    A rule that counts its steps, from 1, has ``step=0`` among its defaults.
+    """
 
     buffers: tuple[str, ...] = ()
+    group_settings = {"step": int}
 
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
@@ -29,6 +35,8 @@ class Elementwise(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             buffers = [[local(self.state[p][name]) for p in params] for name in self.buffers]
+            if "step" in group:
+                group["step"] += 1
             if params:
                 self.update(group, [local(p) for p in params], [local(p.grad) for p in params], *buffers)
 
@@ -64,7 +72,7 @@ class Signum(Elementwise):
     def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         (momenta,) = buffers
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        _decay(group, params)
+        decay(group, params)
         torch._foreach_add_(params, torch._foreach_sign(momenta), alpha=-float(group["lr"]))
 
 
@@ -100,7 +108,7 @@ class Lion(Elementwise):
         beta1, beta2 = group["betas"]
         signs = torch._foreach_lerp(momenta, grads, 1 - beta1)
         torch._foreach_sign_(signs)
-        _decay(group, params)
+        decay(group, params)
         torch._foreach_add_(params, signs, alpha=-float(group["lr"]))
         torch._foreach_lerp_(momenta, grads, 1 - beta2)
 
@@ -165,6 +173,18 @@ def _divide_inside(group: Group, params: Tensors, grads: Tensors, squares: Tenso
     torch._foreach_addcdiv_(params, grads, roots, -float(group["lr"]))
 
 
-def _decay(group: Group, params: Tensors) -> None:
+def adam_roots(group: Group, grads: Tensors, squares: Tensors) -> Tensors:
+    """V <- b2 V + (1-b2) G^2 in place; sqrt(V / (1-b2^t)) + eps, by which a gradient of 0 may be divided."""
+    beta2 = group["betas"][1]
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    roots = list(torch._foreach_sqrt(squares))
+    torch._foreach_div_(roots, math.sqrt(1 - beta2 ** group["step"]))
+    torch._foreach_add_(roots, group["eps"] or torch.finfo(roots[0].dtype).tiny ** 0.5)
+    return roots
+
+
+def decay(group: Group, params: Tensors) -> None:
+    """W <- (1 - lr wd) W."""
     if group["weight_decay"]:
         torch._foreach_mul_(params, 1 - float(group["lr"]) * group["weight_decay"])

@@ -11,7 +11,8 @@ Every parameter has exactly one role:
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -156,6 +157,18 @@ class Optimizers:
     def zero_grad(self) -> None:
         for member in self.members.values():
             member.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile the weights are those to evaluate and to save: of a schedule-free method, the average."""
+        modal: list[Any] = [m for m in self.members.values() if hasattr(m, "train") and hasattr(m, "eval")]
+        try:
+            for member in modal:
+                member.eval()
+            yield
+        finally:
+            for member in modal:
+                member.train()
 
     def set_lr(self, multiplier: float) -> dict[str, float]:
         """Set every lr to ``multiplier`` times its configured value; returns role -> lr now in force."""

@@ -162,7 +162,7 @@ class Trainer:
 
         Raises Preempted: all ranks agreed to stop in the middle.
         """
-        with self.clock.paused():
+        with self.clock.paused(), self.optimizers.averaged():
             check_replicas(self.model, self.parallel)
             batches = validation_batches(self.config, self.split, self.parallel)
             measured = evaluate(self.model, self.parallel, self.preemption.interruptible(batches))

@@ -25,7 +25,7 @@ EXACT = [*TINY, "model.n_embd=6", "model.n_head=1", "train.dtype=float64", "eval
 # well-conditioned factors only: the bases of a 24 x 6 gradient's longer side are not determined, on any ranks.
 OFTEN = {"shampoo": ["optim.matrix.update_freq=2"], "soap": ["optim.matrix.update_freq=2"]}
 CONDITIONED = {"shampoo": ["optim.matrix.eps=1e-4"], "soap": ["optim.matrix.max_dim=10", "optim.matrix.eps=1e-4"]}
-OPTIMIZERS = ["muon", "adamw", "shampoo", "soap"]
+OPTIMIZERS = ["muon", "adamw", "shampoo", "soap", "mars", "schedule_free"]
 
 
 def run(template: Template, arguments: list[str], layout: tuple[str, int], hook: list | None = None) -> Ranks:

@@ -24,7 +24,7 @@ def composed(name):
     """What ``optim=name`` gives every family, as Hydra merges it."""
     register()
     with hydra.initialize_config_dir(str(ROOT / "configs"), job_name="train", version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose("train", overrides=[f"optim={name}"]).optim)
+        return OmegaConf.to_container(hydra.compose("train", overrides=[f"optim={name}"]).optim, resolve=True)
 
 
 def settings(name, family):

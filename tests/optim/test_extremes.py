@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from optim import SOAP, AdagradInside, Lion, Muon, NorMuon, RMSpropInside, Scion, Shampoo, Signum, Steepest
+from optim import SOAP, Lion, Muon, NorMuon, Scion, Shampoo, Signum, Steepest
+from optim.elementwise import Elementwise
 from optim.lmo import NORMS, dual_norm, lmo, norm
 from optim.minimax import polar_express_coefficients
 from optim.polar import POLAR_METHODS, polar, power_of_two
 from tests.optim.reference import seeded
+from tests.optim.rules import find_rules
 
 POWERS = [120, 66, -66, -80, -110]  # 2^66 = 7e19, 2^-80 = 8e-25
 
@@ -94,9 +96,7 @@ def test_a_scheduler_may_bring_momentum(cls, kwargs):
         assert torch.equal(a["params"][0], b["params"][0])
 
 
-@pytest.mark.parametrize(
-    "cls", [Muon, NorMuon, Scion, Steepest, Shampoo, SOAP, Lion, Signum, AdagradInside, RMSpropInside]
-)
+@pytest.mark.parametrize("cls", [*find_rules(), *find_rules(Elementwise)])
 def test_lr_may_be_a_tensor(cls):
     results = []
     for lr in (0.25, torch.tensor(0.25), torch.tensor([0.25])):

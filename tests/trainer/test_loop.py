@@ -3,12 +3,15 @@
 import math
 
 import pytest
+import torch
 
 from common import UserError
 from tests.errors import raises_naming
-from tests.runs import SHORT, read_record
+from tests.runs import SHORT, read_losses, read_record
+from trainer.evaluate.validation import validation_batches, validation_loss
 from trainer.launch import load_config
 from trainer.loop import Trainer
+from trainer.run.dcp_index import read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -42,6 +45,29 @@ def test_every_line_has_what_was_measured_at_its_step(tmp_path):
     assert [line["step"] for line in found if "val/loss" in line] == [0, 3, 6]
     assert all("train/loss" in line and "lr/matrix" in line for line in found[1:])
     assert all("perf/peak_memory_bytes" in line for line in found if "val/loss" in line)
+
+
+def test_a_schedule_free_run_is_evaluated_and_saved_at_its_average(tmp_path):
+    """Without a trace in training, and it goes on from a checkpoint bit for bit."""
+    common = [*SHORT, "optim=schedule_free", "schedule=constant", "optim.lr_scale=3"]
+    whole = Trainer(load_config([*common, f"run.dir={tmp_path / 'whole'}"]))
+    final = whole.run()
+    Trainer(load_config([*common, f"run.dir={tmp_path / 'rare'}", "eval.every=6", "checkpoint.every=null"])).run()
+    losses = [line.get("train/loss") for line in read_record(tmp_path / "whole")]
+    assert losses == [line.get("train/loss") for line in read_record(tmp_path / "rare")]
+
+    latest = read_weights(tmp_path / "whole/checkpoints/step_00000006")
+    trained = dict(whole.model.named_parameters())
+    assert any(not torch.equal(trained[name], weight) for name, weight in latest.items())
+    with torch.no_grad():
+        for name, weight in latest.items():
+            trained[name].copy_(weight)
+    batches = validation_batches(whole.config, whole.split, whole.parallel)
+    assert validation_loss(whole.model, whole.parallel, batches) == final
+
+    start = f"run.from={tmp_path / 'whole/checkpoints/step_00000004'}"
+    Trainer(load_config([*common, f"run.dir={tmp_path / 'rest'}", start])).run()
+    assert read_losses(tmp_path / "rest") == read_losses(tmp_path / "whole")
 
 
 def test_a_run_that_fails_lets_its_directory_go(tmp_path, monkeypatch):

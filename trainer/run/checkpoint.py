@@ -100,7 +100,8 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> None:
         """Copy the state; the background writes the copy.  ``poll`` the save before first."""
-        tensors = self.stager.stage(self.tensors())
+        with self.optimizers.averaged():
+            tensors = self.stager.stage(self.tensors())
         assert isinstance(tensors, dict)  # a Future only where staging is asynchronous too
         state = {**asdict(progress), "numbers": self.optimizers.state_dict()["numbers"], **self.about}
         self.writing = self.pool.submit(self._write, tensors, state, progress.step)
@@ -168,16 +169,19 @@ class Checkpoints:
         state, metadata = storage.read_state(folder), read_index(folder)
         names = set(metadata.state_dict_metadata)
         self.optimizers.init_state({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
-        mine = self.tensors()
-        tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
-        asked = {name for part in self.parallel.gather(lambda: list(tensors), self.group) for name in part}
-        for name in sorted(asked - names):
-            raise CheckpointError(f"checkpoint {folder} has no {name}: it was written with another model or optimizer")
-        for name in sorted(names - asked):
-            if not name.startswith("rng/"):
-                raise CheckpointError(f"checkpoint {folder} has {name}, which this model and optimizer do not")
-        load_tensors(tensors, folder, metadata, self.group)
-        self.optimizers.load_state_dict({"tensors": {}, "numbers": state["numbers"]})
+        with self.optimizers.averaged():  # as it was saved
+            mine = self.tensors()
+            tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
+            asked = {name for part in self.parallel.gather(lambda: list(tensors), self.group) for name in part}
+            for name in sorted(asked - names):
+                raise CheckpointError(
+                    f"checkpoint {folder} has no {name}: it was written with another model or optimizer"
+                )
+            for name in sorted(names - asked):
+                if not name.startswith("rng/"):
+                    raise CheckpointError(f"checkpoint {folder} has {name}, which this model and optimizer do not")
+            load_tensors(tensors, folder, metadata, self.group)
+            self.optimizers.load_state_dict({"tensors": {}, "numbers": state["numbers"]})
         for name, value in tensors.items():
             if name.endswith("/cpu"):
                 torch.set_rng_state(value)
