@@ -116,7 +116,8 @@ def test_settings_are_right_or_answered_with_one_line(optimizer, chosen):
     except UserError as error:
         event("answered")
         assert "\n" not in str(error).strip() and len(str(error)) > 10, overrides
-        assert any(key.split(".")[-1].split("_")[0] in str(error) for key, _ in chosen), (overrides, str(error))
+        words = [word for key, _ in chosen for word in (key.rpartition(".")[0] or key, key.rpartition(".")[2])]
+        assert any(word in str(error) for word in words), (overrides, str(error))
         return
     event("accepted")
     assert not right(config), (overrides, right(config))

@@ -21,4 +21,4 @@ def load_config(overrides: Sequence[str] = (), world_size: int = 1) -> "Config":
     """
     from trainer.launch import compose  # only here: it imports Hydra
 
-    return compose.check(compose.compose(overrides), world_size)
+    return compose.load(overrides, world_size)

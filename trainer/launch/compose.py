@@ -16,13 +16,13 @@ from trainer.config import OPEN_SECTIONS, Config, register, validate
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, check_unknown_keys, choices, explain, new_name
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
-    """The config of overrides as a user types them, not yet checked."""
+def load(overrides: Sequence[str], world_size: int) -> Config:
+    """The checked config of overrides as a user types them.  Raises UserError."""
     if isinstance(overrides, str):
         raise UserError(f"overrides={overrides!r}: give a list, [{overrides!r}]")
     overrides = [to_hydra(override) for override in overrides]
     with hydra_initialized(overrides):
-        return hydra.compose("train", overrides=overrides)
+        return check(hydra.compose("train", overrides=overrides), world_size)
 
 
 @contextmanager
