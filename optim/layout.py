@@ -3,7 +3,9 @@ start."""
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypedDict
 
 import torch
@@ -11,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from .base import Group
+from .base import Group, check_count, named
 from .exchange import Exchange
 from .measure import Batch, Part
 from .plan import MatrixSpec
-from .stacks import block_parts, block_shape, matrix_shape
+from .stacks import block_parts, block_shapes, matrix_shape, owner_shapes, split_sizes
 
 Kind = tuple[str, dist.ProcessGroup | None]
 """A layout of :class:`Exchange`, and the ranks that it spans."""
@@ -61,23 +63,24 @@ class ParamLayout:
     exchange: Exchange
     dtype: torch.dtype
 
-    def into_parts(self, batch: Batch, members: list[int]) -> Batch:
+    def into_parts(self, batch: Batch, members: list[int], scale: Callable[[Group, tuple[int, int]], float]) -> Batch:
         """The batch of the parameters ``members`` with an entry for every block, in order."""
         parted = Batch(batch.group, [], [], [], [])
-        for i, param, update, scale, state in zip(
-            members, batch.params, batch.updates, batch.scales, batch.states, strict=True
-        ):
+        entries = zip(members, batch.params, batch.updates, batch.states, strict=True)
+        for i, param, update, state in entries:
             offset, shape = self.exchange.offset(i), tuple(self.refs[i].param.shape)
+            whole = matrix_shape(batch.group, shape)
+            fan_out, fan_in = (whole[-1], whole[-2]) if batch.group["conv1d"] else (whole[-2], whole[-1])
+            sizes = split_sizes(batch.group, fan_out) * math.prod(whole[:-2])
+            cut = self.exchange.layout == "sharded" and len(whole) == 2
             of_state = {key: block_parts(batch.group, value, shape, offset) for key, value in state.items()}
             of_update = block_parts(batch.group, update, shape, offset)
             for j, (first, part) in enumerate(block_parts(batch.group, param, shape, offset)):
                 parted.params.append(part)
                 parted.updates.append(of_update[j][1])
-                parted.scales.append(scale)
+                parted.scales.append(scale(batch.group, (sizes[j], fan_in)))
                 parted.states.append({key: views[j][1] for key, views in of_state.items()})
-                cut = self.exchange.layout == "sharded" and len(matrix_shape(batch.group, shape)) == 2
-                fan_out = block_shape(batch.group, shape)[1]
-                parted.parts.append(Part(first, len(part), fan_out, cut, cut and batch.group["conv1d"]))
+                parted.parts.append(Part(first, len(part), sizes[j], cut, cut and batch.group["conv1d"]))
         return parted
 
 
@@ -117,20 +120,30 @@ def create_state(rule: MatrixRule, layouts: list[ParamLayout]) -> set[str]:
             state.update({k: v for k, v in on_shards.items() if k not in state})
             shard_keys |= set(on_shards)
             if owner == layout.exchange.rank:
-                shapes = rule.owner_state(group, block_shape(group, ref.param.shape))
+                shapes = owner_shapes(partial(rule.owner_state, group), group, ref.param.shape)
                 dtype = _state_dtype(layout.dtype)
                 new = {k: s for k, s in shapes.items() if k not in state}
                 state.update({k: torch.zeros(s, dtype=dtype, device=ref.param.device) for k, s in new.items()})
     return shard_keys
 
 
-def check_matrix(group: Group, param: Tensor, name: str) -> None:
-    """Raises ValueError for a parameter that is not made of matrices which the group's ``split`` divides."""
-    if param.ndim < 2:
-        raise ValueError(f"{name} has shape {tuple(param.shape)}: a matrix optimizer takes matrices (2-D or more)")
-    fan_out = matrix_shape(group, param.shape)[-1 if group["conv1d"] else -2]
-    if fan_out % group["split"]:
-        raise ValueError(f"{name}: split={group['split']} does not divide its fan-out of {fan_out}")
+def check_matrices(group: Group) -> None:
+    """Raises ValueError for a parameter that is not made of matrices, or not of the blocks that the group says."""
+    split, head_dim = group["split"], group["head_dim"]
+    for rows in split or (0,) if isinstance(split, tuple) else (split,):
+        check_count(split=rows)
+    check_count(head_dim=1 if head_dim is None else head_dim)
+    if head_dim is not None and split != 1:
+        raise ValueError(f"split={split}, head_dim={head_dim}: give one of them")
+    for param, name in named(group):
+        if param.ndim < 2:
+            raise ValueError(f"{name} has shape {tuple(param.shape)}: a matrix optimizer takes matrices (2-D or more)")
+        fan_out = matrix_shape(group, param.shape)[-1 if group["conv1d"] else -2]
+        if isinstance(split, tuple) and sum(split) != fan_out:
+            raise ValueError(f"{name}: split={split} adds up to {sum(split)}, but its fan-out is {fan_out}")
+        for key, count in {"split": split, "head_dim": head_dim or 1}.items():
+            if isinstance(count, int) and fan_out % count:
+                raise ValueError(f"{name}: {key}={count} does not divide its fan-out of {fan_out}")
 
 
 def check_same_gradients(layout: ParamLayout, active: list[int]) -> None:
@@ -167,12 +180,16 @@ def _default_dtype(rule: MatrixRule, refs: list[ParamRef]) -> torch.dtype:
 
 def _spec(rule: MatrixRule, ref: ParamRef, dtype: torch.dtype) -> MatrixSpec:
     group = rule.param_groups[ref.group_index]
-    k, m, n = block_shape(group, ref.param.shape)
-    joined_state = sum(math.prod(shape) for shape in rule.owner_state(group, (k, m, n)).values())
-    workspace = k * (m * n * dtype.itemsize + rule.workspace(group, (m, n), dtype))
-    workspace += joined_state * _state_dtype(dtype).itemsize
-    workspace = max(workspace, 2 * k * m * n * ref.param.itemsize)  # what prepare returns; what apply makes
-    return MatrixSpec(tuple(ref.param.shape), k * rule.flops(group, (m, n), dtype), (ref.group_index, m, n), workspace)
+    shape, sizes = tuple(ref.param.shape), block_shapes(group, ref.param.shape)
+    joined_state = sum(map(math.prod, owner_shapes(partial(rule.owner_state, group), group, shape).values()))
+    workspace = joined_state * float(_state_dtype(dtype).itemsize)
+    workspace += sum(k * (m * n * dtype.itemsize + rule.workspace(group, (m, n), dtype)) for k, m, n in sizes)
+    if len(sizes) > 1:  # the matrix beside its blocks
+        workspace += math.prod(shape) * dtype.itemsize
+    workspace = max(workspace, 2 * math.prod(shape) * ref.param.itemsize)  # what prepare returns; what apply makes
+    flops = sum(k * rule.flops(group, (m, n), dtype) for k, m, n in sizes)
+    stack = tuple(size for _, m, n in sizes for size in (m, n))
+    return MatrixSpec(shape, flops, (ref.group_index, *stack), workspace)
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Tensors, check_count, local, named
+from .base import Group, Tensors, local
 from .constraints import check_constraint, hyperball_step, norms_and_product
 from .exchange import Transfer
-from .layout import EngineSettings, ParamLayout, build_layouts, check_matrix, check_same_gradients, create_state
+from .layout import EngineSettings, ParamLayout, build_layouts, check_matrices, check_same_gradients, create_state
 from .measure import Batch, add_up
-from .stacks import as_parameter, block_shape, cat_states, split_state
+from .stacks import block_shapes, block_state, cat_states, pack_blocks, split_state, unpack_blocks
 from .state import OwnerState
 
 __all__ = ["EngineSettings", "Group", "MatrixOptimizer", "ParamsT", "Tensors", "local"]  # what a rule needs
@@ -42,8 +42,9 @@ class MatrixOptimizer(OwnerState):
             [O, I, kh, kw], each one matrix [O, I kh kw]; plain tensors or DTensors that FSDP2 sharded on dimension 0.
             Named parameters give better error messages.
         defaults: the rule's settings.  Every group also has ``split`` (the matrix is that many blocks of equal
-            size along the fan-out dimension, each preconditioned alone: 3 for a fused QKV, the number of heads
-            for per-head Muon), ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``),
+            size along the fan-out dimension, each preconditioned alone with its own ``scale``: 3 for a fused QKV; or
+            the rows of each block, (q, k, v) for grouped queries), ``head_dim`` (instead: the rows of every block, for
+            one per head), ``conv1d`` (weights stored (fan_in, fan_out), as in Hugging Face's ``Conv1D``),
             ``stack`` (True: all but the last two dimensions count matrices; False: the first dimension is the fan-out,
             the others are the fan-in; by default True for three dimensions, so say False for ``nn.Conv1d``).
         process_group: ranks that hold identical plain parameters and gradients (DDP) and share the work.
@@ -61,7 +62,13 @@ class MatrixOptimizer(OwnerState):
         RuntimeError: in ``step``, before any matrix travels, if a gradient is missing on some ranks only.
     """
 
-    group_settings = {"split": int, "conv1d": bool, "stack": bool | None, "step": int}
+    group_settings = {
+        "split": int | tuple[int, ...],
+        "head_dim": int | None,
+        "conv1d": bool,
+        "stack": bool | None,
+        "step": int,
+    }
     half_precision = False  # whether bfloat16 is the better dtype on CUDA
 
     def __init__(
@@ -80,7 +87,8 @@ class MatrixOptimizer(OwnerState):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}")
         self._layouts: list[ParamLayout] = []
-        engine_defaults: Group = {"split": 1, "conv1d": False, "stack": None, "constraint": constraint, "step": 0}
+        engine_defaults: Group = {"split": 1, "head_dim": None, "conv1d": False, "stack": None, "step": 0}
+        engine_defaults["constraint"] = constraint
         super().__init__(params, engine_defaults | defaults)
         self._layouts = build_layouts(self, process_group, dtype, comm_dtype, bucket_bytes)
         self._shard_keys = create_state(self, self._layouts)
@@ -188,39 +196,42 @@ class MatrixOptimizer(OwnerState):
         return inputs
 
     def _precondition(self, layout: ParamLayout, transfer: Transfer) -> dict[int, Tensor]:
-        stacks: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        stacks: dict[tuple[int, int, int], list[tuple[int, int]]] = defaultdict(list)
         for i in transfer.owned:
-            stacks[layout.exchange.plan.specs[i].stack].append(i)
-        results = {}
-        for members in stacks.values():
-            params = [layout.refs[i].param for i in members]
-            group = self.param_groups[layout.refs[members[0]].group_index]
-            sizes = [block_shape(group, param.shape)[0] for param in params]
-            size = (sum(sizes), *block_shape(group, params[0].shape)[1:])
-            stack = torch.empty(size, dtype=layout.dtype, device=params[0].device)
-            for i, param, blocks in zip(members, params, torch.split(stack, sizes), strict=True):
-                transfer.unpack_into(i, as_parameter(group, blocks, param.shape))
-            states = [{k: v for k, v in self.state[p].items() if k not in self._shard_keys} for p in params]
+            ref = layout.refs[i]
+            for k, m, n in block_shapes(self.param_groups[ref.group_index], ref.param.shape):
+                stacks[ref.group_index, m, n].append((i, k))
+        results: dict[int, Tensor] = {}
+        for (group_index, m, n), members in stacks.items():
+            group, sizes = self.param_groups[group_index], [k for _, k in members]
+            params = [layout.refs[i].param for i, _ in members]
+            stack = torch.empty(sum(sizes), m, n, dtype=layout.dtype, device=params[0].device)
+            for (i, _), param, blocks in zip(members, params, torch.split(stack, sizes), strict=True):
+                unpack_blocks(group, blocks, param.shape, partial(transfer.unpack_into, i))
+            held = [{k: v for k, v in self.state[p].items() if k not in self._shard_keys} for p in params]
+            states = [block_state(of, group, p.shape, m) for of, p in zip(held, params, strict=True)]
             state = cat_states(states)
             pieces = torch.split(self.precondition(group, stack, state), sizes)
             split_state(state, states, sizes)
-            for i, param, blocks in zip(members, params, pieces, strict=True):
-                results[i] = as_parameter(group, blocks, param.shape)
+            for (i, _), param, blocks in zip(members, params, pieces, strict=True):
+                results[i] = pack_blocks(group, blocks, param.shape, results.get(i))
         return results
 
     def _apply(self, layout: ParamLayout, updates: dict[int, Tensor]) -> None:
         batches = []
         for group, members in self._by_group(layout, updates):
             params = [layout.refs[i].param for i in members]
-            scales = [self.scale(group, block_shape(group, param.shape)[1:]) for param in params]
+            sizes = [block_shapes(group, param.shape) for param in params]
+            scales = [self.scale(group, of[0][1:]) for of in sizes]
             batch = Batch(group, [local(param) for param in params], [], scales, [self._on_shards(p) for p in params])
             batch.updates = [updates[i].to(param.dtype) for i, param in zip(members, params, strict=True)]
-            if not self._measures(group):
-                self.apply(group, batch.params, batch.updates, scales, batch.states, [])
-                continue
-            batch = layout.into_parts(batch, members)
-            batch.sums = self.measure(group, batch.params, batch.updates, batch.states)
-            batches.append(batch)
+            if self._measures(group) or any(len(of) > 1 for of in sizes):
+                batch = layout.into_parts(batch, members, self.scale)
+            if self._measures(group):
+                batch.sums = self.measure(group, batch.params, batch.updates, batch.states)
+                batches.append(batch)
+            else:
+                self.apply(group, batch.params, batch.updates, batch.scales, batch.states, [])
         add_up(batches, layout.exchange.all_reduce)
         for batch in batches:
             self.apply(batch.group, batch.params, batch.updates, batch.scales, batch.states, batch.sums)
@@ -251,10 +262,8 @@ class MatrixOptimizer(OwnerState):
 
     def _check_settings(self, group: Group, defaults: Group) -> None:
         super()._check_settings(group, defaults)
-        check_count(split=group["split"])
         check_constraint(group)
-        for param, name in named(group):
-            check_matrix(group, param, name)
+        check_matrices(group)
 
     def settings_changed(self) -> None:
         """A scheduler may have set a momentum where there was none: its state begins at zero."""

@@ -1,6 +1,7 @@
 """Stacks of equal matrices: their shape, and their owner's state joined and parted."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,19 +14,57 @@ def matrix_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ..
     return tuple(shape) if is_stack or len(shape) == 2 else (shape[0], math.prod(shape[1:]))
 
 
-def block_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(number of blocks, fan_out, fan_in) of a parameter."""
+def split_sizes(group: dict[str, Any], fan_out: int) -> tuple[int, ...]:
+    """Rows of the blocks of one matrix, in order."""
+    split: int | tuple[int, ...] = group["split"]
+    if isinstance(split, tuple):
+        return split
+    count = fan_out // group["head_dim"] if group["head_dim"] else split
+    return (fan_out // count,) * count
+
+
+def block_shapes(group: dict[str, Any], shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(number of blocks, fan_out, fan_in) of a parameter, of every size that its blocks have: usually one."""
     shape = matrix_shape(group, shape)
     fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
-    return math.prod(shape[:-2]) * group["split"], fan_out // group["split"], fan_in
+    sizes = split_sizes(group, fan_out)
+    return [(math.prod(shape[:-2]) * sizes.count(size), size, fan_in) for size in dict.fromkeys(sizes)]
 
 
 def as_parameter(group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Blocks [k, fan_out, fan_in] in the parameter's shape; a view where the blocks are contiguous."""
+    """Blocks [k, fan_out, fan_in], all of a parameter, in its shape; a view where the blocks are contiguous."""
     if group["conv1d"]:
         *stack, m, n = matrix_shape(group, shape)
         return blocks.reshape(*stack, n, m).mT.reshape(shape)
     return blocks.reshape(shape)
+
+
+def unpack_blocks(
+    group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...], unpack_into: Callable[[Tensor], None]
+) -> None:
+    """Fill ``blocks`` [k, m, n], those of m rows of a parameter that ``unpack_into`` writes whole."""
+    if len(block_shapes(group, shape)) == 1:
+        unpack_into(as_parameter(group, blocks, shape))
+        return
+    whole = blocks.new_empty(shape)
+    unpack_into(whole)
+    for block, part in zip(blocks, _blocks_of_size(group, whole, blocks.shape[1]), strict=True):
+        block.copy_(part.reshape(block.shape))
+
+
+def pack_blocks(group: dict[str, Any], blocks: Tensor, shape: tuple[int, ...], whole: Tensor | None) -> Tensor:
+    """The reverse: a tensor like the parameter, of which ``whole`` is what blocks of other sizes have filled."""
+    if len(block_shapes(group, shape)) == 1:
+        return as_parameter(group, blocks, shape)
+    whole = blocks.new_empty(shape) if whole is None else whole
+    for block, part in zip(blocks, _blocks_of_size(group, whole, blocks.shape[1]), strict=True):
+        part.copy_(block.reshape(part.shape))
+    return whole
+
+
+def _blocks_of_size(group: dict[str, Any], whole: Tensor, rows: int) -> list[Tensor]:
+    parts = block_parts(group, whole, tuple(whole.shape), (0,) * whole.ndim)
+    return [part for _, part in parts if len(part) == rows]
 
 
 def block_parts(
@@ -33,20 +72,43 @@ def block_parts(
 ) -> list[tuple[int, Tensor]]:
     """Of every block, the part that lies in ``local``, which begins at ``offset`` of a parameter of this shape: the
     first of its rows and a view [rows, ...], of no rows where nothing is here."""
-    count, fan_out, _ = block_shape(group, shape)
-    stacked = len(matrix_shape(group, shape)) > 2
+    whole = matrix_shape(group, shape)
+    stacked = len(whole) > 2
     matrices = list(local.flatten(0, -3)) if stacked else [local]
     begin = offset[0] * math.prod(shape[1:-2]) if stacked else 0
     at = offset[-1] if group["conv1d"] else offset[-2 if stacked else 0]
+    sizes = split_sizes(group, whole[-1 if group["conv1d"] else -2])
     parts = []
-    for number in range(count // group["split"]):
+    for number in range(math.prod(whole[:-2])):
         here = begin <= number < begin + len(matrices)
         matrix = matrices[number - begin] if here else local.new_empty(0, 0)
-        rows = matrix.mT if group["conv1d"] else matrix
-        for start in range(0, fan_out * group["split"], fan_out):
-            part = rows[max(0, start - at) : max(0, start + fan_out - at)]
-            parts.append((max(0, at - start), part))
+        rows, start = matrix.mT if group["conv1d"] else matrix, 0
+        for size in sizes:
+            parts.append((max(0, at - start), rows[max(0, start - at) : max(0, start + size - at)]))
+            start += size
     return parts
+
+
+def owner_shapes(
+    owner_state: Callable[[tuple[int, int, int]], dict[str, tuple[int, ...]]],
+    group: dict[str, Any],
+    shape: tuple[int, ...],
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a parameter's state at its owner; names end with the blocks' size where there are several:
+    {"row_mean_square.64": (1, 64), "row_mean_square.16": (2, 16)} for NorMuon and ``split=(64, 16, 16)``."""
+    shapes = block_shapes(group, shape)
+    if len(shapes) == 1:
+        return owner_state(shapes[0])
+    return {f"{key}.{of[1]}": size for of in shapes for key, size in owner_state(of).items()}
+
+
+def block_state(
+    state: dict[str, Tensor], group: dict[str, Any], shape: tuple[int, ...], rows: int
+) -> dict[str, Tensor]:
+    """What belongs to the blocks of so many rows, by the rule's own names."""
+    if len(block_shapes(group, shape)) == 1:
+        return state
+    return {key.removesuffix(f".{rows}"): value for key, value in state.items() if key.endswith(f".{rows}")}
 
 
 def cat_states(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:

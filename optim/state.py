@@ -9,6 +9,7 @@
 Names and whole shapes are the same in all three.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from .base import Group, Optimizer
 from .layout import ParamLayout
 from .resharding import Shapes, state_dtype, to_dtensors, to_owners
-from .stacks import block_shape
+from .stacks import owner_shapes
 
 States = dict[Tensor, dict[str, Any]]
 
@@ -41,7 +42,7 @@ class OwnerState(Optimizer):
         if not param.numel():
             return {}
         on_shards = self.shard_state(group, torch.empty(param.shape, dtype=param.dtype, device="meta"))
-        at_owner = self.owner_state(group, block_shape(group, param.shape))
+        at_owner = owner_shapes(partial(self.owner_state, group), group, param.shape)
         return {key: tuple(value.shape) for key, value in on_shards.items()} | at_owner
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def _owner_shapes(rule: OwnerState, layout: ParamLayout) -> dict[int, Shapes]:
     shapes = {}
     for i, ref in enumerate(layout.refs):
         group = rule.param_groups[ref.group_index]
-        shapes[i] = rule.owner_state(group, block_shape(group, ref.param.shape))
+        shapes[i] = owner_shapes(partial(rule.owner_state, group), group, ref.param.shape)
     return {i: of for i, of in shapes.items() if of}
 
 

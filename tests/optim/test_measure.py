@@ -22,6 +22,10 @@ CASES = [
     ((5, 4, 3), {}),
     ((5, 3, 4), {"split": 2, "conv1d": True}),
     ((4, 2, 3, 2), {}),
+    ((9, 4), {"split": (5, 2, 2)}),
+    ((3, 7, 4), {"split": [3, 3, 1]}),
+    ((4, 9), {"split": (5, 2, 2), "conv1d": True}),
+    ((6, 4), {"head_dim": 2}),
 ]
 STEPS, LR = 3, 0.1
 
@@ -59,6 +63,10 @@ def hyperball(w, u, memory):
     return moved * radius / moved.norm().clamp_min(1e-10), memory
 
 
+def muon(w, u, memory):
+    return w - LR * (w.shape[0] / w.shape[1]) ** 0.5 * u, memory
+
+
 def floored(w, u, memory):
     u = u / u.norm()
     u = u * (0.5 * w.norm(dim=1, keepdim=True) / u.norm(dim=1, keepdim=True)).clamp_min(1)
@@ -67,6 +75,7 @@ def floored(w, u, memory):
 
 RULES = {
     "hyperball": (optim.Muon, dict(lr=LR, momentum=0.0, polar="svd", constraint="hyperball"), svd_polar, hyperball),
+    "muon": (optim.Muon, dict(lr=LR, momentum=0.0, polar="svd", scale="rms_to_rms"), svd_polar, muon),
     "steepest": (optim.Steepest, dict(lr=LR, norm="frobenius", constraint="hyperball"), lambda x: x, hyperball),
     "rows": (Floored, {}, lambda x: x, floored),
 }
@@ -76,7 +85,9 @@ def blocks_of(x, settings):
     """[fan_out, fan_in] of every block, as views."""
     matrices = [x.flatten(1)] if x.ndim != 3 else list(x)
     matrices = [m.mT if settings.get("conv1d") else m for m in matrices]
-    return [block for m in matrices for block in m.chunk(settings.get("split", 1))]
+    split = settings.get("split", len(matrices[0]) // settings["head_dim"] if "head_dim" in settings else 1)
+    sizes = [len(matrices[0]) // split] * split if isinstance(split, int) else list(split)
+    return [block for m in matrices for block in m.split(sizes)]
 
 
 def expected(direction, step):

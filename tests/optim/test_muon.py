@@ -97,6 +97,15 @@ def test_wrong_settings_are_named():
         Muon([{"params": [weight], "split": 0}])
     with raises_naming(ValueError, "split=3", "4"):
         Muon([{"params": [weight], "split": 3}])
+    with raises_naming(ValueError, "split=(2, 1, 2)", "adds up to 5", "4"):
+        Muon([{"params": [weight], "split": [2, 1, 2]}])
+    for split in ([4, 0], []):
+        with raises_naming(ValueError, "split=0", "at least 1"):
+            Muon([{"params": [weight], "split": split}])
+    with raises_naming(ValueError, "head_dim=3", "4"):
+        Muon([{"params": [weight], "head_dim": 3}])
+    with raises_naming(ValueError, "head_dim=2", "split=2", "one of them"):
+        Muon([{"params": [weight], "head_dim": 2, "split": 2}])
     with raises_naming(ValueError, "every=2", "update_freq"):
         Muon([{"params": [weight], "every": 2}])
     with raises_naming(TypeError, "Muon", "momentm"):

@@ -283,17 +283,18 @@ def test_late_and_missing_gradients(name):
 
 @pytest.mark.parametrize("name", list(RULES))
 @pytest.mark.parametrize("conv1d", [False, True])
-def test_splits_are_matrices_of_their_own(name, conv1d):
+@pytest.mark.parametrize(
+    ("blocks", "sizes"), [({"split": 3}, [4] * 3), ({"split": [6, 3, 3]}, [6, 3, 3]), ({"head_dim": 2}, [2] * 6)]
+)
+def test_splits_are_matrices_of_their_own(name, blocks, sizes, conv1d):
     cls, settings = RULES[name]
     fused = nn.Parameter(seeded((4, 12) if conv1d else (12, 4), 0, dtype=torch.float64))
-    parts = [
-        nn.Parameter((fused.detach().T if conv1d else fused.detach())[4 * i : 4 * i + 4].clone()) for i in range(3)
-    ]
-    whole, loose = cls([{"params": [fused], "split": 3, "conv1d": conv1d}], **settings), cls(parts, **settings)
+    parts = [nn.Parameter(x.clone()) for x in (fused.detach().T if conv1d else fused.detach()).split(sizes)]
+    whole, loose = cls([{"params": [fused], "conv1d": conv1d, **blocks}], **settings), cls(parts, **settings)
     for t in range(STEPS):
         fused.grad = gradient(fused.shape, t, 0)
-        for i, part in enumerate(parts):
-            part.grad = (fused.grad.T if conv1d else fused.grad)[4 * i : 4 * i + 4].contiguous()
+        for part, grad in zip(parts, (fused.grad.T if conv1d else fused.grad).split(sizes), strict=True):
+            part.grad = grad.contiguous()
         whole.step()
         loose.step()
     joined = torch.cat([part.detach() for part in parts])
