@@ -8,7 +8,7 @@ PIP    := $(PY) -m pip install --disable-pip-version-check --no-warn-script-loca
 
 .PHONY: train test soak lint bench clean install
 train: install
-	$(PY) train.py experiment=smoke
+	$(PY) train.py experiment=smoke eval.sample="The country"
 
 test: install
 	$(PY) -m pytest -m "not slow" -q

@@ -21,14 +21,14 @@ from common import UserError
 from data.config import DataConfig
 from optim import schedule
 from optim.routing import ROLES, resolve_target
-from trainer.language_model import ModelConfig, by_family, model_class, one_line, resolve_model
+from trainer.language_model import ModelConfig, by_family, check_logits, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
 
 ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
     *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.tokens", "optim.lr_scale"),
-    *("checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last", "logger.every"),
+    *("eval.sample_tokens", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last", "logger.every"),
 )
 OPEN_SECTIONS = ("model", "data.source", *(f"optim.{role}" for role in ROLES))
 
@@ -99,6 +99,8 @@ class TrainConfig:
 class EvalConfig:
     every: int = MISSING  # updates between evaluations; the last update is always followed by one
     tokens: int = MISSING  # tokens of the validation set that are read, over all ranks
+    sample: str | None = None  # a text that the model goes on with at every evaluation; default: none
+    sample_tokens: int = 100  # so long
     target: float | None = None  # validation loss [nats per token] that a speedrun is timed to; only recorded
 
 
@@ -202,6 +204,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         config.data.check()
         check_parallel(config.parallel, world_size if world_size > 1 else None)
         check_recompute(config)
+        if config.eval.sample is not None:
+            check_logits(model_class(config.model._target_))
         resolve_optim(config.optim, config.model)
     except ValueError as error:
         raise UserError(str(error)) from None

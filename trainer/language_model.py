@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens.
 import difflib
 import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -67,7 +68,9 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """tokens, targets (B, T) int64 → the sum of the tokens' losses, in nats, without the targets IGNORE_INDEX."""
+        """tokens, targets (B, T) int64 → the sum of the tokens' losses, in nats, without the targets IGNORE_INDEX.
+
+        Text is drawn from a class whose targets may be None, for the logits (B, T, vocab_size). See `check_logits`."""
 
     @abstractmethod
     def init_parameter(self, name: str, seed: int) -> Tensor:
@@ -122,6 +125,13 @@ def model_class(target: Any) -> type[LanguageModel]:
     if not (isinstance(config, type) and issubclass(config, ModelConfig) and "__dataclass_fields__" in vars(config)):
         raise UserError(f"{where}: {name}.Config must be a dataclass that extends ModelConfig: add it, {CONTRACT}")
     return cls
+
+
+def check_logits(cls: type[LanguageModel]) -> None:
+    """Raise UserError unless the forward pass gives logits where it is given no targets."""
+    if inspect.signature(cls.forward).parameters["targets"].default is not None:
+        raise UserError(f"model._target_={cls.__module__}.{cls.__name__} has no logits to draw text from: let "
+                        "forward(tokens, targets=None) return them, (B, T, V), without targets")  # fmt: skip
 
 
 def resolve_model(section: Mapping[str, Any]) -> ModelConfig:

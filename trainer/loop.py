@@ -5,6 +5,7 @@ tokens -> loss -> sharded gradients -> optimizers (matrices travel whole to thei
 
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Trainer:
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
         self.metrics = Metrics(config, self.parallel, run_id(config.run.path), self.split)
         self.checkpoints = Checkpoints(
-            config, self.parallel, self.model, self.optimizers, self.split.fingerprint, self.metrics.sync
+            config, self.parallel, self.model, self.optimizers, self.split, self.metrics.sync
         )
         self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
         self.clock.total = self.progress.seconds
@@ -157,7 +158,7 @@ class Trainer:
         """Whether the weights after update ``step`` are to be evaluated, and have not been before a resume."""
         return is_time(self.config.eval.every, step, self.config.train.steps) and self.progress.val_step != step
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, Any]:
         """What is measured on the validation set; off the clock.
 
         Raises Preempted: all ranks agreed to stop in the middle.
@@ -165,7 +166,8 @@ class Trainer:
         with self.clock.paused(), self.optimizers.averaged():
             check_replicas(self.model, self.parallel)
             batches = validation_batches(self.config, self.split, self.parallel)
-            measured = evaluate(self.model, self.parallel, self.preemption.interruptible(batches))
+            batches = self.preemption.interruptible(batches)
+            measured = evaluate(self.config, self.model, self.parallel, self.split, batches)
         self.progress.note_val_loss(measured["val/loss"])
         return measured
 

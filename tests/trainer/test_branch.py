@@ -51,7 +51,7 @@ def test_what_a_branch_may_not_change(run, tmp_path):
         run("other", *COOL, f"run.from_={tmp_path}/trunk@4", "seed=1")
     check_names(str(error.value), "seed is 0 there and 1 here", "same settings")
     assert "schedule" not in str(error.value)
-    with raises_naming(UserError, f"run.from={tmp_path}/trunk@5", "update 5", "4, 6", "keep_last"):
+    with raises_naming(UserError, f"{tmp_path}/trunk@5", "update 5", "4, 6", "keep_last"):
         run("missing", *COOL, f"run.from_={tmp_path}/trunk@5")
     with raises_naming(UserError, "train.steps=5", "train.steps=6", "earlier checkpoint"):
         run("short", *COOL, f"run.from_={tmp_path}/trunk", "train.steps=5")

@@ -3,14 +3,15 @@
 Shapes: B texts side by side, T tokens, V tokens in the vocabulary.
 """
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import UserError
+from data.tokenizer import Tokenizer
+from trainer.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, prompt: Tensor, count: int, sampling: Sampling, seed: int = 0, stop: int | None = None,
+    model: LanguageModel, prompt: Tensor, count: int, sampling: Sampling, seed: int = 0, stop: int | None = None,
     room: int | None = None, cached: bool = True,
 ) -> Iterator[Tensor]:  # fmt: skip
     """The next tokens of every text: (B,) int64 on the CPU, at most `count` times, until all texts have had `stop`.
@@ -65,17 +66,18 @@ def generate(
         cached: keep the keys and values of earlier tokens, where the model can.
     """
     generator, tokens, first = torch.Generator().manual_seed(seed), prompt, 0
-    room = room or int(model.seq_len)
+    room = room or model.seq_len
     done = torch.zeros(len(prompt), dtype=torch.bool)
-    cache, cached = None, cached and hasattr(model, "new_cache")
+    new_cache = getattr(model, "new_cache", None) if cached else None
+    cache = None
     for _ in range(count):
         if tokens.shape[1] - first > room:
             first, cache = tokens.shape[1] - max(1, room // 2), None
-        if not cached:
+        if new_cache is None:
             logits = model(tokens[:, first:])[:, -1]
         else:
             fresh = tokens[:, first:] if cache is None else tokens[:, -1:]
-            cache = model.new_cache(room) if cache is None else cache
+            cache = new_cache(room) if cache is None else cache
             logits = model(fresh, cache=cache)[:, -1]
         drawn = sampling.draw(logits.cpu(), generator)
         yield drawn
@@ -85,9 +87,23 @@ def generate(
         tokens = torch.cat([tokens, drawn[:, None].to(tokens.device)], 1)
 
 
-def check_generates(model: nn.Module) -> None:
-    """Raise UserError unless the model's forward pass gives logits where it is given no targets."""
-    if inspect.signature(model.forward).parameters["targets"].default is None:
-        return
-    raise UserError(f"model._target_={type(model).__module__}.{type(model).__name__} has no logits to draw from: let "
-                    "forward(tokens, targets=None) return them, (B, T, V), where there are no targets")  # fmt: skip
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens as the beginning of a document."""
+    return [tokenizer.eos, *tokenizer.encode(prompt)]
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def complete(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str, count: int, sampling: Sampling, seed: int = 0,
+    texts: int = 1,
+) -> list[str]:  # fmt: skip
+    """The prompt with what the model goes on with, up to the end of the document; in so many texts."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([encode_prompt(tokenizer, prompt)] * texts, device=device)
+    drawn = torch.stack(list(generate(model, tokens, count, sampling, seed)), 1).tolist()
+    ends = [row.index(tokenizer.eos) if tokenizer.eos in row else count for row in drawn]
+    return [prompt + tokenizer.decode(row[:end]) for row, end in zip(drawn, ends, strict=True)]

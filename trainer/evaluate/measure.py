@@ -2,16 +2,38 @@
 the record, W&B and the speedrun page take every key of it."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from data import TrainValSplit, load_tokenizer
+from trainer.config import Config
+from trainer.evaluate.generate import Sampling, complete, printable
 from trainer.evaluate.validation import Batch, validation_loss
-from trainer.parallel import Parallel
+from trainer.parallel import Parallel, unwrap
 
 
-def evaluate(model: nn.Module, parallel: Parallel, batches: Iterable[Batch]) -> dict[str, float]:
-    """On all ranks: ``val/loss`` [nats per token], and ``perf/peak_memory_bytes``, the largest of any rank so far."""
+def evaluate(
+    config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit, batches: Iterable[Batch]
+) -> dict[str, Any]:
+    """On all ranks: ``val/loss`` [nats per token], ``perf/peak_memory_bytes``, the largest of any rank so far, and
+    ``sample``, text after ``eval.sample``."""
     loss = validation_loss(model, parallel, batches)
     mine = torch.tensor([parallel.peak_memory_bytes()], dtype=torch.int64, device=parallel.device)
-    return {"val/loss": loss, "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max())}
+    measured = {"val/loss": loss, "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max())}
+    if config.eval.sample is not None:
+        return measured | {"sample": sample(config, config.eval.sample, model, parallel, split)}
+    return measured
+
+
+def sample(config: Config, prompt: str, model: nn.Module, parallel: Parallel, split: TrainValSplit) -> str:
+    """The prompt and the text that the model goes on with: the same draws at every evaluation.
+
+    No rank stops at the end of the text: in a sharded model's forward pass all meet, as often.
+    """
+    tokenizer, count = load_tokenizer(split.tokenizer), config.eval.sample_tokens
+    # Compiled blocks would be compiled anew for every length.
+    with parallel.evaluation(model), parallel.autocast(), torch.compiler.set_stance("force_eager"):
+        [text] = complete(unwrap(model), tokenizer, prompt, count, Sampling(), seed=config.seed)
+    return printable(text)

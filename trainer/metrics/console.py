@@ -42,6 +42,8 @@ class Display:
             self.bar.update(self.task, completed=step, text=self.describe(self.latest), times=times)
         elif "val/loss" in line or step % max(1, self.steps // LINES_PER_RUN) == 0 or step == self.steps:
             self.message(f"step {step}/{self.steps}  {self.describe(line)}  {times}")
+        if "sample" in line:
+            self.message("  | " + line["sample"].replace("\n", "\n  | "))
 
     def describe(self, line: Mapping[str, Any]) -> str:
         """Losses, tokens/s and MFU, those that there are."""

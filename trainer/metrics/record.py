@@ -4,6 +4,7 @@ Only rank 0 writes and shows.  A part of the record that fails says so once and 
 """
 
 import os
+import shlex
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
 
-Value = float | Tensor
+Value = float | str | Tensor
 
 
 class Metrics:
@@ -239,6 +240,8 @@ class Metrics:
             speed = f", {self.last['tokens'] / seconds:,.0f} tokens/s" if seconds else ""
             trained = f"{duration(seconds)} of training{speed}"
             self.message(f"final val loss {val_loss:.4f} after {trained}; {self.directory}")
+            if self.config.checkpoint.last:
+                self.message(f"text from it: python scripts/sample.py {shlex.quote(str(self.directory))}")
         if lost := self.file.unwritten.count(b"\n"):
             raise UserError(f"{self.directory / FILE}: {lost} lines could not be written: make room there")
 
@@ -266,7 +269,7 @@ def is_spike(recent: Sequence[float], loss: float, deviations: float = 6.0) -> b
     return loss > statistics.fmean(recent) + deviations * statistics.pstdev(recent)
 
 
-def _to_host(pending: Mapping[int, Mapping[str, Value]]) -> dict[int, dict[str, float]]:
+def _to_host(pending: Mapping[int, Mapping[str, Value]]) -> dict[int, dict[str, Any]]:
     """Plain numbers in place of tensors, which leave the device all at once."""
     tensors = [value.double() for values in pending.values() for value in values.values() if isinstance(value, Tensor)]
     numbers = iter(torch.stack(tensors).tolist() if tensors else ())

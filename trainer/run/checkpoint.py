@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from common import write_json
+from data import TrainValSplit
 from optim.routing import Optimizers
 from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
@@ -59,7 +60,7 @@ class Checkpoints:
 
     Args:
         config: ``run.dir`` and the section ``checkpoint``; all of it goes into state.json, for whoever resumes.
-        shards: fingerprint of the data that the run reads.
+        split: the data that the run reads.
         before_commit: called in the background, on rank 0.
     """
 
@@ -69,7 +70,7 @@ class Checkpoints:
         parallel: Parallel,
         model: nn.Module,
         optimizers: Optimizers,
-        shards: str,
+        split: TrainValSplit,
         before_commit: Callable[[], None],
     ):
         self.folder, self.keep = config.run.checkpoints, config.checkpoint
@@ -80,7 +81,8 @@ class Checkpoints:
             "mode": parallel.mode,
             "vocab_size": self.model.vocab_size,
             "config": settings(config),
-            "shards": shards,
+            "tokenizer": split.tokenizer,
+            "shards": split.fingerprint,
         }
         self.group = None
         if parallel.world_size > 1:  # its own: DCP talks in the background, while training does

@@ -84,15 +84,7 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
 
 def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
     """``run.from``: a run's directory, RUN@STEP, or one of its checkpoints."""
-    run, _, step = str(source).rpartition("@")
-    if run and step.isdecimal() and not source.exists():
-        own = Path(run, "checkpoints")
-        wanted, found = storage.folder_of(own, int(step)), storage.committed(own)
-        if wanted not in found:
-            steps = ", ".join(str(storage.step_of(path)) for path in reversed(found)) or "none"
-            raise CheckpointError(f"run.from={source}: that run holds no checkpoint of update {step}, but of {steps}; "
-                                  "checkpoint.keep_last=N of the run says how many stay")  # fmt: skip
-        source = wanted
+    source = storage.at_step(source)
     if storage.step_of(source) is not None and (source / storage.MANIFEST).exists():
         storage.verify(source)
         return source.parent, source, []

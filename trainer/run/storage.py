@@ -50,6 +50,22 @@ def committed(checkpoints: Path) -> list[Path]:
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
+def at_step(source: Path) -> Path:
+    """RUN@STEP as that checkpoint's folder; any other path as it is.
+
+    Raises CheckpointError: the run has none of that step.
+    """
+    run, _, step = str(source).rpartition("@")
+    if not run or not step.isdecimal() or source.exists():
+        return source
+    folder, found = folder_of(Path(run, "checkpoints"), int(step)), committed(Path(run, "checkpoints"))
+    if folder not in found:
+        steps = ", ".join(str(step_of(path)) for path in reversed(found)) or "none"
+        raise CheckpointError(f"{source}: that run holds no checkpoint of update {step}, but of {steps}; the run's "
+                              "checkpoint.keep_last=N says how many stay")  # fmt: skip
+    return folder
+
+
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
