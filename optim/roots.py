@@ -22,15 +22,19 @@ def inverse_root(a: Tensor, exponent: float, eps: float = 0.0, method: str = "ei
     accurate; it leaves the matrices on which it does not converge, such as singular ones with eps = 0, to eigh.
     Raises ValueError for exponent <= 0, eps < 0, an unknown method, or an exponent that newton cannot take.
     """
+    check_root(exponent, eps, method)
+    work, finite = finite_part(a, torch.promote_types(a.dtype, torch.float32))
+    root = _newton_root(work, round(1 / exponent), eps) if method == "newton" else _eigh_root(work, exponent, eps)
+    return torch.where(finite, root, torch.nan).to(a.dtype)
+
+
+def check_root(exponent: float, eps: float, method: str) -> None:
+    """Raises the ValueError of :func:`inverse_root`."""
     if not 0 < exponent < torch.inf or eps < 0:
         raise ValueError(f"inverse_root needs exponent > 0 and eps >= 0, got exponent={exponent}, eps={eps}")
     _check(method)
-    p = round(1 / exponent)
-    if method == "newton" and abs(p * exponent - 1) > 1e-6:
+    if method == "newton" and abs(round(1 / exponent) * exponent - 1) > 1e-6:
         raise ValueError(f"root=newton needs an exponent 1/p with a whole p, got {exponent}: use root=eigh")
-    work, finite = finite_part(a, torch.promote_types(a.dtype, torch.float32))
-    root = _newton_root(work, p, eps) if method == "newton" else _eigh_root(work, exponent, eps)
-    return torch.where(finite, root, torch.nan).to(a.dtype)
 
 
 def inverse_root_flops(n: int, method: str = "eigh") -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .base import check_choice, check_count, check_fraction
 from .matrix import EngineSettings, Group, MatrixOptimizer, ParamsT
-from .roots import inverse_root, inverse_root_flops, inverse_root_workspace
+from .roots import check_root, inverse_root, inverse_root_flops, inverse_root_workspace
 from .stacks import frobenius_norm
 
 STATISTICS = ("ema", "sum")
@@ -73,8 +73,7 @@ class Shampoo(MatrixOptimizer):
         check_choice(STATISTICS, statistics=group["statistics"])
         check_choice(GRAFTS, graft=group["graft"])
         check_count(update_freq=group["update_freq"], block=group["block"])
-        # Says what is wrong with them now, not in the first step.
-        inverse_root(torch.zeros(1, 1), _exponent(group), group["eps"], group["root"])
+        check_root(_exponent(group), group["eps"], group["root"])
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         k, m, n = shape

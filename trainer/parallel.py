@@ -122,8 +122,7 @@ class Parallel:
         if self.config.activation_checkpointing:
             model.recompute = True
         if self.device.type == "cuda" if self.config.compile is None else self.config.compile:
-            for module in model.modules_to_compile():
-                module.compile()
+            _compile(model)
         if self.mesh is not None:
             self._shard(model)
 
@@ -245,6 +244,14 @@ def initialise(model: LanguageModel, seed: int) -> None:
         if isinstance(parameter, DTensor):  # src_data_rank=None: cut without sending, all ranks have the whole
             value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.copy_(value)
+
+
+def _compile(model: LanguageModel) -> None:
+    torch._dynamo.reset()  # an earlier job's shapes in this process would make those of this one symbolic
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # by default blocks would go on uncompiled, with a warning
+    torch._dynamo.config.optimize_ddp = False  # it would split every block's graph at DDP's buckets, for nothing
+    for module in model.modules_to_compile():
+        module.compile()
 
 
 def unwrap(model: nn.Module) -> LanguageModel:
