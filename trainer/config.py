@@ -68,6 +68,7 @@ class RunConfig:
     dir: str | None = None  # the run's directory; default: runs/<date>-<time>-<name>
     resume: Resume = Resume.auto
     from_: str | None = None  # typed run.from: another run, RUN@STEP, or one of its checkpoints, to go on from
+    init: str | None = None  # weights to begin with: hf:FOLDER of a GPT-2, nanoGPT's ckpt.pt, or a .safetensors file
     processes: int | None = None  # of a run that no torchrun has started; default: one
 
     @property

@@ -22,6 +22,7 @@ from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
 from trainer.run.checkpoint import Checkpoints
 from trainer.run.directory import acquire_run_dir, run_id
+from trainer.run.initial import load_initial
 from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
@@ -47,6 +48,7 @@ class Trainer:
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
+        load_initial(config, self.model)
         bare = unwrap(self.model)
         self.optimizers = routing.build(bare, asdict(config.optim), self.parallel.replicas, bare.head)
         self.lr_schedule = schedule.build(**asdict(config.schedule), steps=train.steps)
@@ -60,9 +62,8 @@ class Trainer:
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
         self.metrics = Metrics(config, self.parallel, run_id(config.run.path), self.split)
-        self.checkpoints = Checkpoints(
-            config, self.parallel, self.model, self.optimizers, self.split, self.metrics.sync
-        )
+        state = self.model, self.optimizers
+        self.checkpoints = Checkpoints(config, self.parallel, *state, self.split, self.metrics.sync)
         self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
         self.clock.total = self.progress.seconds
         self.guard.skipped = self.progress.skipped

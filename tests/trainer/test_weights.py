@@ -95,7 +95,7 @@ def test_copies_share_no_memory():
 
 
 @pytest.mark.parametrize("change", [{"qk_norm": True}, {"norm": "rmsnorm"}, {"activation": "relu2"}, {"tied": False},
-                                    {"bias": False}, {"position": "rope"}, {"softcap": 15.0},
+                                    {"position": "rope"}, {"softcap": 15.0},
                                     {"_target_": "mine.GPT"}])  # fmt: skip
 def test_other_architectures_are_refused(change):
     config = dataclasses.replace(GPT2, **change)

@@ -52,7 +52,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def excluded_from_identity(key: str) -> bool:
     """Whether a setting may differ between two parts of the same run."""
-    return f"{key}.".startswith(tuple(f"{free}." for free in NOT_IDENTITY))
+    return key != "run.init" and f"{key}.".startswith(tuple(f"{free}." for free in NOT_IDENTITY))
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def changes(
         UserError: for those that matter, each with both values; or the shards are others than those before.
     """
     then, now = saved["config"], here["config"]
-    different = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith("run.")]
+    different = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    different = [key for key in different if not key.startswith("run.") or key == "run.init"]  # a start's own
     matters = [key for key in different if not excluded_from_identity(key) and key != "data.dir"]  # shards may move
     matters = [key for key in matters if not key.startswith(free)]
     if matters:
