@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .precision import full_float32
 from .settings import settings_of, typed
 
 Group = dict[str, Any]
@@ -79,7 +80,8 @@ class Optimizer(torch.optim.Optimizer):
                 self._check_settings(group, self.defaults)
                 self.settings_changed()
                 self._in_force[index] = _settings(group)
-        self.update_params()
+        with full_float32():
+            self.update_params()
         self._stepped = True
         return loss
 
