@@ -1,8 +1,9 @@
 """How shards become whole matrices at their owners, and shards again.
 
 This is the only file of the package that communicates in a step.  FSDP2 leaves every parameter in chunks of rows
-(``Shard(0)``, ``torch.chunk`` sizes) over a shard group of W ranks.  A whole-matrix rule runs once per
-matrix, on its *owner*, in three phases per bucket:
+(``Shard(0)``, ``torch.chunk`` sizes) over a shard group of W ranks; tensor parallelism, alone or below FSDP2, leaves
+other rectangles, of which everything here holds as well.  A whole-matrix rule runs once per matrix, on its *owner*, in
+three phases per bucket:
 
     1. gather    every rank packs its rows of the bucket's matrices, ordered by owner, into ``shards``;
                  one ``all_to_all_single`` fills each owner's ``packed`` (ordered by source rank);
@@ -28,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .plan import IN_FLIGHT, MatrixSpec, Plan, first_row, shard_rows
+from .plan import IN_FLIGHT, MatrixSpec, Plan, shard_rows
 
 Bucket = list[list[int]]
 
@@ -134,12 +135,22 @@ class ShardedTransfer(Transfer):
         self.rows = {i: list(flat[j :: len(self.owned)]) for j, i in enumerate(self.owned)}
 
     def unpack_into(self, i: int, whole: Tensor) -> None:
-        torch.cat([rows.view(-1, *whole.shape[1:]) for rows in self.rows[i]], out=whole)
+        if self.plan.specs[i].regions is None:
+            torch.cat([rows.view(-1, *whole.shape[1:]) for rows in self.rows[i]], out=whole)
+        else:
+            parts = self._parts(i, whole)
+            torch._foreach_copy_(parts, [flat.view(part.shape) for flat, part in zip(self.rows[i], parts, strict=True)])
+
+    def _parts(self, i: int, whole: Tensor) -> list[Tensor]:
+        """Views of what every rank holds."""
+        ranks, spec = range(self.plan.world_size), self.plan.specs[i]
+        if spec.regions is None:
+            return list(torch.split(whole, [shard_rows(spec.shape[0], len(ranks), rank) for rank in ranks]))
+        return [whole[tuple(slice(*bounds) for bounds in region)] for region in spec.regions]
 
     def start_scatter(self, results: dict[int, Tensor]) -> None:
         for i, rows in self.rows.items():
-            counts = [shard_rows(self.plan.specs[i].shape[0], len(rows), rank) for rank in range(len(rows))]
-            parts = torch.split(results.pop(i), counts)
+            parts = self._parts(i, results.pop(i))
             torch._foreach_copy_([flat.view(part.shape) for flat, part in zip(rows, parts, strict=True)], parts)
         self.work = dist.all_to_all_single(
             self.shards, self.packed, self.to_owner, self.from_rank, group=self.group, async_op=True
@@ -214,13 +225,6 @@ class Exchange:
         extremes = torch.tensor([value, -value])
         dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.host_group)
         return bool(extremes[0] == -extremes[1])
-
-    def offset(self, index: int) -> tuple[int, ...]:
-        """Where this rank's part of a parameter begins."""
-        shape = self.plan.specs[index].shape
-        return (first_row(shape[0], self.plan.world_size, self.rank) if self.layout == "sharded" else 0,) + (0,) * (
-            len(shape) - 1
-        )
 
     def all_reduce(self, partial: Tensor) -> None:
         """Sum, in place, over the ranks that together hold one copy of the parameters."""

@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypedDict
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from .base import Group, check_count, named
 from .exchange import Exchange
 from .measure import Batch, Part
 from .plan import MatrixSpec
+from .regions import Groups, Place, cuts_rows, place_of
 from .stacks import block_parts, block_shapes, matrix_shape, owner_shapes, split_sizes
 
 Kind = tuple[str, dist.ProcessGroup | None]
@@ -48,11 +48,23 @@ class MatrixRule(Protocol):
 
 @dataclass
 class ParamRef:
-    """A parameter, the index of its group (``load_state_dict`` replaces the groups themselves) and its name."""
+    """A parameter, the index of its group (``load_state_dict`` replaces the groups themselves), its name, and where it
+    lies."""
 
     param: Tensor
     group_index: int
     name: str
+    place: Place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what becomes whole: the parameter's, or that of those matrices of a stack which are this rank's."""
+        return self.place.shape
+
+    @property
+    def held(self) -> bool:
+        """Not so where this rank has none of a stack's matrices."""
+        return all(self.shape)
 
 
 @dataclass
@@ -68,11 +80,15 @@ class ParamLayout:
         parted = Batch(batch.group, [], [], [], [])
         entries = zip(members, batch.params, batch.updates, batch.states, strict=True)
         for i, param, update, state in entries:
-            offset, shape = self.exchange.offset(i), tuple(self.refs[i].param.shape)
+            shape, regions = self.refs[i].shape, self.exchange.plan.specs[i].regions
+            offset = (0,) * len(shape)
+            if self.exchange.layout == "sharded":
+                offset = tuple(start for start, _ in self.exchange.plan.region(i, self.exchange.rank))
             whole = matrix_shape(batch.group, shape)
             fan_out, fan_in = (whole[-1], whole[-2]) if batch.group["conv1d"] else (whole[-2], whole[-1])
             sizes = split_sizes(batch.group, fan_out) * math.prod(whole[:-2])
-            cut = self.exchange.layout == "sharded" and len(whole) == 2
+            cut = self.exchange.layout == "sharded"
+            rows_cut = cut and cuts_rows(shape, regions, batch.group["conv1d"], len(whole) > 2)
             of_state = {key: block_parts(batch.group, value, shape, offset) for key, value in state.items()}
             of_update = block_parts(batch.group, update, shape, offset)
             for j, (first, part) in enumerate(block_parts(batch.group, param, shape, offset)):
@@ -80,7 +96,7 @@ class ParamLayout:
                 parted.updates.append(of_update[j][1])
                 parted.scales.append(scale(batch.group, (sizes[j], fan_in)))
                 parted.states.append({key: views[j][1] for key, views in of_state.items()})
-                parted.parts.append(Part(first, len(part), sizes[j], cut, cut and batch.group["conv1d"]))
+                parted.parts.append(Part(first, len(part), sizes[j], cut, rows_cut))
         return parted
 
 
@@ -93,12 +109,15 @@ def build_layouts(
 ) -> list[ParamLayout]:
     """The arguments are those of :class:`MatrixOptimizer`; so is the ValueError."""
     refs_of: dict[Kind, list[ParamRef]] = defaultdict(list)
+    groups: Groups = {}
     for index, group in enumerate(rule.param_groups):
         names = group.get("param_names") or [f"parameter {i} of group {index}" for i in range(len(group["params"]))]
         for param, name in zip(group["params"], names, strict=True):
             if not param.numel():
                 continue  # an empty matrix has nothing to update
-            refs_of[_kind(param, name, process_group)].append(ParamRef(param, index, name))
+            stacked = len(matrix_shape(group, param.shape)) > 2
+            place = place_of(param, name, stacked, process_group, groups)
+            refs_of[place.kind].append(ParamRef(param, index, name, place))
     layouts = []
     for (kind, ranks), refs in refs_of.items():
         compute_dtype = dtype or _default_dtype(rule, refs)
@@ -120,7 +139,7 @@ def create_state(rule: MatrixRule, layouts: list[ParamLayout]) -> set[str]:
             state.update({k: v for k, v in on_shards.items() if k not in state})
             shard_keys |= set(on_shards)
             if owner == layout.exchange.rank:
-                shapes = owner_shapes(partial(rule.owner_state, group), group, ref.param.shape)
+                shapes = owner_shapes(partial(rule.owner_state, group), group, ref.shape)
                 dtype = _state_dtype(layout.dtype)
                 new = {k: s for k, s in shapes.items() if k not in state}
                 state.update({k: torch.zeros(s, dtype=dtype, device=ref.param.device) for k, s in new.items()})
@@ -160,18 +179,6 @@ def check_same_gradients(layout: ParamLayout, active: list[int]) -> None:
     )
 
 
-def _kind(param: Tensor, name: str, process_group: dist.ProcessGroup | None) -> Kind:
-    if not isinstance(param, DTensor):
-        shared = process_group is not None and dist.get_world_size(process_group) > 1
-        return ("replicated", process_group) if shared else ("single", None)
-    dims = [dim for dim, placement in enumerate(param.placements) if not placement.is_replicate()]
-    if len(dims) > 1 or (dims and param.placements[dims[0]] != Shard(0)):
-        raise ValueError(f"{name} is placed as {param.placements}: only rows (Shard(0)) over one mesh dimension work")
-    if not dims or param.device_mesh.size(dims[0]) == 1:
-        return ("single", None)
-    return ("sharded", param.device_mesh.get_group(dims[0]))
-
-
 def _default_dtype(rule: MatrixRule, refs: list[ParamRef]) -> torch.dtype:
     widest = max((ref.param.dtype for ref in refs), key=lambda dtype: dtype.itemsize)
     on_cuda = refs[0].param.device.type == "cuda"
@@ -180,7 +187,7 @@ def _default_dtype(rule: MatrixRule, refs: list[ParamRef]) -> torch.dtype:
 
 def _spec(rule: MatrixRule, ref: ParamRef, dtype: torch.dtype) -> MatrixSpec:
     group = rule.param_groups[ref.group_index]
-    shape, sizes = tuple(ref.param.shape), block_shapes(group, ref.param.shape)
+    shape, sizes = ref.shape, block_shapes(group, ref.shape)
     joined_state = sum(map(math.prod, owner_shapes(partial(rule.owner_state, group), group, shape).values()))
     workspace = joined_state * float(_state_dtype(dtype).itemsize)
     workspace += sum(k * (m * n * dtype.itemsize + rule.workspace(group, (m, n), dtype)) for k, m, n in sizes)
@@ -189,7 +196,8 @@ def _spec(rule: MatrixRule, ref: ParamRef, dtype: torch.dtype) -> MatrixSpec:
     workspace = max(workspace, 2 * math.prod(shape) * ref.param.itemsize)  # what prepare returns; what apply makes
     flops = sum(k * rule.flops(group, (m, n), dtype) for k, m, n in sizes)
     stack = tuple(size for _, m, n in sizes for size in (m, n))
-    return MatrixSpec(shape, flops, (ref.group_index, *stack), workspace)
+    regions = ref.place.regions if ref.place.layout == "sharded" else None
+    return MatrixSpec(shape, flops, (ref.group_index, *stack), workspace, regions)
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -39,8 +39,8 @@ class MatrixOptimizer(OwnerState):
 
     Args:
         params: matrices (m, n), stacks of matrices such as experts [E, m, n], and convolutions' kernels
-            [O, I, kh, kw], each one matrix [O, I kh kw]; plain tensors or DTensors that FSDP2 sharded on dimension 0.
-            Named parameters give better error messages.
+            [O, I, kh, kw], each one matrix [O, I kh kw]; plain tensors, or DTensors of FSDP2, tensor parallelism,
+            expert parallelism and combinations of them.  Named parameters give better error messages.
         defaults: the rule's settings.  Every group also has ``split`` (the matrix is that many blocks of equal
             size along the fan-out dimension, each preconditioned alone with its own ``scale``: 3 for a fused QKV; or
             the rows of each block, (q, k, v) for grouped queries), ``head_dim`` (instead: the rows of every block, for
@@ -58,7 +58,8 @@ class MatrixOptimizer(OwnerState):
             in parts of it; see ``hyperball_step``.
 
     Raises:
-        ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is sharded differently.
+        ValueError: a parameter that is not a matrix, is not divisible by ``split``, or is neither sharded nor
+            replicated.
         RuntimeError: in ``step``, before any matrix travels, if a gradient is missing on some ranks only.
     """
 
@@ -169,7 +170,7 @@ class MatrixOptimizer(OwnerState):
         """The engine does not wait for the device; eigh, svd and Newton roots of a rule do."""
         present = {param for group in self.param_groups for param in group["params"]}  # removed ones are frozen
         active = [
-            [i for i, ref in enumerate(layout.refs) if ref.param.grad is not None and ref.param in present]
+            [i for i, ref in enumerate(layout.refs) if ref.param in present and ref.param.grad is not None and ref.held]
             for layout in self._layouts
         ]
         for layout, indices in zip(self._layouts, active, strict=True):
@@ -199,22 +200,22 @@ class MatrixOptimizer(OwnerState):
         stacks: dict[tuple[int, int, int], list[tuple[int, int]]] = defaultdict(list)
         for i in transfer.owned:
             ref = layout.refs[i]
-            for k, m, n in block_shapes(self.param_groups[ref.group_index], ref.param.shape):
+            for k, m, n in block_shapes(self.param_groups[ref.group_index], ref.shape):
                 stacks[ref.group_index, m, n].append((i, k))
         results: dict[int, Tensor] = {}
         for (group_index, m, n), members in stacks.items():
             group, sizes = self.param_groups[group_index], [k for _, k in members]
-            params = [layout.refs[i].param for i, _ in members]
-            stack = torch.empty(sum(sizes), m, n, dtype=layout.dtype, device=params[0].device)
-            for (i, _), param, blocks in zip(members, params, torch.split(stack, sizes), strict=True):
-                unpack_blocks(group, blocks, param.shape, partial(transfer.unpack_into, i))
-            held = [{k: v for k, v in self.state[p].items() if k not in self._shard_keys} for p in params]
-            states = [block_state(of, group, p.shape, m) for of, p in zip(held, params, strict=True)]
+            refs = [layout.refs[i] for i, _ in members]
+            stack = torch.empty(sum(sizes), m, n, dtype=layout.dtype, device=refs[0].param.device)
+            for (i, _), ref, blocks in zip(members, refs, torch.split(stack, sizes), strict=True):
+                unpack_blocks(group, blocks, ref.shape, partial(transfer.unpack_into, i))
+            held = [{k: v for k, v in self.state[ref.param].items() if k not in self._shard_keys} for ref in refs]
+            states = [block_state(of, group, ref.shape, m) for of, ref in zip(held, refs, strict=True)]
             state = cat_states(states)
             pieces = torch.split(self.precondition(group, stack, state), sizes)
             split_state(state, states, sizes)
-            for (i, _), param, blocks in zip(members, params, pieces, strict=True):
-                results[i] = pack_blocks(group, blocks, param.shape, results.get(i))
+            for (i, _), ref, blocks in zip(members, refs, pieces, strict=True):
+                results[i] = pack_blocks(group, blocks, ref.shape, results.get(i))
         return results
 
     def _apply(self, layout: ParamLayout, updates: dict[int, Tensor]) -> None:

@@ -11,6 +11,10 @@ IN_FLIGHT = 3
 """Buckets alive at once: one on its way to its owners, one computed, one on its way back."""
 
 
+Region = tuple[tuple[int, int], ...]
+"""A rectangle of a matrix: (first, last + 1) of every dimension."""
+
+
 @dataclass(frozen=True)
 class MatrixSpec:
     """One parameter as the plan sees it, e.g. a layer's (3072, 768) or an expert stack (8, 3072, 768)."""
@@ -19,6 +23,7 @@ class MatrixSpec:
     flops: float  # of the rule
     stack: tuple[int, ...]  # (group, m, n): parameters of equal ones are computed as one stack
     workspace: float = 0.0  # bytes that its owner allocates to compute it, its part of the stack included
+    regions: tuple[Region, ...] | None = None  # what each rank holds; None: rows, as FSDP2 cuts them
 
     @property
     def row_numel(self) -> int:
@@ -37,9 +42,8 @@ def shard_rows(rows: int, world_size: int, rank: int) -> int:
     return max(0, min(chunk, rows - chunk * rank))
 
 
-def first_row(rows: int, world_size: int, rank: int) -> int:
-    """Where ``shard_rows`` begin."""
-    return min(rows, -(-rows // world_size) * rank)
+def numel(region: Region) -> int:
+    return math.prod(stop - start for start, stop in region)
 
 
 def assign_owners(flops: Sequence[float], world_size: int) -> list[int]:
@@ -135,11 +139,25 @@ class Plan:
         return taken
 
     def _padded(self, spec: MatrixSpec) -> int:
+        if spec.regions is not None:
+            return self.world_size * max(map(numel, spec.regions))
         return shard_rows(spec.shape[0], self.world_size, 0) * self.world_size * spec.row_numel
+
+    def region(self, index: int, rank: int) -> Region:
+        """What ``rank`` holds of matrix ``index``."""
+        spec = self.specs[index]
+        if spec.regions is not None:
+            return spec.regions[rank]
+        rows = spec.shape[0]
+        start = min(rows, shard_rows(rows, self.world_size, 0) * rank)
+        return (start, start + shard_rows(rows, self.world_size, rank)), *((0, size) for size in spec.shape[1:])
 
     def shard_numel(self, index: int, rank: int) -> int:
         """Elements of matrix ``index`` that ``rank`` holds."""
-        return shard_rows(self.specs[index].shape[0], self.world_size, rank) * self.specs[index].row_numel
+        spec = self.specs[index]
+        if spec.regions is not None:
+            return numel(spec.regions[rank])
+        return shard_rows(spec.shape[0], self.world_size, rank) * spec.row_numel
 
     def elements_sent(self, rank: int, active: Sequence[int]) -> int:
         """Elements that ``rank`` sends to others in one step over sharded parameters (the formula above)."""

@@ -1,6 +1,7 @@
 """What owners hold of whole matrices becomes DTensors, and DTensors become what owners hold: for state dicts only.
 
-A tensor of whole shape is cut along its longest side over the mesh dimensions that the parameter is sharded over.
+A tensor of whole shape is cut along its longest side over the mesh dimensions that cut the parameter's matrices; and
+along its first over those that cut a stack between its matrices, as the stack is.
 """
 
 import math
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from .exchange import Exchange
-from .layout import ParamLayout
+from .layout import ParamLayout, ParamRef
+from .regions import coordinates, region_of
 
 Shapes = dict[str, tuple[int, ...]]
-Region = tuple[slice, ...]
+Slices = tuple[slice, ...]
 
 
 def state_dtype(layout: ParamLayout) -> torch.dtype:
@@ -24,17 +26,21 @@ def state_dtype(layout: ParamLayout) -> torch.dtype:
 
 
 def to_dtensors(
-    layout: ParamLayout, shapes: Mapping[int, Shapes], held: Mapping[int, Mapping[str, Tensor]]
+    layout: ParamLayout,
+    shapes: Mapping[int, Shapes],
+    wholes: Mapping[int, Shapes],
+    held: Mapping[int, Mapping[str, Tensor]],
 ) -> dict[int, dict[str, Tensor]]:
     """On all ranks of the group.
 
     Args:
         shapes: of the state of matrix i, by name, the same on all ranks.
+        wholes: the same, of all matrices of a stack that other groups have some of.
         held: the state of the matrices that this rank owns.
     """
     exchange, found = layout.exchange, {}
     for turn in _turns(exchange, shapes):
-        regions = {i: _regions(layout.refs[i].param, exchange, shapes[i]) for i in turn if i is not None}
+        regions = {i: _regions(layout.refs[i], exchange, shapes[i]) for i in turn if i is not None}
         mine = turn[exchange.rank]
         outgoing: list[list[Tensor]] = [[] for _ in turn]
         if mine is not None:
@@ -42,10 +48,9 @@ def to_dtensors(
         coming = [[] if i is None else [_shape(of[exchange.rank]) for of in regions[i].values()] for i in turn]
         for i, parts in zip(turn, _all_to_all(layout, outgoing, coming), strict=True):
             if i is not None:
-                param = layout.refs[i].param
                 found[i] = {
-                    key: _dtensor(param, part, shape)
-                    for (key, shape), part in zip(shapes[i].items(), parts, strict=True)
+                    key: as_dtensor(layout.refs[i], part, whole)
+                    for (key, whole), part in zip(wholes[i].items(), parts, strict=True)
                 }
     return found
 
@@ -60,10 +65,12 @@ def to_owners(
     """
     exchange, found = layout.exchange, {}
     for turn in _turns(exchange, shapes):
-        regions = {i: _regions(layout.refs[i].param, exchange, shapes[i]) for i in turn if i is not None}
+        regions = {i: _regions(layout.refs[i], exchange, shapes[i]) for i in turn if i is not None}
         mine = turn[exchange.rank]
         outgoing = [
-            [] if i is None else [_part(states[i][key], of[exchange.rank]) for key, of in regions[i].items()]
+            []
+            if i is None
+            else [_part(layout.refs[i], states[i][key], of, exchange.rank) for key, of in regions[i].items()]
             for i in turn
         ]
         coming: list[list[tuple[int, ...]]] = [[] for _ in turn]
@@ -108,41 +115,62 @@ def _all_to_all(
     return found
 
 
-def _regions(param: Tensor, exchange: Exchange, shapes: Shapes) -> dict[str, list[Region]]:
+def _regions(ref: ParamRef, exchange: Exchange, shapes: Shapes) -> dict[str, list[Slices]]:
     """By name, what each rank of the group holds of a tensor of that shape."""
-    assert isinstance(param, DTensor) and exchange.group is not None
-    mesh, dims = param.device_mesh, [dim for dim, p in enumerate(param.placements) if not p.is_replicate()]
-    places = []
-    for rank in dist.get_process_group_ranks(exchange.group):
-        coordinates = (mesh.mesh == rank).nonzero()[0].tolist()
-        places.append([(mesh.size(dim), coordinates[dim]) for dim in dims])
-    return {key: [_region(shape, place) for place in places] for key, shape in shapes.items()}
+    assert isinstance(ref.param, DTensor) and exchange.group is not None
+    found: dict[str, list[Slices]] = {key: [] for key in shapes}
+    for at in coordinates(ref.param, exchange.group):
+        for key, shape in shapes.items():
+            side = _longest(ref, shape)
+            cuts = [(side, ref.param.device_mesh.size(dim), at[dim]) for dim in sorted(ref.place.within)]
+            found[key].append(tuple(slice(*bounds) for bounds in region_of(shape, cuts if side >= 0 else [])))
+    return found
 
 
-def _region(shape: tuple[int, ...], place: list[tuple[int, int]]) -> Region:
-    """Of the rank that is (of so many, the n-th) along each mesh dimension, as ``Shard`` cuts: chunk by chunk."""
-    start, stop = 0, max(shape)
-    for count, nth in place:
-        chunk = -(-(stop - start) // count)
-        start, stop = min(start + nth * chunk, stop), min(start + (nth + 1) * chunk, stop)
-    return tuple(slice(start, stop) if dim == _longest(shape) else slice(0, size) for dim, size in enumerate(shape))
+def _longest(ref: ParamRef, shape: tuple[int, ...]) -> int:
+    """The dimension to cut, -1 for none: the first of a stack may be cut already."""
+    first = 1 if ref.place.between else 0
+    return first + shape[first:].index(max(shape[first:])) if shape[first:] else -1
 
 
-def _longest(shape: tuple[int, ...]) -> int:
-    return shape.index(max(shape))
-
-
-def _shape(region: Region) -> tuple[int, ...]:
+def _shape(region: Slices) -> tuple[int, ...]:
     return tuple(part.stop - part.start for part in region)
 
 
-def _part(value: Tensor, region: Region) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value[region]
+def _part(ref: ParamRef, value: Tensor, regions: list[Slices], rank: int) -> Tensor:
+    if isinstance(value, DTensor):
+        return value.to_local()
+    return own_matrices(ref, value)[regions[rank]]
 
 
-def _dtensor(param: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
-    assert isinstance(param, DTensor)
-    cut = Shard(_longest(shape))
-    placements: list[Placement] = [Replicate() if p.is_replicate() else cut for p in param.placements]
+def own_matrices(ref: ParamRef, value: Tensor) -> Tensor:
+    """Of the state of a whole stack, in a tensor or as :func:`as_dtensor` makes it, that of this rank's matrices."""
+    if not ref.place.between:
+        return value.full_tensor() if isinstance(value, DTensor) else value
+    if isinstance(value, DTensor):
+        return value.to_local()
+    blocks = len(value) // len(ref.param)  # of one matrix
+    return value[ref.place.first * blocks : (ref.place.first + ref.shape[0]) * blocks]
+
+
+def as_dtensor(ref: ParamRef, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """From what this rank has of a tensor of that shape.
+
+    Raises:
+        RuntimeError: it cannot be one, because ranks hold unequal numbers of split matrices.
+    """
+    assert isinstance(ref.param, DTensor)
+    mesh, place = ref.param.device_mesh, ref.place
+    ranks = math.prod(mesh.size(dim) for dim in place.between)
+    if shape[0] != len(ref.param) and len(ref.param) % ranks:
+        raise RuntimeError(
+            f"{ref.name}: the state of {len(ref.param)} matrices that are split further cannot be saved from {ranks} "
+            "ranks, which do not divide them"
+        )
+    side = _longest(ref, shape)
+    cut: Placement = Shard(side) if side >= 0 else Replicate()
+    placements: list[Placement] = [
+        Shard(0) if dim in place.between else cut if dim in place.within else Replicate() for dim in range(mesh.ndim)
+    ]
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part, param.device_mesh, placements, shape=torch.Size(shape), stride=stride)
+    return DTensor.from_local(part, mesh, placements, shape=torch.Size(shape), stride=stride)

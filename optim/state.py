@@ -15,11 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from .base import Group, Optimizer
 from .layout import ParamLayout
-from .resharding import Shapes, state_dtype, to_dtensors, to_owners
+from .resharding import Shapes, as_dtensor, own_matrices, state_dtype, to_dtensors, to_owners
 from .stacks import owner_shapes
 
 States = dict[Tensor, dict[str, Any]]
@@ -77,11 +76,14 @@ class OwnerState(Optimizer):
         """Per parameter, its state as in a state dict; of replicated matrices, what this rank holds."""
         states = {p: dict(self.state.get(p, {})) for group in self.param_groups for p in group["params"]}
         for layout in self._layouts:
-            if layout.exchange.layout != "sharded":
-                continue
-            shapes = _owner_shapes(self, layout)
+            shapes, wholes = _owner_shapes(self, layout), _owner_shapes(self, layout, of_stack=True)
             held = {i: self.state[layout.refs[i].param] for i in shapes}
-            for i, state in to_dtensors(layout, shapes, held).items():
+            if layout.exchange.layout == "sharded":
+                found = to_dtensors(layout, shapes, wholes, held)
+            else:
+                cut = [(i, layout.refs[i]) for i in shapes if layout.refs[i].place.between]
+                found = {i: {key: as_dtensor(ref, held[i][key], s) for key, s in wholes[i].items()} for i, ref in cut}
+            for i, state in found.items():
                 states[layout.refs[i].param] |= state
         return states
 
@@ -124,16 +126,20 @@ class OwnerState(Optimizer):
                     live.pop(key, None)
                     if i in found:
                         value = found[i][key]
-                        value = value.full_tensor() if isinstance(value, DTensor) else value
+                        if exchange.layout != "sharded":
+                            value = own_matrices(layout.refs[i], value)
                         live[key] = value.to(params[i].device, state_dtype(layout), copy=True)
 
 
-def _owner_shapes(rule: OwnerState, layout: ParamLayout) -> dict[int, Shapes]:
-    """By the number of a matrix in its layout, of those that have such state."""
+def _owner_shapes(rule: OwnerState, layout: ParamLayout, of_stack: bool = False) -> dict[int, Shapes]:
+    """By the number of a matrix in its layout, of those that have such state; ``of_stack``: of all matrices of a stack,
+    not only this rank's."""
     shapes = {}
     for i, ref in enumerate(layout.refs):
         group = rule.param_groups[ref.group_index]
-        shapes[i] = owner_shapes(partial(rule.owner_state, group), group, ref.param.shape)
+        shapes[i] = owner_shapes(
+            partial(rule.owner_state, group), group, tuple(ref.param.shape) if of_stack else ref.shape
+        )
     return {i: of for i, of in shapes.items() if of}
 
 

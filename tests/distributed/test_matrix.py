@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from optim import Muon
 from optim.polar import polar
 from tests.distributed.harness import run_workers
-from tests.distributed.matrices import gradient, sharded, whole
+from tests.distributed.matrices import Matrices, gradient, sharded, whole
 from tests.optim.reference import AWKWARD, STACKED, plain_muon, seeded
 
 pytestmark = pytest.mark.slow
@@ -237,3 +240,35 @@ def test_splits_conv1d_and_experts(tmp_path, layout, world_size):
     for weights in run_workers(split_groups, world_size, tmp_path, layout=layout):
         for a, b in zip(weights, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+EVEN = [(8, 4), (4, 8), (16, 12), (4, 6, 4)]  # FSDP2 over tensor parallelism takes shards that divide
+
+
+def tensor_parallel(rank, world_size, fsdp):
+    """Weights that tensor parallelism has cut by rows and by columns, under FSDP2 or alone."""
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (world_size // 2, 2), mesh_dim_names=("fsdp", "tp"))
+    model = Matrices(EVEN)
+    for i, weight in enumerate(model.weights):
+        sharded = distribute_tensor(weight.detach(), mesh["tp"], [Shard(i % 2)], src_data_rank=None)
+        model.weights[i] = nn.Parameter(sharded)
+    if fsdp:
+        fully_shard(model, mesh=mesh["fsdp"])
+    optimizer = Muon(model.named_parameters(), bucket_bytes=5000)
+    for step in range(STEPS):
+        for i, param in enumerate(model.weights):
+            param.grad = gradient(param, step, i)
+        optimizer.step()
+    return [whole(p) for p in model.weights]
+
+
+@pytest.mark.parametrize(("world_size", "fsdp"), [(2, False), (4, True)])
+def test_tensor_parallelism_changes_nothing(tmp_path, world_size, fsdp):
+    expected = reference(EVEN[:3])
+    for weights in run_workers(tensor_parallel, world_size, tmp_path, fsdp=fsdp):
+        assert all(torch.equal(a, b) for a, b in zip(weights[:3], expected, strict=True))
+        experts = [seeded(EVEN[3], 1 + t, 3) for t in range(STEPS)]
+        for j, got in enumerate(weights[3]):
+            (want,) = plain_muon([seeded(EVEN[3], 0, 3)[j]], [[grad[j]] for grad in experts], polar)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,221 @@
+"""Sharded = whole over drawn meshes and placements: tensor parallelism, FSDP2 x TP, experts, replicas of them all."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import Partial, _StridedShard
+
+import optim
+from tests.errors import raises_naming
+from tests.optim.reference import seeded
+from tests.optim.test_measure import Floored
+from tests.optim.threads import run_threads
+
+RULES = {
+    "muon": (optim.Muon, dict(weight_decay=0.1, cautious=True)),
+    "hyperball": (optim.Muon, dict(constraint="hyperball")),
+    "rows": (Floored, {}),
+    "normuon": (optim.NorMuon, dict(scale="rms_to_rms")),
+    "shampoo": (optim.Shampoo, dict(update_freq=2, eps=0.1)),
+    "soap": (optim.SOAP, dict(update_freq=2, max_dim=0)),
+}
+STEPS = 3
+
+
+@st.composite
+def cases(draw):
+    """A mesh of up to three dimensions, and matrices, experts and kernels, each placed in its own way on it."""
+    mesh = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3).filter(lambda sizes: math.prod(sizes) <= 8))
+    params = []
+    for _ in range(draw(st.integers(1, 4))):
+        shape = tuple(draw(st.lists(st.integers(1, 6), min_size=2, max_size=4)))
+        own = {"conv1d": draw(st.booleans())} if len(shape) < 4 else {}
+        fan_out = shape[0] if len(shape) == 4 else shape[-1 if own["conv1d"] else -2]
+        cut = draw(st.integers(0, fan_out))
+        own["split"] = draw(st.sampled_from([1, fan_out, [cut, fan_out - cut] if 0 < cut < fan_out else 1]))
+        dims = st.sampled_from([None, *range(len(shape))])
+        params.append((shape, own, draw(st.lists(dims, min_size=len(mesh), max_size=len(mesh)))))
+    return {"mesh": mesh, "params": params, "bucket_bytes": draw(st.integers(1, 3000))}
+
+
+def train(rule, case, place=lambda full, dims: full):
+    cls, hyper = RULES[rule]
+    weights = [
+        nn.Parameter(place(seeded(shape, 0, i, dtype=torch.float64), dims))
+        for i, (shape, _, dims) in enumerate(case["params"])
+    ]
+    groups = [{"params": [w], **own} for w, (_, own, _) in zip(weights, case["params"], strict=True)]
+    optimizer = cls(groups, **hyper, bucket_bytes=case["bucket_bytes"])
+    for step in range(STEPS):
+        for i, (weight, (shape, _, dims)) in enumerate(zip(weights, case["params"], strict=True)):
+            weight.grad = place(seeded(shape, 1 + step, i, dtype=torch.float64), dims)
+        optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+def on_mesh(mesh):
+    def place(full, dims):
+        placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
+        return distribute_tensor(full, mesh, placements, src_data_rank=None)
+
+    return place
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_any_placement_gives_the_weights_of_one_process(rule, case):
+    expected = train(rule, case)
+
+    def on_rank(rank):
+        place = on_mesh(init_device_mesh("cpu", tuple(case["mesh"])))
+        got = train(rule, case, place)
+        for weight, whole, (shape, _, dims) in zip(got, expected, case["params"], strict=True):
+            want = place(whole, dims).to_local()
+            assert (weight.to_local() - want).norm() <= 1e-10 * whole.norm(), (shape, dims)
+
+    run_threads(math.prod(case["mesh"]), on_rank)
+
+
+def fsdp_of_tp(full, mesh, dim):
+    """As fully_shard leaves what tensor parallelism has cut along ``dim`` before."""
+    (fsdp, of_fsdp), (tp, of_tp) = ((mesh.get_local_rank(d), mesh.size(d)) for d in range(2))
+    part = full.chunk(of_tp, dim)[tp].chunk(of_fsdp)[fsdp]
+    placements = [_StridedShard(0, split_factor=of_tp), Shard(0)] if dim == 0 else [Shard(0), Shard(dim)]
+    return DTensor.from_local(part, mesh, placements, shape=full.shape, stride=full.stride())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_fsdp_over_tensor_parallelism(rule):
+    case = {"params": [((8, 4), {}, 0), ((4, 8), {}, 1), ((12, 4), {"split": [6, 3, 3]}, 0)], "bucket_bytes": 500}
+    expected = train(rule, case)
+
+    def on_rank(rank):
+        mesh = init_device_mesh("cpu", (2, 2))
+        got = train(rule, case, lambda full, dim: fsdp_of_tp(full, mesh, dim))
+        for weight, whole, (*_, dim) in zip(got, expected, case["params"], strict=True):
+            torch.testing.assert_close(weight.to_local(), fsdp_of_tp(whole, mesh, dim).to_local(), rtol=0, atol=1e-12)
+
+    run_threads(4, on_rank)
+
+
+def sent_and_owned(monkeypatch, shape, mesh, dims):
+    """By rank: elements sent to others and matrices preconditioned in one step."""
+    counts = {}
+    all_to_all = dist.all_to_all_single
+
+    def spy(output, input, output_splits, input_splits, group, async_op):
+        counts[dist.get_rank()][0] += input.numel() - input_splits[dist.get_rank(group)]
+        return all_to_all(output, input, output_splits, input_splits, group=group, async_op=async_op)
+
+    class Counted(optim.Muon):
+        def precondition(self, group, stack, state):
+            counts[dist.get_rank()][1] += len(stack)
+            return super().precondition(group, stack, state)
+
+    monkeypatch.setattr(dist, "all_to_all_single", spy)
+
+    def on_rank(rank):
+        counts[rank] = [0, 0]
+        place = on_mesh(init_device_mesh("cpu", mesh))
+        weight = nn.Parameter(place(seeded(shape, 0), dims))
+        weight.grad = place(seeded(shape, 1), dims)
+        optimizer = Counted([weight])
+        optimizer.step()
+        plan = optimizer._layouts[0].exchange.plan
+        rank = optimizer._layouts[0].exchange.rank
+        return plan.elements_sent(rank, range(len(plan.specs)))
+
+    formula = run_threads(math.prod(mesh), on_rank)
+    assert [counts[rank][0] for rank in range(len(formula))] == formula
+    return [tuple(counts[rank]) for rank in range(len(formula))]
+
+
+@pytest.mark.parametrize(
+    ("experts", "mesh", "dims", "expected"),
+    [
+        (6, (3,), [0], [(0, 2)] * 3),
+        (5, (3,), [0], [(0, 2), (0, 2), (0, 1)]),
+        (2, (3,), [0], [(0, 1), (0, 1), (0, 0)]),
+        (6, (2, 2), [0, 0], [(0, 2), (0, 1), (0, 2), (0, 1)]),
+        (4, (2, 2), [None, 0], [(0, 2)] * 4),
+        (4, (2, 2), [0, 1], [(24, 2), (24, 0)] * 2),  # halves of 2 experts of 24 elements to the owner, and back
+    ],
+)
+def test_experts_that_lie_whole_on_a_rank_stay_there(monkeypatch, experts, mesh, dims, expected):
+    assert sent_and_owned(monkeypatch, (experts, 4, 6), mesh, dims) == expected
+
+
+@pytest.mark.parametrize("dims", [[1, None], [0, 1], [1, 0], [0, 0]])
+def test_bytes_over_regions_are_those_of_the_formula(monkeypatch, dims):
+    sent = sent_and_owned(monkeypatch, (8, 4), (2, 2), dims)
+    holders = 2 if None in dims else 4
+    assert sum(elements for elements, _ in sent) == 4 // holders * 2 * 32 * (holders - 1) / holders
+
+
+STATES = {
+    "params": [((5, 3, 4), {}, [0, None]), ((4, 6, 2), {"split": 2}, [0, 1]), ((5, 3, 4), {}, [None, 0])]
+    + [((2, 3, 4), {}, [0, 2]), ((1, 4, 3), {}, [0, 1]), ((6, 4), {"split": [3, 2, 1]}, [0, 1]), ((5, 3), {}, [1, 0])],
+    "bucket_bytes": 1000,
+}
+
+
+def half_way(cls, place, states=None):
+    """State after two steps, and the weights after a third; or the latter alone, from that state."""
+    weights = [
+        nn.Parameter(place(seeded(shape, 0, i).double(), dims)) for i, (shape, _, dims) in enumerate(STATES["params"])
+    ]
+    optimizer = cls([{"params": [w], **own} for w, (_, own, _) in zip(weights, STATES["params"], strict=True)])
+    if states is not None:
+        optimizer.load_state_dict(states)
+    kept = None
+    for step in range(0 if states is None else 2, 3):
+        if step == 2:
+            kept = optimizer.state_dict()
+            kept["state"] = {i: {k: v.clone() for k, v in state.items()} for i, state in kept["state"].items()}
+        for i, (weight, (shape, _, dims)) in enumerate(zip(weights, STATES["params"], strict=True)):
+            weight.grad = place(seeded(shape, 1 + step, i).double(), dims)
+            if step == 2:  # whatever came before, so that only the state tells
+                weight.copy_(place(seeded(shape, 9, i).double(), dims))
+        optimizer.step()
+    return kept, [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("cls", [optim.NorMuon, optim.Shampoo])
+def test_state_dicts_of_any_layout_are_those_of_one_process(cls):
+    def on_rank(rank):
+        place = on_mesh(init_device_mesh("cpu", (2, 2)))
+        state, weights = half_way(cls, place)
+        for i, want in expected["state"].items():
+            assert state["state"][i].keys() == want.keys()
+            for key, value in want.items():
+                torch.testing.assert_close(state["state"][i][key].full_tensor(), value, rtol=1e-10, atol=1e-10)
+        _, resumed = half_way(cls, place, state)
+        for got, again, whole, (*_, dims) in zip(weights, resumed, expected_weights, STATES["params"], strict=True):
+            assert torch.equal(got.to_local(), again.to_local())
+            torch.testing.assert_close(got.to_local(), place(whole, dims).to_local(), rtol=1e-10, atol=1e-10)
+
+    with torch.no_grad():
+        expected, expected_weights = half_way(cls, lambda full, dims: full)
+        run_threads(4, torch.no_grad()(on_rank))
+
+
+@pytest.mark.parametrize(
+    ("shape", "placements", "words"),
+    [((4, 4), [Partial()], ("Partial", "sharded or replicated")), ((2, 4, 2, 2), [Shard(1)], ("first dimension",))],
+)
+def test_what_is_no_rectangle_of_matrices_is_refused(shape, placements, words):
+    def on_rank(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        weight = nn.Parameter(DTensor.from_local(torch.ones(shape), mesh, placements))
+        with raises_naming(ValueError, "weight", *words):
+            optim.Muon([{"params": [("weight", weight)], "stack": True}])
+
+    run_threads(2, on_rank)
