@@ -170,11 +170,12 @@ class Optimizers:
             for member in modal:
                 member.train()
 
-    def set_lr(self, multiplier: float) -> dict[str, float]:
-        """Set every lr to ``multiplier`` times its configured value; returns role -> lr now in force."""
+    def set_lr(self, multiplier: float | Mapping[str, float]) -> dict[str, float]:
+        """Set every lr to ``multiplier``, or its role's, times its configured value; returns role -> lr in force."""
         for role, member in self.members.items():
+            factor = multiplier[role] if isinstance(multiplier, Mapping) else multiplier
             for group, lr in zip(member.param_groups, self.base_lr[role], strict=True):
-                group["lr"] = lr * multiplier
+                group["lr"] = lr * factor
         return {role: member.param_groups[0]["lr"] for role, member in self.members.items()}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:

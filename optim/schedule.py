@@ -35,7 +35,26 @@ def wsd(step: int, steps: int, warmup: int = 0, decay: int = 0, final: float = 0
     return min(_ramp(step, warmup), final + (1 - final) * (1 - math.sqrt(_decayed(step, steps, decay))))
 
 
-SCHEDULES = {"constant": constant, "warmdown": warmdown, "cosine": cosine, "wsd": wsd}
+def power(step: int, steps: int, warmup: int = 0, decay: float = 0, final: float = 0.0, power: float = 1.0) -> float:
+    """Linear warm-up, 1, then the last ``decay`` steps' remaining part to the ``power``, never below ``final``
+    (modded-nanogpt's PowerCool: min(1, c (steps - step)^power) with c = decay^-power)."""
+    left = max(0, steps - step) / decay if decay else 1.0
+    fallen: float = min(1.0, left) ** power
+    return min(_ramp(step, warmup), max(final, fallen))
+
+
+def nanogpt(step: int, steps: int, warmup: int = 0, final: float = 0.0) -> float:
+    """As nanoGPT's train.py has it: a warm-up that does not reach 1, (step + 1) / (warmup + 1), then half a cosine that
+    begins at the warm-up's end, to ``final``."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    along = min(1.0, (step - warmup) / (steps - warmup)) if steps > warmup else 1.0
+    return final + (1 - final) * (1 + math.cos(math.pi * along)) / 2
+
+
+SCHEDULES = {
+    "constant": constant, "warmdown": warmdown, "cosine": cosine, "wsd": wsd, "power": power, "nanogpt": nanogpt,
+}  # fmt: skip
 
 
 def in_steps(length: float, steps: int) -> int:
@@ -43,13 +62,43 @@ def in_steps(length: float, steps: int) -> int:
     return round(length * steps) if length <= 1 else int(length)
 
 
-def build(name: str, *, steps: int, warmup: float = 0, decay: float = 0, final: float = 0.0) -> Schedule:
+def line(key: str, points: Any, steps: int) -> Schedule:
+    """Straight lines between ``points`` [(length, value), …], constant before the first and after the last.
+
+    Of two points at one step, the later holds from there on.
+    Raises ValueError: they are no such list, or not in order.
+    """
+    try:
+        pairs = [(float(at), float(value)) for at, value in points]
+        lengths, values = [at for at, _ in pairs], [value for _, value in pairs]
+        first = lengths[0]
+    except (TypeError, ValueError, IndexError):
+        raise ValueError(f"{key}={points}: give points [[length, value], …]") from None
+    ats = [in_steps(length, steps) for length in lengths]
+    if ats != sorted(ats) or first < 0:
+        raise ValueError(f"{key}={points}: give lengths of 0 or more in increasing order")
+
+    def at(step: int) -> float:
+        after: int = sum(place <= step for place in ats)
+        if after in (0, len(ats)):
+            return values[max(0, after - 1)]
+        along = (step - ats[after - 1]) / (ats[after] - ats[after - 1])
+        return values[after - 1] + along * (values[after] - values[after - 1])
+
+    return at
+
+
+def build(
+    name: str, *, steps: int, warmup: float = 0, decay: float = 0, final: float = 0.0, power: float = 1.0
+) -> Schedule:
     """The schedule ``name`` as a function of the step alone.
 
     Args:
         steps: length of the run.
-        warmup, decay: lengths as :func:`in_steps` reads them.  ``decay`` is for ``warmdown`` and ``wsd``.
+        warmup, decay: lengths as :func:`in_steps` reads them.  ``decay`` is for ``warmdown``, ``wsd`` and ``power``,
+            which does not round it to whole steps.
         final: the multiplier at the end, for all but ``constant``.
+        power: exponent of the fall, for ``power``.
 
     Raises:
         ValueError: an unknown name, or a length or ``final`` out of range.
@@ -63,9 +112,16 @@ def build(name: str, *, steps: int, warmup: float = 0, decay: float = 0, final: 
             raise ValueError(f"{key}={value}: the schedule {name} has no such setting; leave it 0")
         if key == "final" and not 0 <= value <= 1:
             raise ValueError(f"final={value}: give a multiplier between 0 and 1")
-        if value < 0 or (value > 1 and value != int(value)):
+        whole = name != "power" or key != "decay"
+        if value < 0 or (whole and value > 1 and value != int(value)):
             raise ValueError(f"{key}={value}: give a fraction of the run up to 1, or a whole number of steps")
-    settings["warmup"], settings["decay"] = in_steps(warmup, steps), in_steps(decay, steps)
+    if power != 1 and name != "power":
+        raise ValueError(f"power={power}: the schedule {name} has no such setting; leave it 1")
+    if not power > 0:
+        raise ValueError(f"power={power}: give a number above 0")
+    settings |= {"warmup": in_steps(warmup, steps), "decay": in_steps(decay, steps), "power": power}
+    if name == "power":
+        settings["decay"] = decay * steps if decay <= 1 else decay
     if settings["warmup"] + settings["decay"] > steps:
         total = f"warmup of {settings['warmup']} and decay of {settings['decay']} steps"
         raise ValueError(f"{total} do not fit into train.steps={steps}: shorten them")

@@ -16,7 +16,10 @@ MODULES = {
 LAYERS = (
     ("common",),
     ("data", "optim"),
-    ("trainer.attention", "trainer.config", "trainer.language_model", "trainer.mesh", "trainer.model"),
+    (
+        *("trainer.attention", "trainer.config", "trainer.initial", "trainer.language_model", "trainer.mesh"),
+        *("trainer.model", "trainer.schedules"),
+    ),
     ("trainer.parallel",),
     ("trainer.evaluate", "trainer.guard", "trainer.metrics"),
     ("trainer.run",),

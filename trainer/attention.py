@@ -30,9 +30,11 @@ class KVCache:
 class Attention(nn.Module):
     """Causal self-attention. q, k, v and o are separate, so that each is a matrix of its own to the optimizer."""
 
-    def __init__(self, n_embd: int, n_head: int, *, bias: bool, qk_norm: bool, scale: float | None):
+    def __init__(self, n_embd: int, n_head: int, *, bias: bool, qk_norm: bool, norm_eps: float | None,
+                 scale: float | None):  # fmt: skip
         super().__init__()
-        self.n_head, self.head_dim, self.qk_norm, self.scale = n_head, n_embd // n_head, qk_norm, scale
+        self.n_head, self.head_dim, self.qk_norm = n_head, n_embd // n_head, qk_norm
+        self.norm_eps, self.scale = norm_eps, scale
         self.q, self.k, self.v, self.o = (nn.Linear(n_embd, n_embd, bias=bias) for _ in range(4))
 
     def forward(
@@ -41,7 +43,7 @@ class Attention(nn.Module):
         heads = (*x.shape[:2], self.n_head, self.head_dim)
         q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
         if self.qk_norm:
-            q, k = F.rms_norm(q, heads[-1:], eps=1e-6), F.rms_norm(k, heads[-1:], eps=1e-6)
+            q, k = (F.rms_norm(x, heads[-1:], eps=self.norm_eps) for x in (q, k))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
@@ -54,8 +56,8 @@ class Attention(nn.Module):
 
 
 def rotation(position: str, head_dim: int, length: int, like: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864), in like's dtype, of the
-    T = length positions from start on.
+    """Cosines and sines (T, 1, D/2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864) of the T = length
+    positions from start on, in float32 at least, in which `rotate` computes too: bfloat16 would blur far positions.
 
     half_rope is the speedrun's: wavelengths from 2π to 2048π, and the other half of the pairs stands still.
     """
@@ -67,7 +69,7 @@ def rotation(position: str, head_dim: int, length: int, like: Tensor, start: int
         frequency = 1024.0 ** -torch.linspace(0, 1, pairs // 2, dtype=exact, device=like.device)
         frequency = F.pad(frequency, (0, pairs - pairs // 2))
     angle = torch.arange(start, start + length, dtype=exact, device=like.device)[:, None, None] * frequency
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    return angle.cos(), angle.sin()
 
 
 def same_document(tokens: Tensor, start: int) -> Tensor:
@@ -92,4 +94,4 @@ def mask_after(tokens: Tensor, start: int | None, cache: KVCache) -> Tensor | No
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x[i], x[i + D/2]) of x (B, T, H, D) by the angles of their positions."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)

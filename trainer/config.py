@@ -7,7 +7,7 @@ The keys of the sections in ``OPEN_SECTIONS`` are those of the class that their 
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
@@ -19,18 +19,18 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from common import UserError
 from data.config import DataConfig
-from optim import schedule
 from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, check_logits, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
+from trainer.schedules.config import AverageConfig, LookaheadConfig, ScheduleConfig
 
 ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
-    *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.tokens", "optim.lr_scale"),
+    *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
     *("eval.sample_tokens", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last", "logger.every"),
 )
-OPEN_SECTIONS = ("model", "data.source", *(f"optim.{role}" for role in ROLES))
+OPEN_SECTIONS = ("model", "data.source", *(f"{section}.{role}" for section in ("optim", "schedule") for role in ROLES))
 
 
 class Resume(StrEnum):
@@ -50,6 +50,11 @@ class Dtype(StrEnum):
 class NonFinite(StrEnum):
     stop = "stop"
     skip = "skip"
+
+
+class Loss(StrEnum):
+    mean = "mean"
+    sum = "sum"
 
 
 class LoggerKind(StrEnum):
@@ -89,6 +94,7 @@ class TrainConfig:
     seq_len: int = MISSING  # tokens of one sequence
     micro_batch: int | None = None  # sequences of one forward pass on one rank; default: what fits (see below)
     dtype: Dtype = Dtype.auto  # of the parameters and activations
+    loss: Loss = Loss.mean  # of a batch's N tokens, to be differentiated; for the sum an eps beside |g| is 1/N of it
     clip: float | None = None  # largest global gradient norm; default: no clipping
     non_finite: NonFinite = NonFinite.stop  # when a loss or gradient is not finite: end the run, or skip the update
     max_skips: int = 10  # updates in a row that may be skipped
@@ -99,6 +105,7 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     every: int = MISSING  # updates between evaluations; the last update is always followed by one
+    late_every: int | None = None  # the same in the last tenth of the schedule; default: as before it
     tokens: int = MISSING  # tokens of the validation set that are read, over all ranks
     sample: str | None = None  # a text that the model goes on with at every evaluation; default: none
     sample_tokens: int = 100  # so long
@@ -124,16 +131,6 @@ class OptimConfig:
     embedding: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     scalar: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ScheduleConfig:
-    """Lengths up to 1 are fractions of ``train.steps``, above 1 numbers of steps; see ``optim/schedule.py``."""
-
-    name: str = MISSING
-    warmup: float = 0.0  # length of the rise from 0
-    decay: float = 0.0  # length of the fall at the end
-    final: float = 0.0  # multiplier of the learning rate at the end of the fall
 
 
 @dataclass
@@ -164,6 +161,8 @@ class Config:
     data: DataConfig = MISSING
     optim: OptimConfig = MISSING
     schedule: ScheduleConfig = MISSING
+    lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     parallel: ParallelConfig = MISSING
     logger: LoggerConfig = MISSING
 
@@ -211,10 +210,9 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     except ValueError as error:
         raise UserError(str(error)) from None
     fit_batch(config, world_size)
-    try:
-        schedule.build(**asdict(config.schedule), steps=config.train.steps)
-    except ValueError as error:
-        raise UserError(f"schedule.{error}") from None
+    config.schedule.check(config.train.steps, {role: getattr(config.optim, role) for role in ROLES})
+    config.lookahead.check()
+    config.average.check()
     return config
 
 

@@ -88,9 +88,12 @@ def init_tensor(name: str, shape: torch.Size, seed: int, mean: float, std: float
     """Normal values that depend on (seed, name, shape) only: not on rank, order or any global random state."""
     if std == 0:
         return torch.full(shape, mean)
+    return torch.empty(shape).normal_(mean, std, generator=init_generator(name, seed))
+
+
+def init_generator(name: str, seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(shape).normal_(mean, std, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def model_class(target: Any) -> type[LanguageModel]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from common import UserError
 from data import Loader, open_split, prepare
-from optim import routing, schedule
-from trainer.config import Config
+from optim import routing
+from trainer.config import Config, Loss
 from trainer.evaluate.measure import evaluate
 from trainer.evaluate.validation import validation_batches
 from trainer.guard import NonFiniteGuard, check_replicas
@@ -27,6 +27,8 @@ from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
+from trainer.schedules.config import eval_is_due
+from trainer.schedules.steps import Schedules
 
 
 class Trainer:
@@ -51,22 +53,21 @@ class Trainer:
         load_initial(config, self.model)
         bare = unwrap(self.model)
         self.optimizers = routing.build(bare, asdict(config.optim), self.parallel.replicas, bare.head)
-        self.lr_schedule = schedule.build(**asdict(config.schedule), steps=train.steps)
+        self.schedules = Schedules(config, bare, self.optimizers)
         self.loader = Loader(
             self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
             order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
             rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
         )  # fmt: skip
-        self.local_tokens = train.batch_tokens // self.parallel.world_size
+        self.divisor = (1 if train.loss == Loss.sum else train.batch_tokens) / self.parallel.world_size
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
         self.metrics = Metrics(config, self.parallel, run_id(config.run.path), self.split)
-        state = self.model, self.optimizers
+        state = self.model, self.optimizers, self.schedules.state()
         self.checkpoints = Checkpoints(config, self.parallel, *state, self.split, self.metrics.sync)
         self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
-        self.clock.total = self.progress.seconds
-        self.guard.skipped = self.progress.skipped
+        self.clock.total, self.guard.skipped = self.progress.seconds, self.progress.skipped
 
     def run(self) -> float | None:
         """Train for ``train.steps`` updates, or until all ranks agree to stop; returns the last validation loss
@@ -122,27 +123,28 @@ class Trainer:
 
         Returns on what all ranks agree: a reason to stop, and whether it is time to save by ``checkpoint.minutes``.
         """
-        lrs = self.optimizers.set_lr(self.lr_schedule(step))
+        lrs = self.schedules.start_step(step)
         loss = self.forward_backward(step)
         norm = self.parallel.clip(self.model, self.config.train.clip)
         self.preemption.start_poll()
         sums = self.parallel.sum(torch.stack([loss, norm.double()]))
         loss, norm = sums[0] / self.config.train.batch_tokens, sums[1] / self.parallel.world_size
         skipped = self.guard.step(self.optimizers, step + 1, loss, norm)
+        self.schedules.end_step(step)
         self.optimizers.zero_grad()
         measured = {"train/loss": loss, "grad_norm": norm, "skipped": skipped}
         self.metrics.add(step + 1, measured | {f"lr/{role}": lr for role, lr in lrs.items()})
         return self.preemption.finish_poll()
 
     def forward_backward(self, step: int) -> Tensor:
-        """Add the gradient of the batch's mean loss; returns the sum of this rank's token losses, a float64 scalar."""
+        """Add the gradient of the batch's loss; returns the sum of this rank's token losses, a float64 scalar."""
         total = torch.zeros((), dtype=torch.float64, device=self.parallel.device)
         batches = self.loader.batch(step)
         for i, (inputs, targets) in enumerate(batches):
             with self.parallel.accumulate(self.model, last=i + 1 == len(batches)):
                 with self.parallel.autocast():
                     loss = self.model(inputs, targets)
-                (loss / self.local_tokens).backward()
+                (loss / self.divisor).backward()
             total += loss.detach()
         return total
 
@@ -157,14 +159,14 @@ class Trainer:
 
     def eval_is_due(self, step: int) -> bool:
         """Whether the weights after update ``step`` are to be evaluated, and have not been before a resume."""
-        return is_time(self.config.eval.every, step, self.config.train.steps) and self.progress.val_step != step
+        return eval_is_due(self.config, step) and self.progress.val_step != step
 
     def evaluate(self) -> dict[str, Any]:
         """What is measured on the validation set; off the clock.
 
         Raises Preempted: all ranks agreed to stop in the middle.
         """
-        with self.clock.paused(), self.optimizers.averaged():
+        with self.clock.paused(), self.schedules.evaluated(self.progress.step):
             check_replicas(self.model, self.parallel)
             batches = validation_batches(self.config, self.split, self.parallel)
             batches = self.preemption.interruptible(batches)

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from data import IGNORE_INDEX
 from trainer.attention import Attention, KVCache, mask_after, rotation, same_document
-from trainer.language_model import LanguageModel, ModelConfig, init_tensor
+from trainer.initial import INITS, initial_value
+from trainer.language_model import LanguageModel, ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),
@@ -36,6 +37,7 @@ class GPTConfig(ModelConfig):
     n_embd: int = 128
     position: str = "learned"  # learned | rope | half_rope (half of the dimensions of a head do not rotate)
     norm: str = "rmsnorm"  # layernorm | rmsnorm
+    norm_eps: float | None = 1e-6  # of RMS norms; null: the machine epsilon of what is normalised, torch's default
     activation: str = "relu2"  # gelu (its tanh form, as in GPT-2) | gelu_erf | relu2
     tied: bool = False  # output head = token embedding
     bias: bool = False  # in the linear layers, the LayerNorms and an untied head
@@ -43,7 +45,8 @@ class GPTConfig(ModelConfig):
     qk_norm: bool = False  # RMS-normalise queries and keys per head
     attention_scale: float | None = None  # of the scores; null: 1/sqrt(head dimension)
     softcap: float | None = None  # logits never exceed ± this
-    init: str = "fan_in"  # gpt2 | fan_in: scale of the initial matrices, see GPT.init_rule
+    padded_softmax: bool = False  # the vocabulary's padding takes part in the softmax, and is learned to be improbable
+    init: str = "fan_in"  # gpt2 | fan_in | torch | muonh | soap_muon: see initial.py
     zero_init_proj: bool = False  # attention output, MLP output and an untied head start at zero
     loss_chunk: int = 8192  # tokens whose logits exist at once
 
@@ -52,7 +55,7 @@ class GPTConfig(ModelConfig):
             "position": ("learned", "rope", "half_rope"),
             "norm": ("layernorm", "rmsnorm"),
             "activation": tuple(ACTIVATIONS),
-            "init": ("gpt2", "fan_in"),
+            "init": INITS,
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
@@ -71,7 +74,7 @@ class GPTConfig(ModelConfig):
         if self.head_dim % quantum:
             raise ValueError(f"model.position={self.position} needs a head dimension that {quantum} divides, but "
                              f"n_embd/n_head = {self.head_dim}: change model.n_head or model.n_embd")  # fmt: skip
-        for key in ("softcap", "attention_scale"):
+        for key in ("softcap", "attention_scale", "norm_eps"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be positive, or null for none")
 
@@ -90,14 +93,14 @@ class Norm(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.layernorm = config.norm == "layernorm"
+        self.layernorm, self.eps = config.norm == "layernorm", config.norm_eps
         self.weight = nn.Parameter(torch.ones(config.n_embd))
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias and self.layernorm else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.layernorm:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -116,8 +119,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = Norm(config)
         self.attn = Attention(
-            config.n_embd, config.n_head, bias=config.bias, qk_norm=config.qk_norm, scale=config.attention_scale
-        )
+            config.n_embd, config.n_head, bias=config.bias, qk_norm=config.qk_norm, norm_eps=config.norm_eps,
+            scale=config.attention_scale,
+        )  # fmt: skip
         self.norm2, self.mlp = Norm(config), MLP(config)
 
     def forward(
@@ -139,18 +143,21 @@ class Block(nn.Module):
 class ChunkLoss(nn.Module):
     """The head and its loss on a part of the tokens; a module, so that it compiles in place. It owns no parameters."""
 
-    def __init__(self, vocab_size: int, softcap: float | None):
+    def __init__(self, vocab_size: int, softcap: float | None, classes: int):
+        """classes: how many of the padded logits the softmax is over."""
         super().__init__()
-        self.vocab_size, self.softcap = vocab_size, softcap
+        self.vocab_size, self.softcap, self.classes = vocab_size, softcap, classes
 
     def forward(self, x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (N, C), targets (N,) int64, weight (padded V, C), bias (padded V,) → the sum of N losses."""
-        logits = self.logits(x, weight, bias)
+        logits = self.capped(F.linear(x, weight, bias)[..., : self.classes])
         return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Channels (…, C) → logits (…, V) in at least float32."""
-        x = F.linear(x, weight, bias)[..., : self.vocab_size]
+        return self.capped(F.linear(x, weight, bias)[..., : self.vocab_size])
+
+    def capped(self, x: Tensor) -> Tensor:
         x = x if x.dtype == torch.float64 else x.float()
         # A smooth cap as in the speedrun's track 3: slope 1 at zero, ± softcap at infinity, cheaper than tanh.
         return x if self.softcap is None else x * torch.rsqrt(1 + (x / self.softcap).square())
@@ -161,7 +168,7 @@ class GPT(LanguageModel):
 
     Parameters: `wte` (padded V, C), `wpe` (seq_len, C) where positions are learned, `blocks`, `norm`, and `lm_head`
     (padded V, C) unless the head is tied to `wte`. Inside, the vocabulary is padded to a multiple of 128; the padding
-    starts at zero, is never predicted and never receives a gradient.
+    starts at zero, is never predicted and never receives a gradient, but with `padded_softmax` it is as any token.
     """
 
     Config = GPTConfig
@@ -177,7 +184,7 @@ class GPT(LanguageModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = Norm(config)
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, self.padded_vocab, bias=config.bias)
-        self.loss = ChunkLoss(vocab_size, config.softcap)
+        self.loss = ChunkLoss(vocab_size, config.softcap, self.padded_vocab if config.padded_softmax else vocab_size)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None
@@ -230,32 +237,13 @@ class GPT(LanguageModel):
         return self.loss.logits(x, *self.output())
 
     def init_parameter(self, name: str, seed: int) -> Tensor:
-        """The whole initial value of one parameter, float32 on the CPU: a function of (seed, name) alone."""
+        """The whole initial value of one parameter, float32 on the CPU: a function of (seed, name) alone; see
+        ``initial_value``."""
         shape = self.get_parameter(name).shape
-        value = init_tensor(name, shape, seed, *self.init_rule(name, shape))
-        if shape[0] == self.padded_vocab:
+        value = initial_value(self.config, name, shape, seed)
+        if shape[0] == self.padded_vocab and not self.config.padded_softmax:
             value[self.vocab_size :] = 0
         return value
-
-    def init_rule(self, name: str, shape: torch.Size) -> tuple[float, float]:
-        """(mean, standard deviation) of a parameter's initial values.
-
-        init=gpt2: 0.02, residual projections 0.02/sqrt(2 n_layer) (Radford et al. 2019, section 2.3, and its code).
-        init=fan_in: 1/sqrt(3 fan_in), as torch's own linear layer and the speedrun's track 3 have it; embeddings 0.02.
-        """
-        config, owner = self.config, name.removesuffix(".weight")
-        if name.endswith("bias"):
-            return 0.0, 0.0
-        if len(shape) == 1:
-            return 1.0, 0.0
-        if owner == "wte" and config.embed_norm and not config.tied:
-            return 0.0, 1.0
-        into_residual = owner.endswith((".attn.o", ".mlp.proj"))
-        if config.zero_init_proj and (into_residual or owner == "lm_head"):
-            return 0.0, 0.0
-        if config.init == "gpt2" or owner in ("wte", "wpe"):
-            return 0.0, 0.02 / math.sqrt(2 * config.n_layer) if into_residual else 0.02
-        return 0.0, (3 * shape[1]) ** -0.5
 
     def modules_to_compile(self) -> list[nn.Module]:
         return [*self.blocks, self.loss]

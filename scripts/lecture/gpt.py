@@ -6,7 +6,7 @@ from dataclasses import asdict
 import torch
 
 from data import Loader, eval_batches, open_split, prepare
-from optim import routing, schedule
+from optim import routing
 from trainer.config import Config
 from trainer.launch import load_config
 from trainer.model import GPT
@@ -48,7 +48,7 @@ def train(
     model = GPT(config.model, split.vocab_size, config.train.seq_len)
     initialise(model, config.seed)
     optimizers = routing.build(model, asdict(config.optim))
-    multiplier = schedule.build(**asdict(config.schedule), steps=steps)
+    multiplier = config.schedule.multiplier("matrix", steps)
     sequences = config.train.batch_tokens // config.train.seq_len
     loader = Loader(
         split.train,

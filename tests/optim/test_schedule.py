@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.schedule import SCHEDULES, build, in_steps
+from optim.schedule import SCHEDULES, build, in_steps, line
 
 
 @st.composite
 def schedules(draw):
     """(function, name, steps, warmup, decay, final) with lengths that fit."""
-    name = draw(st.sampled_from(sorted(SCHEDULES)))
+    name = draw(st.sampled_from(sorted(SCHEDULES.keys() - {"nanogpt", "power"})))  # which have tests of their own
     steps = draw(st.integers(2, 400))
     warmup = draw(st.integers(2, steps)) if draw(st.booleans()) else 0
     decay = 0
@@ -86,3 +86,31 @@ def test_wrong_settings(settings, words):
     with pytest.raises(ValueError) as caught:
         build(**settings, steps=10)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_nanogpt_is_its_formula():
+    """nanoGPT's train.py: (it + 1) / (warmup_iters + 1), then half a cosine to min_lr at lr_decay_iters."""
+    multiplier = build("nanogpt", steps=100, warmup=20, final=0.1)
+    expected = [1 / 21, 20 / 21, 1, 0.55, 0.1, 0.1]
+    assert [multiplier(step) for step in (0, 19, 20, 60, 100, 130)] == pytest.approx(expected)
+
+
+def test_power_is_powercool():
+    """min(lr, c (T - t)^1.2) with track 3's #44: matrices fall from step 514 on, others from 1,487."""
+    for rate, c, first in ((0.0375, 3.3169534699576625e-06, 513), (0.3, 4.976805410800738e-05, 1486)):
+        decay = (rate / c) ** (1 / 1.2)
+        multiplier = build("power", steps=2900, decay=decay, power=1.2)
+        for step in (0, first, first + 1, 2000, 2899, 2900):
+            assert rate * multiplier(step) == pytest.approx(min(rate, c * (2900 - step) ** 1.2), rel=1e-12)
+        assert multiplier(first) == 1 > multiplier(first + 1)
+
+
+def test_a_line_joins_its_points():
+    momentum = line("momentum", [[0, 0.85], [300, 0.95], [2700, 0.95], [2900, 0.85]], 2900)
+    expected = [0.85, 0.9, 0.95, 0.95, 0.9, 0.85, 0.85]
+    assert [momentum(t) for t in (0, 150, 300, 2700, 2800, 2900, 3000)] == pytest.approx(expected)
+    cap = line("cap", [[0.5, 0.85], [0.5, 1.0]], 10)
+    assert [cap(t) for t in (0, 4, 5, 9)] == [0.85, 0.85, 1.0, 1.0]
+    for wrong in ([], 3, [[0, 1, 2]], [[5, 1], [2, 1]], [["a", 1]]):
+        with pytest.raises(ValueError, match="momentum="):
+            line("momentum", wrong, 10)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.trainer.test_model import GPT2, LENGTH, VARIANTS, VOCABULARY
-from trainer.model import GPT, init_tensor
+from trainer.language_model import init_tensor
+from trainer.model import GPT
 
 
 def test_init_depends_on_seed_and_name_alone():

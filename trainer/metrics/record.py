@@ -24,6 +24,7 @@ from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
+from trainer.schedules.config import eval_is_due
 
 Value = float | str | Tensor
 
@@ -128,8 +129,7 @@ class Metrics:
 
     def is_due(self, step: int) -> bool:
         """Whether step has a line in any case."""
-        every = (self.config.logger.every, self.config.eval.every)
-        return step == self.config.train.steps or any(step % n == 0 for n in every)
+        return eval_is_due(self.config, step) or step % self.config.logger.every == 0
 
     def write(self, step: int, seconds: float, *, at_once: bool = False) -> None:
         """The lines up to ``step`` that are due, or worth it; does nothing where none is due and the host would wait.

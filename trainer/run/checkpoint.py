@@ -4,6 +4,7 @@ Tensors go through torch's distributed checkpoint (DCP), each under its paramete
 wrote any other can read:
 
     model/<parameter>                   weights
+    lookahead/, average/<parameter>     means of the weights or of their changes
     optim/<role>/<parameter>/<key>      optimizer state: shards, and whole matrices, of which each owner writes its own
     rng/<rank>/<device>                 random state of a rank
 
@@ -60,6 +61,7 @@ class Checkpoints:
 
     Args:
         config: ``run.dir`` and the section ``checkpoint``; all of it goes into state.json, for whoever resumes.
+        weights: name -> live tensor of what else is laid out like the weights, such as their average.
         split: the data that the run reads.
         before_commit: called in the background, on rank 0.
     """
@@ -70,12 +72,13 @@ class Checkpoints:
         parallel: Parallel,
         model: nn.Module,
         optimizers: Optimizers,
+        weights: dict[str, Tensor],
         split: TrainValSplit,
         before_commit: Callable[[], None],
     ):
         self.folder, self.keep = config.run.checkpoints, config.checkpoint
         self.parallel, self.model, self.optimizers = parallel, unwrap(model), optimizers
-        self.before_commit = before_commit
+        self.before_commit, self.weights = before_commit, weights
         self.about = {
             "world_size": parallel.world_size,
             "mode": parallel.mode,
@@ -132,7 +135,7 @@ class Checkpoints:
         rng = {f"rng/{self.parallel.rank}/cpu": torch.get_rng_state()}
         if self.parallel.device.type == "cuda":
             rng[f"rng/{self.parallel.rank}/cuda"] = torch.cuda.get_rng_state(self.parallel.device)
-        return model | optim | rng
+        return model | optim | rng | self.weights
 
     def _write(self, tensors: dict[str, Tensor], state: dict[str, Any], step: int) -> Path:
         """In the background: DCP's files, then each rank hashes its own, then rank 0 commits."""

@@ -1,0 +1,120 @@
+"""The sections `schedule`, `lookahead` and `average`.
+
+A length up to 1 is a fraction of the schedule's horizon, above 1 a number of updates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from common import UserError
+from optim import schedule
+from optim.routing import ROLES
+
+SHAPE = ("name", "warmup", "decay", "final", "power")  # what a role may have of its own; its other keys are lines
+Line = list[tuple[float, float]]
+
+
+@dataclass
+class ScheduleConfig:
+    """Shapes: see ``optim/schedule.py``.
+
+    A role's section has what is another for that role, such as ``matrix: {decay: 1.0}``, and other settings of its
+    optimizer that change with the step, as points [length, value] with straight lines between them:
+    ``matrix: {momentum: [[0, 0.85], [300, 0.95]]}``.
+    """
+
+    name: str = MISSING
+    warmup: float = 0.0  # length of the rise from 0
+    decay: float = 0.0  # length of the fall at the end
+    final: float = 0.0  # multiplier of the learning rate at the end of the fall
+    power: float = 1.0  # exponent of the fall, for power
+    horizon: int | None = None  # update at which the fall ends; default: train.steps, which may lie before it
+    matrix: dict[str, Any] = field(default_factory=dict)
+    embedding: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    scalar: dict[str, Any] = field(default_factory=dict)
+
+    def end(self, steps: int) -> int:
+        """The horizon of a run of so many updates."""
+        return self.horizon or steps
+
+    def multiplier(self, role: str, steps: int) -> schedule.Schedule:
+        """Of a role's learning rate, as a function of the step.  Raises ValueError: naming key and value."""
+        shape = {key: getattr(self, key) for key in SHAPE}
+        return schedule.build(**(shape | {k: v for k, v in getattr(self, role).items() if k in SHAPE}),
+                              steps=self.end(steps))  # fmt: skip
+
+    def lines(self, role: str, steps: int) -> dict[str, Callable[[int], float]]:
+        """A role's other settings, as functions of the step."""
+        points = {key: value for key, value in getattr(self, role).items() if key not in SHAPE}
+        return {key: schedule.line(key, value, self.end(steps)) for key, value in points.items()}
+
+    def check(self, steps: int, settings: dict[str, dict[str, Any]]) -> None:
+        """Raises UserError for what cannot be; ``settings`` of every role's optimizer."""
+        if self.end(steps) < steps:
+            raise UserError(f"schedule.horizon={self.horizon}: give at least train.steps={steps}, or null for it")
+        for role in ROLES:
+            where = f"schedule.{role}." if getattr(self, role) else "schedule."
+            try:
+                self.multiplier(role, steps)
+                lines = self.lines(role, steps)
+            except ValueError as error:
+                raise UserError(f"{where}{error}") from None
+            for key in lines:
+                if key not in settings[role]:
+                    has = ", ".join([*SHAPE, *settings[role]])
+                    raise UserError(f"schedule.{role}.{key}: its optimizer has no such setting; there are {has}")
+
+
+@dataclass
+class LookaheadConfig:
+    """W <- W + size r B before the gradient of an update from ``start`` to ``stop``, where r is the learning rate's
+    multiplier in the update before; B <- decay B + (1 - decay) (change of W) after every update."""
+
+    size: float = 0.0  # of the shift in mean changes of the weights; 0: none
+    decay: float = 0.99  # of the mean
+    start: float = 0.0  # length before the first shift
+    stop: float = 1.0  # length before the shifts end
+
+    def check(self) -> None:
+        _not_negative("lookahead", self, "size", "start", "stop")
+        if not 0 <= self.decay < 1:
+            raise UserError(f"lookahead.decay={self.decay}: give a number from 0 to below 1")
+
+
+@dataclass
+class AverageConfig:
+    """E <- E + (W - E) / length after every update from ``start`` to ``stop``, from E = W; what is evaluated is
+    (1 - blend) W + blend E, what is trained stays W."""
+
+    blend: float = 0.0  # share of the average in what is evaluated; 0: no average is kept
+    length: float = 1.0  # of the average
+    start: float = 0.0  # length before the average begins
+    stop: float = 1.0  # length before it ends
+    exclude: list[str] = field(default_factory=list)  # roles that are not averaged
+
+    def check(self) -> None:
+        _not_negative("average", self, "start", "stop")
+        if not 0 <= self.blend <= 1:
+            raise UserError(f"average.blend={self.blend}: give a share from 0 to 1")
+        if not self.length > 0:
+            raise UserError(f"average.length={self.length}: give a length above 0")
+        for role in self.exclude:
+            if role not in ROLES:
+                raise UserError(f"average.exclude={self.exclude}: choose from {', '.join(ROLES)}")
+
+
+def _not_negative(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise UserError(f"{section}.{name}={getattr(config, name)}: give 0 or more")
+
+
+def eval_is_due(config: Any, step: int) -> bool:
+    """Whether the weights after ``step`` updates of a run with this Config are evaluated."""
+    steps, late = config.train.steps, config.eval.late_every
+    every = late if late and step / config.schedule.end(steps) >= 0.9 else config.eval.every
+    return step % every == 0 or step == steps
