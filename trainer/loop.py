@@ -168,8 +168,7 @@ class Trainer:
         """
         with self.clock.paused(), self.schedules.evaluated(self.progress.step):
             check_replicas(self.model, self.parallel)
-            batches = validation_batches(self.config, self.split, self.parallel)
-            batches = self.preemption.interruptible(batches)
+            batches = self.preemption.interruptible(validation_batches(self.config, self.split, self.parallel))
             measured = evaluate(self.config, self.model, self.parallel, self.split, batches)
         self.progress.note_val_loss(measured["val/loss"])
         return measured
