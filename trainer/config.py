@@ -30,7 +30,10 @@ ABOVE_ZERO = (
     *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
     *("eval.sample_tokens", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last", "logger.every"),
 )
-OPEN_SECTIONS = ("model", "data.source", *(f"{section}.{role}" for section in ("optim", "schedule") for role in ROLES))
+OPEN_SECTIONS = (
+    *("model", "data.source", "optim.tune"),
+    *(f"{section}.{role}" for section in ("optim", "schedule") for role in ROLES),
+)
 
 
 class Resume(StrEnum):
@@ -127,6 +130,7 @@ class OptimConfig:
 
     name: str = MISSING
     lr_scale: float = 1.0  # multiplies the learning rate of every role
+    tune: dict[str, Any] = field(default_factory=dict)  # what scripts/tune.py searches; a run has none of it
     matrix: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
@@ -192,7 +196,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         raise UserError(f"{missing[0]} has no value: set {missing[0]}=…")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    config.model = resolve_model(config.model)
+    config.model, config.optim.tune = resolve_model(config.model), {}
     config.run.name = config.run.name or f"{config.optim.name}-{config.model.name}-{config.data.name}-s{config.seed}"
     if config.train.dtype == Dtype.auto:
         config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32

@@ -11,6 +11,10 @@ from trainer.config import NonFinite, TrainConfig
 from trainer.parallel import Parallel
 
 
+class DivergedError(UserError):
+    """A loss or gradient norm is not finite, and the run must not go on."""
+
+
 class NonFiniteGuard:
     """Applies an update only if its loss and gradient norm are finite.
 
@@ -57,7 +61,7 @@ class NonFiniteGuard:
         self.counters[0] = count
 
     def check(self) -> None:
-        """Waits for the device.  Raises UserError: the run must not go on."""
+        """Waits for the device.  Raises DivergedError: the run must not go on."""
         _, longest, step, loss, norm = self.counters.tolist()
         if not longest or not (self.stops or longest > self.max_skips):
             return
@@ -65,7 +69,7 @@ class NonFiniteGuard:
             mend = "the update was not applied; lower optim.*.lr, or set train.clip=1.0 or train.non_finite=skip"
         else:
             mend = f"{longest:.0f} updates in a row were skipped, train.max_skips={self.max_skips}"
-        raise UserError(f"step {step:.0f} has loss {loss} and gradient norm {norm}: {mend}")
+        raise DivergedError(f"step {step:.0f} has loss {loss} and gradient norm {norm}: {mend}")
 
 
 @torch.no_grad()
