@@ -5,13 +5,15 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from common import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LAUNCH = "start with torchrun --nproc-per-node N train.py … or accelerate launch, or unset WORLD_SIZE"
 MODES = ("auto", "single", "ddp", "fsdp", "hsdp")
@@ -81,8 +83,11 @@ def shard_group_size(config: ParallelConfig, world_size: int) -> int:
     return config.shard_size
 
 
-def start_processes(timeout: timedelta) -> Accelerator:
+def start_processes(timeout: timedelta) -> "Accelerator":
     """Accelerate's process state, which must find as many processes as the launcher announced."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
     check_launched()
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     on_cpu = not torch.cuda.is_available()

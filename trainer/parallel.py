@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -29,6 +27,9 @@ from optim.matrix import local
 from trainer.language_model import LanguageModel, ModelConfig, model_class
 from trainer.mesh import ParallelConfig, build_mesh, check_parallel, keep_freed_memory, start_processes
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 T = TypeVar("T")
 
 
@@ -38,6 +39,8 @@ def setup(config: ParallelConfig, *, dtype: str = "float32", seed: int = 0) -> "
     dtype: of the computation, float32, bfloat16 (with float32 weights) or float64 (of all, for proofs).
     Raises ValueError for a setting that cannot work, and where this process is alone although WORLD_SIZE > 1.
     """
+    from accelerate.utils import set_seed
+
     mode = check_parallel(config)
     accelerator = start_processes(timedelta(minutes=config.timeout_minutes))
     set_seed(seed)
@@ -67,7 +70,7 @@ class Parallel:
 
     config: ParallelConfig
     mode: str  # single | ddp | fsdp | hsdp
-    accelerator: Accelerator
+    accelerator: "Accelerator"
     mesh: DeviceMesh | None  # (replicate, shard) for hsdp, (shard,) for fsdp
     dtype: torch.dtype  # of the computation
     seed: int
