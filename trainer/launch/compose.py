@@ -65,7 +65,7 @@ def to_hydra(override: str) -> str:
             raise UserError(f"{override}: choose one of {', '.join(choices(key))}")
         values = ["[]" if choice == "null" else choice for choice in values]
     if (CONFIGS / key).is_dir():  # Hydra fails on a choice that reads as a number or a truth value
-        no_name = re.compile(r"-?\d[\d.eE+-]*|true|false", re.I)
+        no_name = re.compile(r"[+-]?(\d[\d_.eE+-]*|inf|nan)|true|false", re.I)
         values = [f"'{value}'" if no_name.fullmatch(value) else value for value in values]
     values = [os.path.expanduser(path) if path.startswith("~/") else path for path in values]
     return allow_extra_keys(f"{key}{equals}{','.join(values)}")

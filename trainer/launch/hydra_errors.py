@@ -81,7 +81,9 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    """What a group can be; ``rest/`` holds parts of others."""
+    found = (path.relative_to(CONFIGS / group).with_suffix("") for path in (CONFIGS / group).rglob("*.yaml"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != "rest")
 
 
 def new_name(key: str) -> str | None:
