@@ -202,6 +202,15 @@ def test_bad_input_is_one_line_with_key_value_and_mend(override):
         cli.compose_jobs([SMOKE, cli.to_hydra(override)])
 
 
+def test_a_record_s_schedule_is_not_lost_and_does_not_win_unsaid(configure):
+    assert configure("experiment=track3", "schedule.name=cosine", "schedule.decay=0").schedule.name == "cosine"
+    assert configure("experiment=track3", "optim=adamw", "schedule=cosine").schedule.name == "cosine"
+    register()
+    for load in (lambda *words: configure(*words), lambda *words: cli.compose_jobs(words)):
+        with raises_naming(UserError, "schedule=cosine", "warmdown", "schedule.name"):
+            load("experiment=track3", "schedule=cosine")
+
+
 def test_five_ranks_cannot_share_the_smoke_batch(configure):
     with raises_naming(UserError, "train.batch_tokens=3072", "5 ranks", "2560 or 3200"):
         configure(SMOKE, world_size=5)
@@ -221,7 +230,7 @@ def test_settings_that_the_preset_does_not_list_can_be_given(override):
 
 # --- a model of one's own ---
 
-OWN = '''
+OWN = """
 from dataclasses import dataclass, field
 from trainer.language_model import LanguageModel, ModelConfig
 
@@ -260,7 +269,7 @@ class Unreadable(Mixer):
         things: set[int] = field(default_factory=set)
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture

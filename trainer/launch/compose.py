@@ -22,7 +22,9 @@ def load(overrides: Sequence[str], world_size: int) -> Config:
         raise UserError(f"overrides={overrides!r}: give a list, [{overrides!r}]")
     overrides = [to_hydra(override) for override in overrides]
     with hydra_initialized(overrides):
-        return check(hydra.compose("train", overrides=overrides), world_size)
+        composed = hydra.compose("train", overrides=overrides)
+        check_schedule(composed, overrides)
+        return check(composed, world_size)
 
 
 @contextmanager
@@ -49,6 +51,17 @@ def check(composed: DictConfig, world_size: int) -> Config:
     """Raises UserError: for a key that the schema does not have, or a value that cannot be."""
     check_unknown_keys(composed)
     return validate(composed, world_size)
+
+
+def check_schedule(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UserError: ``schedule=NAME`` was asked for, but the optimizer's preset is a record, with its own."""
+    given = [override.partition("=")[2] for override in overrides if override.startswith("schedule=")]
+    renamed = any(override.startswith("schedule.name=") for override in overrides)
+    if given and not renamed and composed.schedule.name != given[-1].strip("'"):
+        raise UserError(
+            f"schedule={given[-1]}: optim={composed.optim.name} brings the schedule of its record, "
+            f"{composed.schedule.name}; to run it with another, give schedule.name and its settings"
+        )
 
 
 def to_hydra(override: str) -> str:
