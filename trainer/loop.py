@@ -74,8 +74,7 @@ class Trainer:
         [nats per token]."""
         with self.lock, self.preemption:
             step, flops = self.progress.step, unwrap(self.model).flops_per_token()
-            due, branch = self.eval_is_due(step), self.progress.branch
-            self.metrics.start(self.optimizers.table(), flops, step, unfinished=due, branch=branch)
+            self.metrics.start(self.optimizers.table(), flops, step, self.eval_is_due(step), self.progress.branch)
             for notice in self.notices:
                 self.metrics.message(notice)
             warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
