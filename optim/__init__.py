@@ -6,9 +6,14 @@
 Nothing here knows of Hydra or of the trainer.  docs/optimizers.md lists all of them.
 """
 
+from .adamh import AdamH
+from .adamuon import AdaMuon
 from .ademamix import AdEMAMix
 from .adopt import ADOPT
+from .dion2 import Dion2, NorDion2
 from .elementwise import AdagradInside, Lion, RMSpropInside, Signum
+from .kl_soap import KLSOAP
+from .kron import PSGDKron
 from .mars import MARS
 from .matrix import MatrixOptimizer
 from .muon import Muon
@@ -22,6 +27,7 @@ from .steepest import Steepest
 __version__ = "0.2.0"
 
 __all__ = [
-    "ADOPT", "MARS", "SOAP", "AdEMAMix", "AdagradInside", "Lion", "MatrixOptimizer", "Muon", "NorMuon", "RMSpropInside",
-    "ScheduleFreeAdamW", "Scion", "Shampoo", "Signum", "Steepest",
+    "ADOPT", "KLSOAP", "MARS", "SOAP", "AdEMAMix", "AdaMuon", "AdagradInside", "AdamH", "Dion2", "Lion",
+    "MatrixOptimizer", "Muon", "NorDion2", "NorMuon", "PSGDKron", "RMSpropInside", "ScheduleFreeAdamW", "Scion",
+    "Shampoo", "Signum", "Steepest",
 ]  # fmt: skip

@@ -245,13 +245,13 @@ def check_choice(choices: Iterable[str], **settings: str) -> None:
             raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
 
 
-def whole_norms(parts: Tensors, params: Tensors) -> Tensor:
-    """Frobenius norms [k], float64, of k whole tensors from this rank's parts of them; ``params`` say how they lie.
+def whole_sums(sums: Tensors, params: Tensors) -> Tensors:
+    """Sums [s] over whole tensors from those over this rank's parts of them; ``params`` say how they lie.
 
-    Ranks call together: one all-reduce for each way of sharding.  Sums are in float64, so that the number of ranks
-    does not show in a float32 result.
+    Ranks call together: one all-reduce for each way of sharding, in float64, so that the number of ranks does not show
+    in a float32 result that is summed in float64.
     """
-    squares = [norm.square() for norm in torch._foreach_norm(parts, dtype=torch.float64)]
+    totals = [parts.double() for parts in sums]
     members: dict[tuple[Any, int], list[int]] = {}
     for i, param in enumerate(params):
         if not isinstance(param, DTensor):
@@ -260,11 +260,11 @@ def whole_norms(parts: Tensors, params: Tensors) -> Tensor:
             if not placement.is_replicate():
                 members.setdefault((param.device_mesh, dim), []).append(i)
     for (mesh, dim), indices in members.items():
-        sums = torch.stack([squares[i] for i in indices])
-        dist.all_reduce(sums, group=mesh.get_group(dim))
-        for i, whole in zip(indices, sums.unbind(), strict=True):
-            squares[i] = whole
-    return torch.stack(squares).sqrt()
+        together = torch.stack([totals[i] for i in indices])
+        dist.all_reduce(together, group=mesh.get_group(dim))
+        for i, total in zip(indices, together.unbind(), strict=True):
+            totals[i] = total
+    return totals
 
 
 def local(tensor: Tensor) -> Tensor:

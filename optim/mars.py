@@ -5,7 +5,7 @@ import math
 import torch
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Tensors, check_fraction, whole_norms
+from .base import Group, Tensors, check_fraction, whole_sums
 from .elementwise import Elementwise, adam_roots, decay
 
 
@@ -54,8 +54,9 @@ class MARS(Elementwise):
         torch._foreach_mul_(corrected, group["gamma"] * beta1 / (1 - beta1))
         torch._foreach_add_(corrected, grads)
         whole = [p for p in group["params"] if p.grad is not None]
-        norms = whole_norms(corrected, whole).clamp_min_(1.0).to(corrected[0].dtype)
-        torch._foreach_div_(corrected, list(norms.unbind()))
+        squares_of = [norm.square() for norm in torch._foreach_norm(corrected, dtype=torch.float64)]
+        norms = [total.sqrt().clamp_min_(1.0) for total in whole_sums(squares_of, whole)]
+        torch._foreach_div_(corrected, [norm.to(corrected[0].dtype) for norm in norms])
         torch._foreach_copy_(last, grads)
         torch._foreach_lerp_(momenta, corrected, 1 - beta1)
         decay(group, params)

@@ -1,5 +1,7 @@
 """Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682): no decay of lr, weights are evaluated at an average."""
 
+from typing import Any
+
 import torch
 from torch.optim.optimizer import ParamsT
 
@@ -48,6 +50,11 @@ class ScheduleFreeAdamW(Elementwise):
         check_fraction(betas=group["betas"])
         if not group["betas"][0]:
             raise ValueError(f"betas={group['betas']}: give a first one above 0, or the average cannot be told from Y")
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """A state that was saved at the average has its training weights too."""
+        states = {n: {k: v for k, v in s.items() if k != TRAINING} for n, s in state_dict["state"].items()}
+        super().check_state({**state_dict, "state": states})
 
     def update_params(self) -> None:
         if any(TRAINING in state for state in self.state.values()):

@@ -64,9 +64,9 @@ class Shampoo(MatrixOptimizer):
         settings |= dict(one_sided=one_sided, block=block, update_freq=update_freq, graft=graft, graft_eps=graft_eps)
         super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)
         for state in self.state.values():
-            for name in ("left_root", "right_root"):
-                if name in state:  # a matrix whose first gradient comes late is not preconditioned until the next roots
-                    state[name].diagonal(dim1=-2, dim2=-1).fill_(1)
+            for key, value in state.items():  # a matrix whose first gradient comes late is not preconditioned until
+                if key.partition(".")[0].endswith("_root"):  # the next roots; names may end with the blocks' size
+                    value.diagonal(dim1=-2, dim2=-1).fill_(1)
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])

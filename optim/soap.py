@@ -46,8 +46,13 @@ class SOAP(MatrixOptimizer):
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | dict(update_freq=update_freq, max_dim=max_dim), **engine)
         for state in self.state.values():
-            for side in SIDES.keys() & state.keys():  # a matrix whose first gradient comes late starts under Adam
-                state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
+            self.initialise(state)
+
+    def initialise(self, state: dict[str, Tensor]) -> None:
+        """Set the state of a matrix that does not begin at zero; names may end with the size of their blocks."""
+        for key, value in state.items():  # a matrix whose first gradient comes late starts under Adam
+            if key.partition(".")[0].endswith("_basis"):
+                value.diagonal(dim1=-2, dim2=-1).fill_(1)
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])
@@ -67,7 +72,7 @@ class SOAP(MatrixOptimizer):
         grad = stack.to(state["momentum"].dtype)
         updates = group["step"] - 1
         update = self._adam(group, grad, state, updates) if updates else torch.zeros_like(grad)
-        for side, x in (("left", grad), ("right", grad.mT)):
+        for side, x in self.factors(group, grad, state).items():
             if side not in state:
                 continue
             state[side].lerp_(x @ x.mT, 1 - group["betas"][1])
@@ -76,6 +81,10 @@ class SOAP(MatrixOptimizer):
             elif updates % group["update_freq"] == 0:
                 _power_iteration(state, side)
         return update
+
+    def factors(self, group: Group, grad: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For each side, the X whose X Xᵀ its statistic averages."""
+        return {"left": grad, "right": grad.mT}
 
     def _adam(self, group: Group, grad: Tensor, state: dict[str, Tensor], updates: int) -> Tensor:
         beta1, beta2 = group["betas"]
@@ -129,6 +138,8 @@ def _power_iteration(state: dict[str, Tensor], side: str) -> None:
     rotated = torch.linalg.qr(power.take_along_dim(order.unsqueeze(-2), -1)).Q
     second = state["second_moment"]
     second.copy_(second.take_along_dim(order.unsqueeze(-1 if dim == -2 else -2), dim))
+    if (values := state.get(f"{side}_eigenvalues")) is not None:
+        values.copy_(values.take_along_dim(order, -1))
     change = basis.mT @ rotated
     momentum = state["momentum"]
     momentum.copy_(change.mT @ momentum if side == "left" else momentum @ change)

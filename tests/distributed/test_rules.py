@@ -33,6 +33,8 @@ RULES = {  # and every rule that is not here, at its defaults
     "shampoo_newton": (optim.Shampoo, dict(update_freq=2, root="newton", eps=1e-4, statistics="sum", graft="sgd")),
     "shampoo_blocks": (optim.Shampoo, dict(update_freq=2, block=8, one_sided=True, graft="none", eps=1e-4)),
     "soap": (optim.SOAP, dict(update_freq=2, weight_decay=0.1)),
+    "kl_soap": (optim.KLSOAP, dict(update_freq=2, max_dim=0)),
+    "adamuon": (optim.AdaMuon, dict(eps=0.1)),
     "soap_one_side": (optim.SOAP, dict(update_freq=1, max_dim=10)),
 }
 RULES = with_all_rules(RULES)

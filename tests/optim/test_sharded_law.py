@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from optim import SOAP, Muon, NorMuon, Scion, Shampoo, Steepest
+from optim import KLSOAP, SOAP, AdaMuon, Muon, NorMuon, Scion, Shampoo, Steepest
 from tests.optim.reference import seeded
 from tests.optim.rules import with_all_rules
 from tests.optim.threads import run_threads
@@ -21,6 +21,8 @@ RULES = {
     # A root or basis of a singular factor hangs on rounding, and so on how matrices are stacked: damped here.
     "shampoo": (Shampoo, dict(update_freq=2, eps=0.1, weight_decay=0.1)),
     "soap": (SOAP, dict(update_freq=2, max_dim=0)),
+    "kl_soap": (KLSOAP, dict(update_freq=2, max_dim=0)),
+    "adamuon": (AdaMuon, dict(eps=0.1)),  # an entry of the polar factor that should be 0 is rounding, made large
 }
 RULES = with_all_rules(RULES)
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.05}
