@@ -22,7 +22,7 @@ from tuning.objective import Objective, overrides_of, train  # noqa: E402
 from tuning.study import Plan, Study, hold, locked, work  # noqa: E402
 
 from common import UserError, write_json  # noqa: E402
-from trainer.config import Config  # noqa: E402
+from trainer.config import Config, world_size  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
 from trainer.launch.processes import quoted  # noqa: E402
 from trainer.run import resume  # noqa: E402
@@ -59,6 +59,9 @@ def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
         raise UserError("optim= has no value: name the optimizers to tune, such as optim=adamw,muon")
     if not all(seed.isdigit() for seed in own["seeds"].split(",")):
         raise UserError(f"seeds={own['seeds']}: give whole numbers, such as 1,2,3")
+    if world_size() > 1:
+        mend = "start tune.py without torchrun, and several times in one folder for several trials at once"
+        raise UserError(f"WORLD_SIZE={world_size()}: a trial trains in one process; {mend}")
     if any(word.startswith(("run.", "hydra", "-")) for word in overrides):
         raise UserError(f"{' '.join(overrides)}: run.*, hydra.* and options are this program's own; give folder=DIR")
     return own, overrides

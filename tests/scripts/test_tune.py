@@ -189,6 +189,11 @@ def test_mistakes_give_one_line(run, tmp_path, monkeypatch, words, named):
     check_names(said.strip(), "error: ", *named)
 
 
+def test_a_trial_is_one_process(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_names(run("optim=muon", *TINY)[2].strip(), "error: ", "WORLD_SIZE=2", "without torchrun")
+
+
 @pytest.mark.slow
 def test_a_real_tuning(run, tmp_path, no_plot):
     """Two optimizers, two full runs' worth each, one of them with steps that diverge; then the best on fresh seeds."""
