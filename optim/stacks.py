@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ def split_sizes(group: dict[str, Any], fan_out: int) -> tuple[int, ...]:
 
 def block_shapes(group: dict[str, Any], shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """(number of blocks, fan_out, fan_in) of a parameter, of every size that its blocks have: usually one."""
+    return _block_shapes(group["split"], group["head_dim"], group["conv1d"], group["stack"], shape)
+
+
+@lru_cache(maxsize=4096)  # asked several times a step
+def _block_shapes(
+    split: int | tuple[int, ...], head_dim: int | None, conv1d: bool, stack: bool | None, shape: tuple[int, ...]
+) -> list[tuple[int, int, int]]:
+    group = {"split": split, "head_dim": head_dim, "conv1d": conv1d, "stack": stack}
     shape = matrix_shape(group, shape)
     fan_out, fan_in = (shape[-1], shape[-2]) if group["conv1d"] else (shape[-2], shape[-1])
     sizes = split_sizes(group, fan_out)
