@@ -70,8 +70,11 @@ def document_ids(tokens: Tensor, start: int) -> Tensor:
     return (tokens == start).cumsum(dim=1)
 
 
-def init_tensor(*_):
+def _initial_values(*_):
     raise NotImplementedError("initial values are the trainer's")
+
+
+init_tensor = init_generator = _initial_values
 
 
 @dataclass
