@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,9 @@ class Loader:
             given = f"{len(self.files)} training shards with {sum(map(len, self.shards))} tokens"
             batch = f"one batch of {batch_sequences} x {seq_len} tokens"
             raise UserError(f"{given} hold less than {batch}: take a smaller train.batch_tokens or prepare more data")
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        # A thread begins on GPU 0, and pinning memory there would open a context on it from every rank.
+        on_device = partial(torch.cuda.set_device, self.device) if self.device.type == "cuda" else None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=on_device)
         self._next: tuple[int, Future] | None = None
 
     def batch(self, step: int) -> list[Batch]:

@@ -25,7 +25,7 @@ from .constraints import check_constraint, hyperball_step, norms_and_product
 from .exchange import Transfer
 from .layout import EngineSettings, ParamLayout, build_layouts, check_matrices, check_same_gradients, create_state
 from .measure import Batch, add_up
-from .stacks import block_shapes, block_state, cat_states, pack_blocks, split_state, unpack_blocks
+from .stacks import block_shapes, block_state, cast_like, cat_states, pack_blocks, split_state, unpack_blocks
 from .state import OwnerState
 
 __all__ = ["EngineSettings", "Group", "MatrixOptimizer", "ParamsT", "Tensors", "local"]  # what a rule needs
@@ -225,7 +225,7 @@ class MatrixOptimizer(OwnerState):
             sizes = [block_shapes(group, param.shape) for param in params]
             scales = [self.scale(group, of[0][1:]) for of in sizes]
             batch = Batch(group, [local(param) for param in params], [], scales, [self._on_shards(p) for p in params])
-            batch.updates = [updates[i].to(param.dtype) for i, param in zip(members, params, strict=True)]
+            batch.updates = cast_like([updates[i] for i in members], params)
             if self._measures(group) or any(len(of) > 1 for of in sizes):
                 batch = layout.into_parts(batch, members, self.scale)
             if self._measures(group):

@@ -137,3 +137,13 @@ def frobenius_norm(stack: Tensor) -> Tensor:
     """Of every matrix of a stack [..., m, n]: [..., 1, 1]."""
     norms: Tensor = torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)
     return norms
+
+
+def cast_like(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+    """The tensors in the dtypes of others, by one kernel; those of the right dtype are the same."""
+    dtypes = [other.dtype for other in like]
+    if [tensor.dtype for tensor in tensors] == dtypes:
+        return tensors
+    casts = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(casts, tensors)
+    return casts

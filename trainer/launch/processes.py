@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
@@ -98,6 +99,9 @@ def launch(config: Config, overrides: Sequence[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # we say it below
+    # torch 2.11 has no such setting.
+    patience: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_TIMEOUT}
+    patience = {key: value for key, value in patience.items() if key in LaunchConfig.__dataclass_fields__}
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -107,7 +111,7 @@ def launch(config: Config, overrides: Sequence[str]) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        **patience,
     )
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ class Checkpoints:
                 use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
             )
         )
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        on_device = partial(torch.cuda.set_device, parallel.device) if on_gpu else None  # a thread's is GPU 0 at first
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=on_device)
         self.writing: Future | None = None
         self.latest: int | None = None  # step of the newest checkpoint that this process has saved or loaded
 
