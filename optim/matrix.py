@@ -70,6 +70,7 @@ class MatrixOptimizer(OwnerState):
         "stack": bool | None,
         "step": int,
     }
+    all_rows = False  # whether ``apply`` needs ``measure``'s sums over rows of all rows of a block
     half_precision = False  # whether bfloat16 is the better dtype on CUDA
 
     def __init__(
@@ -134,7 +135,8 @@ class MatrixOptimizer(OwnerState):
         may hold none, either sums [s] or sums over each of its rows [s, rows]; in float32 at least.
 
         A rule that has it gets parts in ``apply`` too, views of parameters, updates and elementwise state, with sums of
-        whole blocks and whole rows.  The price is one small all_reduce a bucket where blocks or rows are cut.
+        whole blocks and whole rows, and where the class has ``all_rows`` of every row, the part's own rows first.  The
+        price is one small all_reduce a bucket where blocks or rows are cut.
         """
         return norms_and_product(params, updates)
 
@@ -229,6 +231,7 @@ class MatrixOptimizer(OwnerState):
             if self._measures(group) or any(len(of) > 1 for of in sizes):
                 batch = layout.into_parts(batch, members, self.scale)
             if self._measures(group):
+                batch.all_rows = self.all_rows
                 batch.sums = self.measure(group, batch.params, batch.updates, batch.states)
                 batches.append(batch)
             else:

@@ -32,6 +32,7 @@ class Batch:
     states: list[dict[str, Tensor]]
     parts: list[Part] = field(default_factory=list)  # none where entries are parameters
     sums: Tensors = field(default_factory=list)
+    all_rows: bool = False  # whether sums over rows are wanted of all rows, this part's own first
 
 
 def add_up(batches: list[Batch], all_reduce: Callable[[Tensor], object]) -> None:
@@ -39,7 +40,7 @@ def add_up(batches: list[Batch], all_reduce: Callable[[Tensor], object]) -> None
     cut, padded = [], []
     for batch in batches:
         for i, (part, sums) in enumerate(zip(batch.parts, batch.sums, strict=False)):
-            if part.rows_cut if sums.ndim > 1 else part.cut:
+            if part.rows_cut if sums.ndim > 1 and not batch.all_rows else part.cut:
                 cut.append((batch, i))
                 padded.append(_padded(part, sums))
     if not cut:
@@ -50,7 +51,10 @@ def add_up(batches: list[Batch], all_reduce: Callable[[Tensor], object]) -> None
     for (batch, i), whole, piece in zip(cut, padded, pieces, strict=True):
         part, mine = batch.parts[i], batch.sums[i]
         summed = piece.view(whole.shape).to(mine.dtype)
-        batch.sums[i] = summed if mine.ndim == 1 else summed[:, part.first : part.first + part.rows]
+        if batch.all_rows:
+            batch.sums[i] = summed.roll(-part.first, 1)
+        else:
+            batch.sums[i] = summed if mine.ndim == 1 else summed[:, part.first : part.first + part.rows]
 
 
 def _padded(part: Part, sums: Tensor) -> Tensor:

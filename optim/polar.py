@@ -62,14 +62,16 @@ def polar(x: Tensor, method: str = "polar_express", steps: int | None = None, *,
 
 @torch.no_grad()
 def newton_schulz(
-    x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.0, form: Form = "standard", overwrite: bool = False
-) -> Tensor:
+    x: Tensor, coefficients: Sequence[Quintic], safety: float = 0.0, form: Form = "standard", overwrite: bool = False,
+    normalise: bool = True,
+) -> Tensor:  # fmt: skip
     """Apply the odd polynomials a·X + b·XXᵀX + c·(XXᵀ)²X to X/((1 + safety)·‖X‖_F), one after the other.
 
     x: [..., m, n], any float dtype: the norm is taken in float32 at least, the products in x's dtype.
     form: "standard", "gram", "auto" (Gram where it is as accurate and needs clearly fewer FLOPs), or the increasing
     steps > 0 before which the Gram form returns to X.
     overwrite: put the result into x, which must be contiguous.
+    normalise: False for an X whose singular values are at most about 1 already.
     """
     segments = plan_segments(coefficients, form, x.shape, x.dtype)
     result = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -84,7 +86,10 @@ def newton_schulz(
         # X moves between two buffers, once a segment; started in the right one, it ends in the result.
         size = len(source)
         buffers = (target, spare[:size]) if len(segments) % 2 == 0 else (spare[:size], target)
-        _normalise(source, safety, out=buffers[0])
+        if normalise:
+            _normalise(source, safety, out=buffers[0])
+        else:
+            buffers[0].copy_(source)
         _apply(segments, *buffers, *(square[:size] for square in squares))
     return result
 

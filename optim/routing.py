@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .base import Optimizer
+from .by_name import BY_NAME, split_by_name, typed_by_name
 from .matrix import RENAMED, MatrixOptimizer
 from .settings import settings_of, typed
 
@@ -65,6 +66,9 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
     kwargs = {key: value for key, value in settings.items() if key != "_target_"}
     accepted = settings_of(optimizer)
     for key, value in kwargs.items():
+        if key == BY_NAME:
+            kwargs[key] = typed_by_name(value, accepted, where)
+            continue
         if RENAMED.get(key) in accepted and key not in accepted:
             raise ValueError(f"{where}.{key}={value}: this setting is now called {RENAMED[key]}")
         if key not in accepted:
@@ -105,10 +109,11 @@ def build(
         if not config.get(role):
             raise ValueError(f"optim.{role} is missing, but the model has {len(parameters)} such parameters")
         optimizer, kwargs = resolve_target(config[role], f"optim.{role}")
-        groups: list[Any] = parameters
+        groups: list[Any] = [{"params": parameters}]
         if issubclass(optimizer, MatrixOptimizer):
             kwargs["process_group"] = process_group
             groups = _group_by_layout(model, parameters)
+        groups = split_by_name(groups, kwargs.pop(BY_NAME, {}))
         try:
             members[role] = optimizer(groups, **kwargs)
         except (TypeError, ValueError) as error:

@@ -77,9 +77,10 @@ class SOAP(MatrixOptimizer):
                 continue
             state[side].lerp_(x @ x.mT, 1 - group["betas"][1])
             if updates == 0:
-                state[f"{side}_basis"].copy_(_eigenbasis(x))
+                state[f"{side}_basis"].copy_(eigenbasis(x))
             elif updates % group["update_freq"] == 0:
-                _power_iteration(state, side)
+                change, momentum = power_iteration(state, side), state["momentum"]
+                momentum.copy_(change.mT @ momentum if side == "left" else momentum @ change)
         return update
 
     def factors(self, group: Group, grad: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,12 +90,12 @@ class SOAP(MatrixOptimizer):
     def _adam(self, group: Group, grad: Tensor, state: dict[str, Tensor], updates: int) -> Tensor:
         beta1, beta2 = group["betas"]
         left, right = state.get("left_basis"), state.get("right_basis")
-        grad = _project(grad, left, right)
+        grad = project(grad, left, right)
         momentum = state["momentum"].lerp_(grad, 1 - beta1)
         second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         root = (second / (1 - beta2**updates)).sqrt_().add_(group["eps"])
         update = (momentum / (1 - beta1**updates)).div_(root)
-        return _project(update, left if left is None else left.mT, right if right is None else right.mT)
+        return project(update, left if left is None else left.mT, right if right is None else right.mT)
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         m, n = shape
@@ -110,13 +111,13 @@ class SOAP(MatrixOptimizer):
         return 4.0 * wide * (largest**2 + shape[0] * shape[1])  # new bases, or the update
 
 
-def _project(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+def project(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """leftᵀ x right, where a missing basis is the identity."""
     x = x if left is None else left.mT @ x
     return x if right is None else x @ right
 
 
-def _eigenbasis(x: Tensor) -> Tensor:
+def eigenbasis(x: Tensor) -> Tensor:
     """Eigenvectors of x xᵀ, largest eigenvalue first, for x [k, m, n].
 
     Where m > n, eigenvectors of the eigenvalue 0 are a matter of choice: eigh's would hang on rounding, and so on the
@@ -126,12 +127,13 @@ def _eigenbasis(x: Tensor) -> Tensor:
         return eigh(x @ x.mT)[1].flip(-1)
     complete, triangle = torch.linalg.qr(x, mode="complete")
     rank = x.shape[-1]
-    span = complete[..., :rank] @ _eigenbasis(triangle[..., :rank, :])
+    span = complete[..., :rank] @ eigenbasis(triangle[..., :rank, :])
     return torch.cat([span, complete[..., rank:]], -1)
 
 
-def _power_iteration(state: dict[str, Tensor], side: str) -> None:
-    """One step towards the eigenvectors of ``state[side]``; reorder the second moment, rotate the momentum."""
+def power_iteration(state: dict[str, Tensor], side: str) -> Tensor:
+    """One step towards the eigenvectors of ``state[side]``, which reorders the second moment; returns what takes the
+    old basis to the new one."""
     basis, dim = state[f"{side}_basis"], SIDES[side]
     power = state[side] @ basis
     order = (basis * power).sum(-2).argsort(dim=-1, descending=True, stable=True)
@@ -141,6 +143,5 @@ def _power_iteration(state: dict[str, Tensor], side: str) -> None:
     if (values := state.get(f"{side}_eigenvalues")) is not None:
         values.copy_(values.take_along_dim(order, -1))
     change = basis.mT @ rotated
-    momentum = state["momentum"]
-    momentum.copy_(change.mT @ momentum if side == "left" else momentum @ change)
     basis.copy_(rotated)
+    return change

@@ -133,6 +133,12 @@ def split_state(stacked: dict[str, Tensor], states: list[dict[str, Tensor]], siz
         torch._foreach_copy_([state[key] for state in states], torch.split(tensor, sizes))
 
 
+def schatten4_norm(stack: Tensor) -> Tensor:
+    """Of every matrix of a stack [..., m, n], the 4-norm of its singular values, ||X Xt||_F^(1/2): [..., 1, 1]."""
+    short = stack if stack.shape[-2] <= stack.shape[-1] else stack.mT
+    return frobenius_norm(short @ short.mT).sqrt()
+
+
 def frobenius_norm(stack: Tensor) -> Tensor:
     """Of every matrix of a stack [..., m, n]: [..., 1, 1]."""
     norms: Tensor = torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)

@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from common import UserError
 from data.config import DataConfig
+from optim.by_name import BY_NAME
 from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, check_logits, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
@@ -288,8 +289,10 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
             settings["lr"] = arguments["lr"] = arguments["lr"] * optim.lr_scale
         parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
         parameter.grad = torch.zeros_like(parameter)
+        patterns = arguments.pop(BY_NAME, {})
         try:
-            optimizer([parameter], **arguments).step()
+            for own in ({}, *patterns.values()):
+                optimizer([parameter], **arguments | own).step()
         except Exception as error:  # of any author's class; some settings contradict each other only in a step
             raise UserError(f"optim.{role}, {optimizer.__name__}: {one_line(error)}") from None
 

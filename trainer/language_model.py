@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from torch import Tensor, nn
 
 from common import UserError
+from optim.by_name import BY_NAME
 
 CONTRACT = "see trainer/language_model.py"
 
@@ -176,7 +177,7 @@ def by_family(settings: Mapping[str, Any], family: str, role: str, presets: str 
     """
     chosen = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name != BY_NAME:
             found = next((key for key in (family, presets) if key in value), None)
             if found is None:
                 also = f" or model.presets={presets}" if presets else ""
