@@ -36,7 +36,8 @@ def split_by_name(groups: list[Any], patterns: Mapping[str, dict[str, Any]]) -> 
     Raises:
         ValueError: a pattern that no name matches first.
     """
-    used, parted = set(), []
+    used: set[str | None] = set()
+    parted = []
     for group in groups:
         members: dict[str | None, list[Any]] = {}
         for name, parameter in group["params"]:

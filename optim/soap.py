@@ -142,6 +142,6 @@ def power_iteration(state: dict[str, Tensor], side: str) -> Tensor:
     second.copy_(second.take_along_dim(order.unsqueeze(-1 if dim == -2 else -2), dim))
     if (values := state.get(f"{side}_eigenvalues")) is not None:
         values.copy_(values.take_along_dim(order, -1))
-    change = basis.mT @ rotated
+    change: Tensor = basis.mT @ rotated
     basis.copy_(rotated)
     return change

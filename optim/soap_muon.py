@@ -105,11 +105,13 @@ class SOAPMuon(MatrixOptimizer):
         def cosine(a: Tensor, b: Tensor) -> Tensor:
             dims = (-2, -1)
             norms = torch.linalg.vector_norm(a, dim=dims) * torch.linalg.vector_norm(b, dim=dims)
-            return (a * b).sum(dims) / norms.clamp_min(1e-30)
+            cosines: Tensor = (a * b).sum(dims) / norms.clamp_min(1e-30)
+            return cosines
 
         trust = ((cosine(update, raw) - 0.2) / 0.8).clamp(0, 1)
         ratio = (cosine(update, grad) / cosine(raw, grad).clamp_min(1e-8)).clamp(0, 1)
-        return (trust * ratio).clamp(group["gate_floor"], group["gate_cap"])[..., None, None]
+        gate: Tensor = (trust * ratio).clamp(group["gate_floor"], group["gate_cap"])
+        return gate[..., None, None]
 
     def measure(self, group: Group, params: Tensors, updates: Tensors, states: list[dict[str, Tensor]]) -> Tensors:
         return row_sums(params, updates)

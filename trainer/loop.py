@@ -27,7 +27,6 @@ from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
-from trainer.schedules.config import eval_is_due
 from trainer.schedules.steps import Schedules
 
 
@@ -158,7 +157,7 @@ class Trainer:
 
     def eval_is_due(self, step: int) -> bool:
         """Whether the weights after update ``step`` are to be evaluated, and have not been before a resume."""
-        return eval_is_due(self.config, step) and self.progress.val_step != step
+        return self.schedules.eval_is_due(step) and self.progress.val_step != step
 
     def evaluate(self) -> dict[str, Any]:
         """What is measured on the validation set; off the clock.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from optim.routing import Optimizers
 from trainer.config import Config
+from trainer.schedules.config import eval_is_due
 from trainer.schedules.weights import Average, Lookahead
 
 
@@ -18,7 +19,7 @@ class Schedules:
     def __init__(self, config: Config, model: nn.Module, optimizers: Optimizers):
         schedule, steps = config.schedule, config.train.steps
         roles, end = list(optimizers.members), schedule.end(steps)
-        self.optimizers = optimizers
+        self.config, self.optimizers = config, optimizers
         self.multipliers = {role: schedule.multiplier(role, steps) for role in roles}
         self.lines = {role: schedule.lines(role, steps) for role in roles}
         weights = dict(model.named_parameters())
@@ -45,6 +46,9 @@ class Schedules:
             self.lookahead.end_step(step)
         if self.average:
             self.average.end_step(step)
+
+    def eval_is_due(self, step: int) -> bool:
+        return eval_is_due(self.config, step)
 
     @contextmanager
     def evaluated(self, step: int) -> Iterator[None]:
