@@ -24,7 +24,7 @@ from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, check_logits, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
-from trainer.schedules.config import AverageConfig, LookaheadConfig, ScheduleConfig
+from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig
 
 ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
@@ -54,11 +54,6 @@ class Dtype(StrEnum):
 class NonFinite(StrEnum):
     stop = "stop"
     skip = "skip"
-
-
-class Loss(StrEnum):
-    mean = "mean"
-    sum = "sum"
 
 
 class LoggerKind(StrEnum):

@@ -13,7 +13,7 @@ from torch import Tensor
 from common import UserError
 from data import Loader, open_split, prepare
 from optim import routing
-from trainer.config import Config, Loss
+from trainer.config import Config
 from trainer.evaluate.measure import evaluate
 from trainer.evaluate.validation import validation_batches
 from trainer.guard import NonFiniteGuard, check_replicas
@@ -27,6 +27,7 @@ from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
+from trainer.schedules.config import Loss
 from trainer.schedules.steps import Schedules
 
 

@@ -5,6 +5,7 @@ A length up to 1 is a fraction of the schedule's horizon, above 1 a number of up
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,6 +16,11 @@ from optim.routing import ROLES
 
 SHAPE = ("name", "warmup", "decay", "final", "power")  # what a role may have of its own; its other keys are lines
 Line = list[tuple[float, float]]
+
+
+class Loss(StrEnum):
+    mean = "mean"
+    sum = "sum"
 
 
 @dataclass
