@@ -69,7 +69,7 @@ def on_mesh(mesh):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_any_placement_gives_the_weights_of_one_process(rule, case):
     expected = train(rule, case)
