@@ -43,3 +43,14 @@ def test_a_state_dict_from_before_a_setting_was_renamed_loads():
     saved["param_groups"][0]["every"] = saved["param_groups"][0].pop("update_freq")
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["update_freq"] == 3 and "every" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap", "klsoap", "psgdkron"])
+def test_blocks_of_unequal_size_begin_as_whole_matrices_do(name):
+    """Roots, bases and factors at the identity: nothing that is multiplied is zero."""
+    cls, settings = RULES[name]
+    weight = torch.nn.Parameter(seeded((6, 4), 0))
+    state = cls([{"params": [weight], "split": (4, 2)}], **settings).state[weight]
+    squares = {k: v for k, v in state.items() if k.partition(".")[0].endswith(("_root", "_basis", "_factor"))}
+    assert len(squares) == 4
+    assert all(torch.equal(v.flatten(0, -3)[0], torch.eye(v.shape[-1])) for v in squares.values())
