@@ -34,8 +34,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"a configuration file is not valid YAML: {one_line(root)}"
     found = re.search(r"full_key: (\S+)", f"{root}\n{error}") or QUOTED_KEY.search(str(error))
     if not found:
-        typed = [o for o in overrides if "${" in o and "interpolation" in str(error)]
-        return ": ".join([*typed[:1], one_line(error)])
+        interpolated = [o for o in overrides if "${" in o and "interpolation" in str(error)]
+        return ": ".join([*interpolated[:1], one_line(error)])
     key = found[1].partition("@")[0]
     typed = (o for o in overrides if f"{o.lstrip('+~').partition('=')[0]}.".startswith(f"{key}."))
     given = next(typed, key).lstrip("+")
