@@ -15,7 +15,8 @@ from trainer.guard import NonFiniteGuard
 from trainer.metrics.record import Metrics
 from trainer.model import GPT, GPTConfig
 
-WAITS = {"Shampoo": {1, 2, 4, 8, 10}, "SOAP": {1}, "KLSOAP": {1}, "SOAPMuon": {1}}  # in these steps: eigh's host looks whether it has failed
+# In these steps: eigh's host looks whether it has failed.
+WAITS = {"Shampoo": {1, 2, 4, 8, 10}, "SOAP": {1}, "KLSOAP": {1}, "SOAPMuon": {1}}
 STEPS = (1, 2, 3, 4, 8, 9, 10, 11)
 SHAPES = [(48, 16), (16, 16), (16, 64), (3, 16, 32)]
 
