@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.trainer import track3_formulas as track3
 
 DATA = Path(__file__).parent / "data"
 # The problem of the figures, as its file describes it.
@@ -36,3 +39,65 @@ def test_losses_are_those_of_the_records_own_code(configure, tmp_path, no_plot, 
     assert found == pytest.approx(dict(golden["val"]), rel=1e-9)
     for line, rates in ((lines[1], golden["lr_first"]), (lines[-1], golden["lr_last"])):
         assert [line[f"lr/{role}"] for role in ROLES] == pytest.approx(rates, rel=1e-12)
+
+
+STEPS, HORIZON = 10, 20
+OWN = [*(word for word in PROBLEM if not word.startswith("model.init")), f"schedule.horizon={HORIZON}"]
+
+
+def compared(configure, folder, preset, rules, steps=STEPS, lookahead=None):
+    """Training losses of a preset and of ``rules(name, weight)`` -> rule, from the same weights on the same batches."""
+    from trainer.loop import Trainer
+
+    words = [*OWN, f"optim=track3/{preset}", f"train.steps={steps}"]
+    Trainer(configure(*words, f"run.dir={folder / 'ours'}")).run()
+    lines = [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
+    plain = Trainer(configure(*words, f"run.dir={folder / 'plain'}"))
+    expected = formula_losses(plain, rules, steps, lookahead)
+    for part in (plain.checkpoints, plain.loader, plain.parallel):
+        part.close()
+    return [line["train/loss"] for line in lines if "train/loss" in line], expected
+
+
+def formula_losses(plain, rules, steps, lookahead):
+    weights = dict(plain.model.named_parameters())
+    rule = {name: rules(name, weight) for name, weight in weights.items()}
+    drift = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    found = []
+    for t in range(steps):
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        if lookahead:
+            for name, weight in weights.items():
+                weight.data.add_(lookahead(t) * drift[name])
+        loss = sum(plain.model(*micro) for micro in plain.loader.batch(t))
+        loss.backward()
+        found.append(loss.item() / 2048)
+        for name, weight in weights.items():
+            rule[name](weight.data, weight.grad, t)
+            weight.grad = None
+            drift[name].mul_(0.99).add_(0.01 * (weight.detach() - before[name]))
+    return found
+
+
+def aux(embedding, head, scalar, matrix):
+    """``rules`` of four functions of the name, by role."""
+
+    def rule(name, weight):
+        if weight.ndim == 1:
+            return scalar(name)
+        return {"wte.weight": embedding, "lm_head.weight": head}.get(name, matrix)(name)
+
+    return rule
+
+
+def test_muonh_is_its_formula(configure, tmp_path, no_plot):
+    config = configure("experiment=track3", "optim=track3/muonh", "logger=jsonl")
+    assert config.model.init == "muonh" and not config.model.zero_init_proj
+    assert config.train.steps == 3250 and config.schedule.end(3250) == 3250
+
+    def adamw(lr):
+        return lambda name: track3.AdamW(track3.wsd(lr, 0.85, HORIZON), (0.8, 0.95), 0.001)
+
+    rules = aux(adamw(0.91), adamw(0.0064), adamw(0.0195), lambda _: track3.MuonH(track3.wsd(0.018, 1, HORIZON)))
+    found, expected = compared(configure, tmp_path, "muonh", rules)
+    assert found == pytest.approx(expected, rel=1e-9)
