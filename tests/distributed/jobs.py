@@ -77,9 +77,13 @@ def _train(request: dict, composed: DictConfig) -> int:
 
 @functools.cache
 def _compose(arguments: tuple[str, ...]) -> DictConfig:
-    from trainer.launch.compose import compose
+    import hydra
 
-    return compose(arguments)
+    from trainer.launch.compose import hydra_initialized, to_hydra
+
+    overrides = [to_hydra(argument) for argument in arguments]
+    with hydra_initialized(overrides):
+        return hydra.compose("train", overrides=overrides)
 
 
 if __name__ == "__main__":
