@@ -71,6 +71,7 @@ def fake_cuda(layout: str) -> Iterator[Parallel]:
         with (
             mock.patch.object(Exchange, "all_equal", lambda self, value: True),  # hosts compare notes over gloo
             mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)),  # an H100's
+            mock.patch.object(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None)),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
             yield Parallel(ParallelConfig(mode=layout), layout, accelerator, mesh, torch.bfloat16, 0)

@@ -92,7 +92,7 @@ def test_lines_that_are_not_due_leave_their_numbers_on_the_device():
         metrics = object.__new__(Metrics)
         metrics.pending, metrics.on_host, metrics.parallel = {}, False, SimpleNamespace(is_main=True)
         metrics.config = SimpleNamespace(train=SimpleNamespace(steps=100), logger=SimpleNamespace(every=10),
-                                         eval=SimpleNamespace(every=50))  # fmt: skip
+                                         eval=SimpleNamespace(every=50, late_every=None))  # fmt: skip
         metrics.add(7, {"train/loss": torch.zeros((), device=parallel.device)})
         metrics.write(7, 0.0)
         metrics.add(10, {"train/loss": torch.zeros((), device=parallel.device)})
