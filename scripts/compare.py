@@ -37,8 +37,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--target", type=_positive, metavar="LOSS", help="a target for every run in place of the recorded ones")
     add("--sigma", type=_positive, metavar="S", help="known standard deviation of the final loss over seeds: adds "
         "the speedrun's z-tests (track 3: 0.0013)")  # fmt: skip
-    add("--loss-per-step", type=_positive, default=0.0, metavar="L", help="with --sigma: what one step of training is "
+    add("--loss-per-step", type=_positive, metavar="L", help="with --sigma: what one step of training is "
         "worth in loss, to compare runs of different lengths (track 3: 4.5e-5)")  # fmt: skip
+    add("--track3", action="store_true", help="the rules of the NanoGPT speedrun's track 3: --target 3.28 "
+        "--sigma 0.0013 --loss-per-step 4.5e-5, whichever is not given")  # fmt: skip
     add("--gain", type=_positive, default=table.GAIN, metavar="SHARE", help="of the steps, the smallest gain worth "
         "finding: what is undecided says how many seeds would find it (default: 0.05)")  # fmt: skip
     add("--published", action="store_true", help="lay published FineWeb results under the curves")
@@ -46,6 +48,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--wandb", metavar="PROJECT", help="also log the four files as an artifact of this Weights & Biases project")
     options = parser.parse_args(arguments)
     options.out = options.out.removesuffix(".html")
+    if options.track3:
+        options.target, options.sigma = options.target or 3.28, options.sigma or 0.0013
+        options.loss_per_step = options.loss_per_step or 4.5e-5
+    options.loss_per_step = options.loss_per_step or 0.0
     if options.loss_per_step and not options.sigma:
         parser.error("--loss-per-step needs --sigma")
     if options.gain >= 1:
@@ -144,6 +150,8 @@ def _print_summary(comparison: groups.Comparison, rows: list[table.Row], out: st
         steps = row.interpolated["steps"]
         reached = f", {table.amount(steps, 'steps')} steps to {comparison.target:g}" if steps else ""
         print(f"{row.label}: n = {row.final.n}, final loss {table.amount(row.final, 'loss')}{reached}")
+        if row.z_target is not None:
+            print(f"    {claims.one_step(row, comparison.target)}")
     print(f"wrote {out}.html, {out}.png, {out}.csv, {out}.md")
 
 

@@ -85,8 +85,23 @@ def _against_target(row: Row, target: float, sigma: float | None) -> list[Claim]
         found.append(Claim(row.label, False, text))
     if row.z_target is not None:
         text = f"Final loss below {target:g} if σ is {sigma:g}: {_known(row.z_target)}, n = {n}."
-        found.append(Claim(row.label, row.z_target >= Z_LIMIT, text))
+        found += [
+            Claim(row.label, row.z_target >= Z_LIMIT, text),
+            Claim(row.label, row.first_below is not None, one_step(row, target)),
+        ]
     return found
+
+
+def one_step(row: Row, target: float) -> str:
+    """Track 3's claim: at one evaluated step, the same for all seeds."""
+    if row.first_below is None:
+        aside = row.group.aside
+        why = f"no claim, runs set aside: {aside}" if aside else f"there is none, n = {row.final.n}"
+        return f"Below {target:g} at one evaluated step of all seeds: {why}."
+    at = row.first_below
+    return (
+        f"Below {target:g} at step {at.step:,}, evaluated by all seeds: mean {at.mean:.4f}, n = {at.n}, z = {at.z:.2f}."
+    )
 
 
 def _speed(row: Row, reference: Row, target: float) -> list[Claim]:

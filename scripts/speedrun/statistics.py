@@ -82,6 +82,27 @@ def z_below_target(losses: Sequence[float], target: float, sigma: float) -> floa
     return (target - math.fsum(losses) / len(losses)) * math.sqrt(len(losses)) / sigma
 
 
+@dataclass(frozen=True)
+class Reached:
+    """The evaluated step at which a mean over `n` seeds is first below a target by track 3's rule."""
+
+    step: int
+    mean: float
+    n: int
+    z: float
+
+
+def first_below_target(
+    steps: Sequence[int], means: Sequence[float], n: int, target: float, sigma: float
+) -> Reached | None:
+    """The earliest of the steps that are common to all `n` seeds with (target - mean)·√n / σ ≥ Z_LIMIT."""
+    for step, mean in zip(steps, means, strict=True):
+        z = (target - mean) * math.sqrt(n) / sigma
+        if z >= Z_LIMIT:
+            return Reached(step, mean, n, z)
+    return None
+
+
 def z_better(
     losses: Sequence[float],
     baseline: Sequence[float],

@@ -31,6 +31,7 @@ class Row:
     same_device: bool = True
     p_target: float | None = None
     z_target: float | None = None
+    first_below: statistics.Reached | None = None
     p_baseline: float | None = None
     p_holm: float | None = None
     z_baseline: float | None = None
@@ -58,7 +59,9 @@ def build(
         for row in rows:
             finals = row.group.finals
             row.p_target = statistics.below_target(finals, comparison.target)
-            row.z_target = statistics.z_below_target(finals, comparison.target, sigma) if sigma else None
+            if sigma:
+                row.z_target = statistics.z_below_target(finals, comparison.target, sigma)
+                row.first_below = _first_below(row.group, comparison.target, sigma)
     if reference is not None:
         for row in others:
             _against(row, reference, sigma, loss_per_step)
@@ -70,6 +73,14 @@ def build(
         for row, p in zip(others, statistics.holm(tests), strict=True):
             row.p_pairs_holm = p
     return sorted(rows, key=_speed)
+
+
+def _first_below(group: Group, target: float, sigma: float) -> statistics.Reached | None:
+    """None also where runs are set aside: whoever leaves some out, or stops them one by one, chooses the outcome."""
+    if group.aside:
+        return None
+    curve = group.curve()
+    return statistics.first_below_target(curve["steps"], curve["mean"], len(group.runs), target, sigma)
 
 
 def _speed(row: Row) -> tuple[float, float]:
