@@ -1,14 +1,17 @@
-"""A preset that names a record of track 3 is that record: the losses of its own code, step by step.
+"""A preset that names a record of track 3 is that record: the losses of its own code, or of its formulas, step by step.
 
 Each tests/trainer/data/track3_*.json says which problem, source and settings its figures belong to.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from optim.schedule import in_steps
 from tests.trainer import track3_formulas as track3
 
 DATA = Path(__file__).parent / "data"
@@ -101,3 +104,63 @@ def test_muonh_is_its_formula(configure, tmp_path, no_plot):
     rules = aux(adamw(0.91), adamw(0.0064), adamw(0.0195), lambda _: track3.MuonH(track3.wsd(0.018, 1, HORIZON)))
     found, expected = compared(configure, tmp_path, "muonh", rules)
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+def line(*points):
+    """Straight lines between (step of a schedule of 2,900, value), with the steps of HORIZON."""
+    at = [round(t / 2900 * HORIZON) for t, _ in points]
+    return lambda t: float(np.interp(t, at, [value for _, value in points]))
+
+
+@pytest.mark.parametrize("number", [44, 46])
+def test_soap_muon_is_its_formula(configure, tmp_path, no_plot, number):
+    """Three losses: after them the bases of gradients of low rank are rounding; see test_soap_muon for the others."""
+    rate = partial(track3.power, horizon=HORIZON)
+    tall = HORIZON / 2900
+    mu = line((0, 0.85), (300, 0.95), (2700, 0.95), (2900, 0.85))
+
+    def adam(lr, beta2, corrected=True):
+        return track3.AdamW(rate(lr, 1413 * tall), (0.8, beta2), corrected=corrected)
+
+    def scalar(name):
+        beta2 = 0.9965 if name.endswith("attn.o.bias") else 0.997 if name.endswith("bias") else 0.99
+        return adam(0.01, beta2, corrected=False)
+
+    def matrix(name):
+        return track3.SOAPMuon(name, rate(0.0375, 2386.4 * tall), mu, lambda t: (0.45, 0.85), rows=number == 46)
+
+    rules = aux(lambda _: adam(0.3, 0.99), lambda _: adam(1 / 320, 0.99), scalar, matrix)
+
+    def lookahead(t):
+        return 0.3 * rate(1.0, 1413 * tall)(t - 1) if t >= round(300 * tall) else 0.0
+
+    found, expected = compared(configure, tmp_path, f"soap_muon_{number}", rules, 3, lookahead)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("number", [44, 46])
+def test_soap_muon_has_its_schedules(configure, number):
+    """At every step of the record, as its formulas give them."""
+    config = configure("experiment=track3", f"optim=track3/soap_muon_{number}", "logger=jsonl")
+    steps, end = config.train.steps, config.schedule.end(config.train.steps)
+    assert (steps, end) == ({44: 2750, 46: 2690}[number], 2900)
+    assert config.model.init == "soap_muon" and config.model.zero_init_proj
+    factors = dict(matrix=3.3169534699576625e-06, embedding=4.976805410800738e-05, head=5.184172302917436e-07,
+                   scalar=1.6589351369335795e-06)  # fmt: skip
+    for role, factor in factors.items():
+        lr, multiplier = getattr(config.optim, role)["lr"], config.schedule.multiplier(role, steps)
+        for t in range(steps):
+            assert lr * multiplier(t) == pytest.approx(min(lr, factor * (2900 - t) ** 1.2), rel=1e-12)
+    lines = config.schedule.lines("matrix", steps)
+    for t in range(steps):
+        mu = 0.85 + 0.1 * t / 300 if t < 300 else 0.95 - 0.1 * max(0, t - 2700) / 200
+        floor = 0.45 if t < 1375 else 0.45 * max(0, 1625 - t) / 250
+        wanted = dict(momentum=mu, gate_floor=floor, gate_cap=0.85 if t < 1625 else 1.0)
+        assert {key: at(t) for key, at in lines.items()} == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+    look, tail = config.lookahead, config.average
+    assert (look.size, look.decay, in_steps(look.start, end), in_steps(look.stop, end)) == (0.3, 0.99, 300, 1950)
+    if number == 46:
+        assert (tail.blend, tail.exclude, in_steps(tail.length, end)) == (0.6, ["embedding"], 150)
+        assert (in_steps(tail.start, end), in_steps(tail.stop, end)) == (2400, 2900)
+    else:
+        assert not tail.blend
