@@ -56,7 +56,7 @@ def test_an_experiment_may_be_a_sweep():
     assert cli.compose_jobs(alone) is None, "a job of it is not"
 
 
-@pytest.mark.parametrize("experiment", ["speedrun_124m", "gpt2_124m_llmc"])
+@pytest.mark.parametrize("experiment", ["speedrun_124m", "gpt2_124m_llmc", "nanogpt_124m"])
 def test_published_settings(experiment):
     assert cli.compose_jobs([f"experiment={experiment}", "run.processes=8"]) is None
 

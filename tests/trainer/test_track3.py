@@ -33,6 +33,14 @@ def losses(configure, folder, *overrides):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("name", ["adam", "muon", "spectral"])
+def test_the_small_copy_takes_a_record_as_it_is(configure, name):
+    """The schedule ends with the run, at whatever length."""
+    small, own = (configure(f"experiment={e}", f"optim=track3/{name}") for e in ("track3_cpu", "track3"))
+    assert small.train.steps == 800 and small.schedule.multiplier("matrix", 800)(799) < 0.01
+    assert (small.optim, small.model.init, small.train.loss) == (own.optim, own.model.init, own.train.loss)
+
+
 @pytest.mark.parametrize("name", [pytest.param("adam", marks=pytest.mark.slow), "muon"])
 def test_losses_are_those_of_the_records_own_code(configure, tmp_path, no_plot, name):
     golden = json.loads((DATA / f"track3_{name}.json").read_text())
