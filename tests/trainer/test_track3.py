@@ -33,7 +33,7 @@ def losses(configure, folder, *overrides):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["adam", "muon", "spectral"])
+@pytest.mark.parametrize("name", ["adam", "muon", "muonh", "soap_muon_44", "soap_muon_46", "spectral"])
 def test_the_small_copy_takes_a_record_as_it_is(configure, name):
     """The schedule ends with the run, at whatever length."""
     small, own = (configure(f"experiment={e}", f"optim=track3/{name}") for e in ("track3_cpu", "track3"))
