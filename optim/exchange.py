@@ -203,13 +203,8 @@ class Exchange:
         self.layout, self.group, self.comm_dtype = layout, group, comm_dtype
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
-        # An element that an owner holds in a bucket costs two buffers in each of the IN_FLIGHT buckets (where results
-        # are broadcast, those of all owners). The rest is left to the one bucket that is computed: as much as suits
-        # most matrices, so that an outlier travels alone instead of making all buckets small.
-        buffers = 2 * IN_FLIGHT * (world_size if layout == "replicated" else 1) * comm_dtype.itemsize
-        workspace = statistics.median(spec.workspace / max(1, spec.numel) for spec in specs)
-        elements = 2 * bucket_bytes / (buffers + workspace)
-        self.plan = Plan(specs, world_size, int(elements), elements * workspace)
+        self.bucket_bytes = bucket_bytes
+        self.plan = plan_exchange(specs, layout, world_size, comm_dtype, bucket_bytes)
         self._buckets: dict[tuple[int, ...], list[Bucket]] = {}
         self.host_group = _host_group(group)
         if not self.all_equal(self.plan.digest()):
@@ -271,6 +266,19 @@ class Exchange:
         transfer = self.TRANSFERS[self.layout](self.plan, bucket, self.rank, self.group, self.comm_dtype)
         transfer.start_gather(prepare(transfer.order))
         return transfer
+
+
+def plan_exchange(
+    specs: Sequence[MatrixSpec], layout: str, world_size: int, comm_dtype: torch.dtype, bucket_bytes: int
+) -> Plan:
+    """The plan that an :class:`Exchange` of these arguments has, over a number of ranks that need not be there."""
+    # An element that an owner holds in a bucket costs two buffers in each of the IN_FLIGHT buckets (where results
+    # are broadcast, those of all owners). The rest is left to the one bucket that is computed: as much as suits
+    # most matrices, so that an outlier travels alone instead of making all buckets small.
+    buffers = 2 * IN_FLIGHT * (world_size if layout == "replicated" else 1) * comm_dtype.itemsize
+    workspace = statistics.median(spec.workspace / max(1, spec.numel) for spec in specs)
+    elements = 2 * bucket_bytes / (buffers + workspace)
+    return Plan(specs, world_size, int(elements), elements * workspace)
 
 
 def _host_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:

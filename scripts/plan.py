@@ -1,0 +1,177 @@
+"""What a run will cost, before it starts: memory, FLOPs, bytes and collectives, tokens, checkpoints, time.
+
+    python scripts/plan.py experiment=track3 --device h100 --ranks 8
+    python scripts/plan.py model=gpt2_1558m train.batch_tokens=1048576 --device h200 --ranks 1024 --efficiency 0.35
+
+Takes the overrides of train.py. Starts nothing and creates nothing: the model lies on the meta device, and who owns
+which matrix follows from shapes. Exact are parameters, states, FLOPs by the model's and the rules' own count, and
+bytes and collectives. Activations, logits and what is gathered are estimates; the allocator's losses, temporaries of
+elementwise optimizers and workspace of kernels are not in them. Times are projected.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from planning.costs import Costs, sequences  # noqa: E402
+
+from common import UserError  # noqa: E402
+from data.shards import open_shard  # noqa: E402
+from optim.matrix import MatrixOptimizer  # noqa: E402
+from trainer.loop import is_time  # noqa: E402
+from trainer.metrics.console import duration  # noqa: E402
+from trainer.metrics.environment import PEAK_FLOPS  # noqa: E402
+from trainer.schedules.config import eval_is_due  # noqa: E402
+
+MEMORY = {"h100": 80e9, "h200": 141e9, "a100": 80e9}  # bytes of a card (the larger A100), by NVIDIA's data sheets
+USABLE = 0.9  # of it; the rest is the context's and the communication library's, or lost between blocks
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        if options.ranks < 1 or not 0 < options.efficiency <= 1:
+            raise UserError(f"--ranks {options.ranks} --efficiency {options.efficiency}: give at least 1 rank, and a "
+                            "share of the peak above 0, at most 1")  # fmt: skip
+        costs = Costs(options.overrides, options.device, options.ranks)
+        show(costs, options.efficiency)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    parser.add_argument("--device", choices=[*MEMORY, "cpu"], default="h100", help="of every rank (default: h100)")
+    parser.add_argument("--ranks", type=int, default=8, help="processes, eight a node (default: 8)")
+    parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak FLOP/s (default: 0.4)")
+    return parser.parse_intermixed_args(arguments)
+
+
+def show(costs: Costs, efficiency: float) -> None:
+    config, mode = costs.config, costs.mode
+    if mode == "hsdp":
+        mode += f", {costs.ranks // costs.shards} copies over {costs.shards} ranks each"
+    print(f"{config.run.name}: {costs.ranks} x {costs.device}, {mode}, {config.train.dtype}; nothing was started")
+    print_parameters(costs)
+    print_rows("memory of the fullest rank", memory(costs))
+    print_rows("an update", update(costs))
+    print_rows("the run", run(costs))
+    print_rows(f"projected, at {efficiency:g} of the peak", time(costs, efficiency))
+
+
+def print_parameters(costs: Costs) -> None:
+    rows = costs.optimizers.table()
+    print_rows("parameters", {row["role"]: f"{row['parameters']:>15,}  {row['optimizer']}, {row['tensors']} tensors"
+                              for row in rows} | {"all": f"{sum(row['parameters'] for row in rows):>15,}"})  # fmt: skip
+
+
+def memory(costs: Costs) -> dict[str, str]:
+    micro_batch = costs.train.micro_batch
+    parts = costs.memory(micro_batch)
+    rows = {name: f"{size(value):>15}" for name, value in parts.items()}
+    if costs.config.parallel.activation_checkpointing:
+        rows["activations"] += "  recomputation, which keeps less, is not deducted"
+    if not parts["activations"]:
+        rows["activations"] = f"{'unknown':>15}  the model has no activation_bytes"
+    rows["peak"] += "  what stays, with what a pass or what the exchange adds, whichever is more"
+    room = device_bytes(costs)
+    best = costs.largest_micro_batch(USABLE * room)
+    rows["micro-batch"] = f"{micro_batch:>15}  sequences; {best or 'none'} at most in {USABLE:.0%} of {size(room)}"
+    return rows
+
+
+def device_bytes(costs: Costs) -> float:
+    """Memory of one rank: of a card, or an equal share of this machine's."""
+    return MEMORY.get(costs.device) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / costs.ranks
+
+
+def update(costs: Costs) -> dict[str, str]:
+    forward_backward, rules, busiest = costs.flops()
+    others = [type(m).__name__ for m in costs.optimizers.members.values() if not isinstance(m, MatrixOptimizer)]
+    passes = sequences(costs.config, costs.ranks) // costs.train.micro_batch
+    rows = {
+        "tokens": f"{costs.train.batch_tokens:>15,}  {passes} passes of {costs.train.micro_batch} sequences a rank",
+        "model": f"{forward_backward / 1e12:>15,.3f}  TFLOP",
+        "matrix rules": f"{rules / 1e12:>15,.3f}  TFLOP, {busiest / 1e12:,.3f} on the busiest rank",
+    }
+    if others:
+        rows["matrix rules"] += f" (elementwise, not counted: {', '.join(sorted(set(others)))})"
+    sent, calls = costs.exchange_traffic()
+    if calls:
+        rows["matrix exchange"] = f"{size(max(sent)):>15}  sent by the busiest rank, {size(sum(sent) / len(sent))} on "
+        rows["matrix exchange"] += f"average; {counted(calls)}"
+    sent, calls = costs.model_traffic()
+    if calls:
+        rows["weights, gradients"] = f"{size(sent):>15}  sent by each rank in rings; {counted(calls)}"
+    return rows
+
+
+def run(costs: Costs) -> dict[str, str]:
+    config, steps = costs.config, costs.train.steps
+    needed = steps * costs.train.batch_tokens
+    there = f"none prepared: {costs.no_data}".replace(str(Path.home()), "~")
+    if costs.split:
+        tokens = sum(len(open_shard(file)) for file in costs.split.train)
+        there = f"{tokens:,} prepared, read {needed / tokens:.2f} times"
+    elif config.data.source == "sample":
+        there = "none prepared; the run writes them when it starts"
+    saved, every = config.checkpoint, config.checkpoint.every
+    count = sum(is_time(every, step, steps) for step in range(1, steps)) + saved.last
+    kept = min(count, saved.keep_last + saved.keep_best)
+    also = f", and one every {saved.minutes:g} minutes" if saved.minutes else ""
+    return {
+        "updates": f"{steps:>15,}",
+        "tokens": f"{needed:>15,}  {there}",
+        "evaluations": f"{evaluations(costs):>15,}  of {config.eval.tokens:,} tokens",
+        "checkpoints": f"{count:>15,}  of {size(costs.checkpoint_bytes())}{also}; {kept} kept",
+    }
+
+
+def evaluations(costs: Costs) -> int:
+    return sum(eval_is_due(costs.config, step) for step in range(costs.train.steps + 1))
+
+
+def time(costs: Costs, efficiency: float) -> dict[str, str]:
+    peak = PEAK_FLOPS.get(costs.device.upper())
+    if peak is None or costs.width != 2:
+        return {"time": "not projected: a peak is known for bfloat16 on GPUs only"}
+    forward_backward, _, busiest = costs.flops()
+    step = (forward_backward / costs.ranks + busiest) / (peak * efficiency)
+    forward = costs.model.flops_per_token() / 3 * costs.config.eval.tokens / costs.ranks / (peak * efficiency)
+    training, evaluating = step * costs.train.steps, forward * evaluations(costs)
+    total = training + evaluating
+    return {
+        "an update": f"{step * 1e3:>12,.1f} ms  of {peak / 1e12:.0f} TFLOP/s; all that travels is hidden behind work",
+        "training": f"{duration(training):>15}",
+        "evaluations": f"{duration(evaluating):>15}  forward passes alone",
+        "all": f"{duration(total):>15}  {total / 3600 * costs.ranks:,.2f} GPU-hours, without start and compilation",
+    }
+
+
+def print_rows(title: str, rows: Mapping[str, str]) -> None:
+    print(f"\n{title}")
+    for name, text in rows.items():
+        print(f"  {name:18} {text}")
+
+
+def counted(calls: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in calls.items())
+
+
+def size(value: float) -> str:
+    """Bytes in powers of ten: 1.23 GB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:,.2f} {unit}"
+    return f"{value:.0f} B"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

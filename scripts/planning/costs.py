@@ -1,0 +1,238 @@
+"""What a run costs, from its config and shapes alone; see plan.py."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from unittest import mock
+
+import hydra
+import torch
+import torch.distributed as dist
+
+from common import UserError
+from data import load_tokenizer, open_split
+from optim import routing
+from optim.exchange import plan_exchange
+from optim.matrix import MatrixOptimizer
+from optim.plan import IN_FLIGHT, shard_rows
+from optim.stacks import matrix_shape
+from trainer.config import Config, Dtype, divisors, fitting_micro_batch
+from trainer.language_model import model_class
+from trainer.launch.compose import check, check_schedule, hydra_initialized, to_hydra
+from trainer.mesh import check_parallel, shard_group_size
+from trainer.schedules.steps import Schedules
+
+VOCABULARY = {"gpt2": 50257, "byte": 257}
+
+
+def compose(overrides: Sequence[str], ranks: int, device: str) -> Config:
+    """The config as it would be on that device. Raises UserError."""
+    overrides = [to_hydra(override) for override in overrides]
+    with hydra_initialized(overrides):
+        composed = hydra.compose("train", overrides=overrides)
+        check_schedule(composed, overrides)
+        if composed.train.dtype == Dtype.auto:
+            composed.train.dtype = Dtype.float32 if device == "cpu" else Dtype.bfloat16
+        given = composed.train.micro_batch
+        config = check(composed, ranks)
+    if given is None:  # what fits is another number on a GPU
+        with mock.patch.object(torch.cuda, "is_available", lambda: device != "cpu"):
+            config.train.micro_batch = fitting_micro_batch(config, sequences(config, ranks))
+    return config
+
+
+def sequences(config: Config, ranks: int) -> int:
+    """Of one rank, in one update."""
+    return config.train.batch_tokens // config.train.seq_len // ranks
+
+
+class Costs:
+    """Numbers of a run on ``ranks`` processes that need not exist; bytes unless said otherwise."""
+
+    def __init__(self, overrides: Sequence[str], device: str, ranks: int):
+        self.config = config = compose(overrides, ranks, device)
+        self.device, self.ranks, self.train = device, ranks, config.train
+        self.mode = check_parallel(config.parallel, ranks if ranks > 1 else None)
+        self.shards = {"fsdp": ranks, "hsdp": 1}.get(self.mode, 1)  # ranks that hold one copy together
+        if self.mode == "hsdp":
+            with mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=str(min(8, ranks))):
+                self.shards = shard_group_size(config.parallel, ranks)
+        self.sharded = self.mode in ("fsdp", "hsdp")
+        self.split, self.no_data = None, ""
+        try:
+            self.split = open_split(config.data)
+        except UserError as error:
+            self.no_data = str(error)
+        name = config.data.tokenizer or "gpt2"
+        vocabulary = self.split.vocab_size if self.split else VOCABULARY.get(name) or load_tokenizer(name).vocab_size
+        with torch.device("meta"):
+            self.model = model_class(config.model._target_)(config.model, vocabulary, config.train.seq_len)
+        self.width = {Dtype.bfloat16: 2, Dtype.float32: 4, Dtype.float64: 8}[config.train.dtype]  # of an activation
+        self.model.to(torch.float64 if self.width == 8 else torch.float32)
+        self.weight_bytes = max(4, self.width)
+        self.optimizers = self._optimizers()
+        self.copies = Schedules(config, self.model, self.optimizers).state()  # averages of the weights
+        self.matrices = [member for member in self.optimizers.members.values() if isinstance(member, MatrixOptimizer)]
+        self.exchanges = [
+            (plan_exchange(old.plan.specs, self.layout, self.group, old.comm_dtype, old.bucket_bytes), old.comm_dtype)
+            for member in self.matrices for old in (layout.exchange for layout in member._layouts)
+        ]  # fmt: skip
+
+    @property
+    def layout(self) -> str:
+        """Of the matrix exchange."""
+        return "sharded" if self.shards > 1 else "replicated" if self.mode == "ddp" else "single"
+
+    @property
+    def group(self) -> int:
+        """Ranks over which each matrix is preconditioned once."""
+        return self.ranks if self.mode == "ddp" else self.shards
+
+    def _optimizers(self) -> routing.Optimizers:
+        config = asdict(self.config.optim)
+        for role in routing.ROLES:
+            if not config[role]:
+                continue
+            config[role].pop("fused", None)  # of kernels only, and there are none for the meta device
+            rule, _ = routing.resolve_target(config[role], f"optim.{role}")
+            if issubclass(rule, MatrixOptimizer) and rule.half_precision and self.device != "cpu" and self.width < 8:
+                config[role].setdefault("dtype", "bfloat16")  # its default on CUDA
+        optimizers = routing.build(self.model, config, None, self.model.head)
+        for member in optimizers.members.values():
+            if not isinstance(member, MatrixOptimizer):
+                routing._step_with_zero_gradients(member)  # which creates its state
+                continue
+            for group in member.param_groups if self.sharded else ():
+                if any(len(matrix_shape(group, p.shape)) > 2 for p in group["params"]):
+                    raise UserError("model: stacks of matrices (experts) cannot be planned yet where they are sharded: "
+                                    "give parallel=ddp")  # fmt: skip
+        return optimizers
+
+    # Memory -------------------------------------------------------------------------------------------------
+
+    def part(self, tensor: torch.Tensor, rank: int = 0) -> int:
+        """What a rank holds of a tensor that is cut along its first dimension."""
+        if not self.sharded or not tensor.numel() or not tensor.ndim:
+            return tensor.nbytes
+        return shard_rows(tensor.shape[0], self.shards, rank) * tensor.nbytes // tensor.shape[0]
+
+    @cached_property
+    def state_bytes(self) -> list[int]:
+        """Optimizer state of every rank of a group."""
+        held = [0] * self.group
+        exchanges = iter(self.exchanges)
+        for member in self.optimizers.members.values():
+            owners, at_owner = {}, ()
+            if isinstance(member, MatrixOptimizer):
+                owners = {ref.param: owner for layout in member._layouts
+                          for ref, owner in zip(layout.refs, next(exchanges)[0].owners, strict=True)}  # fmt: skip
+                at_owner = {key for state in member.state.values() for key in state} - member._shard_keys
+            for param, state in member.state.items():
+                for key, value in state.items():
+                    if not isinstance(value, torch.Tensor):
+                        continue
+                    if key in at_owner:
+                        held[owners[param]] += value.nbytes
+                    else:
+                        held = [sum_ + self.part(value, rank) for rank, sum_ in enumerate(held)]
+        return held
+
+    @cached_property
+    def exchange_bytes(self) -> int:
+        """Most that buckets in flight and the one that is computed take on a rank."""
+        most = 0
+        for plan, dtype in self.exchanges:
+            buckets = plan.buckets(range(len(plan.specs)))
+            wholes = [sum(plan.specs[i].numel for indices in bucket for i in indices) for bucket in buckets]
+            for rank in range(self.group):
+                buffers = wholes
+                if self.layout == "sharded":
+                    mine = [sum(plan.shard_numel(i, rank) for indices in b for i in indices) for b in buckets]
+                    owned = [sum(plan.specs[i].numel for i in bucket[rank]) for bucket in buckets]
+                    buffers = list(map(sum, zip(mine, owned, strict=True)))
+                for at, bucket in enumerate(buckets):
+                    in_flight = sum(buffers[max(0, at - 1) : at - 1 + IN_FLIGHT]) * dtype.itemsize
+                    most = max(most, in_flight + int(sum(plan.specs[i].workspace for i in bucket[rank])))
+        return most
+
+    def memory(self, micro_batch: int) -> dict[str, int]:
+        """Bytes of the fullest rank by part, and their peak."""
+        parameters = list(self.model.parameters())
+        weights = sum(map(self.part, parameters))
+        held = {"weights": weights, "gradients": weights, "optimizer state": max(self.state_bytes)}
+        if self.copies:
+            held["averages of weights"] = sum(map(self.part, self.copies.values()))
+        elements = sum(p.numel() for p in parameters)
+        passing = {"activations": micro_batch * self.config.model.activation_bytes(self.train.seq_len, self.width)}
+        tokens = micro_batch * self.train.seq_len
+        tokens = min(tokens, getattr(self.config.model, "loss_chunk", tokens))
+        # Of each logit: the product, its float32, its log-softmax, its gradient.
+        vocabulary = getattr(self.model, "padded_vocab", self.model.vocab_size)
+        passing["logits"] = tokens * vocabulary * (self.width + 3 * self.weight_bytes)
+        if self.sharded:  # the root stays whole, one block is at work, the next is on its way
+            blocks = [sum(p.numel() for p in block.parameters()) for block in self.model.blocks]
+            passing["gathered weights"] = self.width * (elements - sum(blocks) + 2 * max(blocks))
+            if micro_batch < sequences(self.config, self.ranks):
+                passing["whole gradients"] = self.weight_bytes * elements  # until the last micro-batch
+        elif self.width == 2:
+            passing["bfloat16 weights"] = 2 * elements
+        buckets = self.exchange_bytes if self.exchanges else 0
+        peak = sum(held.values()) + max(sum(passing.values()), buckets)
+        return held | passing | {"exchange buckets": buckets, "peak": peak}
+
+    def checkpoint_bytes(self) -> int:
+        """Weights and all state, whole."""
+        tensors = [*self.model.parameters(), *self.optimizers.state_dict()["tensors"].values(), *self.copies.values()]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def largest_micro_batch(self, room: float) -> int | None:
+        fits = [n for n in divisors(sequences(self.config, self.ranks)) if self.memory(n)["peak"] <= room]
+        return max(fits, default=None)
+
+    # Work and traffic, a step -------------------------------------------------------------------------------
+
+    def flops(self) -> tuple[float, float, float]:
+        """Of the model on all ranks, of the matrix rules on all ranks, of the rules on the busiest rank."""
+        loads = [0.0] * self.group
+        for plan, _ in self.exchanges:
+            for spec, owner in zip(plan.specs, plan.owners, strict=True):
+                loads[owner] += spec.flops
+        copies = self.ranks // self.group
+        return self.model.flops_per_token() * self.train.batch_tokens, sum(loads) * copies, max(loads)
+
+    def exchange_traffic(self) -> tuple[list[int], Counter[str]]:
+        """Bytes that every rank of a group sends (of a broadcast: its payload), and collectives."""
+        sent, calls = [0] * self.group, Counter[str]()
+        for plan, dtype in self.exchanges if self.group > 1 else ():
+            every = range(len(plan.specs))
+            buckets = plan.buckets(every)
+            calls["all_reduce of 16 bytes"] += 1
+            if self.layout == "sharded":
+                sent = [s + dtype.itemsize * plan.elements_sent(rank, every) for rank, s in enumerate(sent)]
+                calls["all_to_all"] += 2 * len(buckets)
+            else:
+                calls["broadcast"] += sum(bool(indices) for bucket in buckets for indices in bucket)
+                for spec, owner in zip(plan.specs, plan.owners, strict=True):
+                    sent[owner] += dtype.itemsize * spec.numel
+        return sent, calls
+
+    def model_traffic(self) -> tuple[float, Counter[str]]:
+        """Bytes that a rank sends in rings for weights and gradients, and collectives."""
+        parameters, units = list(self.model.parameters()), len(self.model.blocks) + 1
+        if self.mode == "ddp":
+            sizes = [2**20, 25 * 2**20]  # DDP's: of the first bucket, of the others
+            buckets, _ = dist._compute_bucket_assignment_by_size(parameters[::-1], sizes)
+            whole = sum(p.nbytes for p in parameters)
+            return 2 * whole * (self.ranks - 1) / self.ranks, Counter(all_reduce=len(buckets))
+        if not self.sharded:
+            return 0.0, Counter()
+        passes = sequences(self.config, self.ranks) // self.train.micro_batch
+        shard = sum(map(self.part, parameters)) / self.weight_bytes  # elements; padded, as FSDP2 sends them
+        block = sum(self.part(p) for b in self.model.blocks for p in b.parameters()) / self.weight_bytes
+        peers, copies = self.shards - 1, self.ranks // self.shards
+        gathered = passes * (shard + block) * peers * self.width  # blocks in the backward pass once more
+        reduced = shard * peers * self.weight_bytes + 2 * shard * self.weight_bytes * (copies - 1) / copies
+        calls = Counter(all_gather=passes * (2 * units - 1), reduce_scatter=units)
+        return gathered + reduced, calls + Counter(all_reduce=units if copies > 1 else 0)
