@@ -22,12 +22,14 @@ from .schedule_free import ScheduleFreeAdamW
 from .scion import Scion
 from .shampoo import Shampoo
 from .soap import SOAP
+from .soap_muon import SOAPMuon
 from .steepest import Steepest
+from .uncorrected_adam import UncorrectedAdam
 
 __version__ = "0.2.0"
 
 __all__ = [
-    "ADOPT", "KLSOAP", "MARS", "SOAP", "AdEMAMix", "AdaMuon", "AdagradInside", "AdamH", "Dion2", "Lion",
-    "MatrixOptimizer", "Muon", "NorDion2", "NorMuon", "PSGDKron", "RMSpropInside", "ScheduleFreeAdamW", "Scion",
-    "Shampoo", "Signum", "Steepest",
+    "ADOPT", "AdEMAMix", "AdaMuon", "AdagradInside", "AdamH", "Dion2", "KLSOAP", "Lion", "MARS", "MatrixOptimizer",
+    "Muon", "NorDion2", "NorMuon", "PSGDKron", "RMSpropInside", "SOAP", "SOAPMuon", "ScheduleFreeAdamW", "Scion",
+    "Shampoo", "Signum", "Steepest", "UncorrectedAdam",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .base import Optimizer
+from .base import COUNTERS, Optimizer
 from .by_name import BY_NAME, split_by_name, typed_by_name
 from .matrix import RENAMED, MatrixOptimizer
 from .settings import settings_of, typed
@@ -217,7 +217,8 @@ class Optimizers:
         for role, member in self.members.items():
             for number, group in enumerate(member.param_groups):
                 for key in group:
-                    group[key] = state["numbers"].get(f"{role}/{number}/{key}", group[key])
+                    if key in COUNTERS or key not in member.defaults:  # settings are the config's and the schedule's
+                        group[key] = state["numbers"].get(f"{role}/{number}/{key}", group[key])
                 for parameter, name in zip(group["params"], group["param_names"], strict=True):
                     prefix = f"{role}/{name}/"
                     for full, value in state["numbers"].items():

@@ -65,6 +65,8 @@ class SOAPMuon(MatrixOptimizer):
                 state[f"{side}_basis"].diagonal(dim1=-2, dim2=-1).fill_(1)
 
     def check_group(self, group: Group) -> None:
+        if group["constraint"]:
+            raise ValueError(f"constraint={group['constraint']}: {type(self).__name__} has its own; give null")
         check_fraction(momentum=group["momentum"], beta2=group["beta2"])
         check_choice(BLENDS, blend=group["blend"])
         check_choice(SCALES, scale=group["scale"])

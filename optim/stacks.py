@@ -83,7 +83,7 @@ def block_parts(
     first of its rows and a view [rows, ...], of no rows where nothing is here."""
     whole = matrix_shape(group, shape)
     stacked = len(whole) > 2
-    if group["conv1d"] and not stacked and len(shape) > 2:  # a view, so that what is written into its blocks is written into it
+    if group["conv1d"] and not stacked and len(shape) > 2:  # a view: what is written into blocks is written into it
         local, offset = local.view(len(local), -1), offset[:1] + (0,)
     matrices = list(local.flatten(0, -3)) if stacked else [local]
     begin = offset[0] * math.prod(shape[1:-2]) if stacked else 0

@@ -24,9 +24,7 @@ class UncorrectedAdam(Elementwise):
 
     buffers = ("momentum", "second_moment")
 
-    def __init__(
-        self, params: ParamsT, lr: float = 1e-2, betas: tuple[float, float] = (0.8, 0.99), eps: float = 1e-10
-    ):
+    def __init__(self, params: ParamsT, lr: float = 1e-2, betas: tuple[float, float] = (0.8, 0.99), eps: float = 1e-10):
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps))
 
     def check_group(self, group: Group) -> None:

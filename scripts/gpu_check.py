@@ -420,7 +420,7 @@ def main() -> None:
         "machine": check.machine, "exchange": check.exchange, "host waits": check.no_waiting,
         "not finite": check.not_finite, "saved and loaded": check.save_and_load,
         "as on the CPU": check.as_on_the_cpu, "GPT-2 124M": lambda: check.steps("gpt2_124m"),
-        "track 3": lambda: check.steps("modern_124m"), "polar factors": check.polar_factors,
+        "track 3": lambda: check.steps("track3_124m"), "polar factors": check.polar_factors,
         "profile": check.profile, "choices": check.choices,
         "on 8 devices": lambda: estimate(results),
     }  # fmt: skip

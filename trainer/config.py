@@ -285,6 +285,9 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
         parameter.grad = torch.zeros_like(parameter)
         patterns = arguments.pop(BY_NAME, {})
+        for own in patterns.values():
+            own |= {"lr": own["lr"] * optim.lr_scale} if "lr" in own else {}
+        settings |= {BY_NAME: patterns} if patterns else {}
         try:
             for own in ({}, *patterns.values()):
                 optimizer([parameter], **arguments | own).step()

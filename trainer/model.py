@@ -186,9 +186,7 @@ class GPT(LanguageModel):
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, self.padded_vocab, bias=config.bias)
         self.loss = ChunkLoss(vocab_size, config.softcap, self.padded_vocab if config.padded_softmax else vocab_size)
 
-    def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None) -> Tensor:
         """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
 
         With a cache, of `new_cache`, the tokens go on after those of the calls before.
@@ -241,7 +239,7 @@ class GPT(LanguageModel):
         ``initial_value``."""
         shape = self.get_parameter(name).shape
         value = initial_value(self.config, name, shape, seed)
-        if shape[0] == self.padded_vocab and not self.config.padded_softmax:
+        if name.partition(".")[0] in ("wte", "lm_head") and not self.config.padded_softmax:
             value[self.vocab_size :] = 0
         return value
 

@@ -204,7 +204,7 @@ def open_storage(folder: Path) -> RDBStorage:
 def hold(folder: Path, name: str) -> IO[str] | None:
     """A lock, held until the file is closed or the process ends; None if another one holds it."""
     path = folder / ".locks" / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -50,7 +50,15 @@ def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
 def check(composed: DictConfig, world_size: int) -> Config:
     """Raises UserError: for a key that the schema does not have, or a value that cannot be."""
     check_unknown_keys(composed)
-    return validate(composed, world_size)
+    config = validate(composed, world_size)
+    matrix = config.optim.matrix
+    keeps_norms = matrix.get("constraint") or str(matrix.get("_target_")).endswith(".AdamH")
+    if keeps_norms and getattr(config.model, "zero_init_proj", False):
+        raise UserError(
+            "model.zero_init_proj=true, but optim.matrix keeps the norms of matrices, and those would stay zero: give "
+            "model.zero_init_proj=false"
+        )
+    return config
 
 
 def check_schedule(composed: DictConfig, overrides: Sequence[str]) -> None:

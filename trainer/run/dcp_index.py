@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from common import write_json
+from optim.schedule import in_steps
 from trainer.run import storage
 from trainer.run.storage import INDEX, CheckpointError
 
@@ -97,19 +98,32 @@ def _place(folder: Path, chunk: dict[str, Any], size: int) -> _StorageInfo:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The whole weights of a checkpoint by parameter name, in one process, on the CPU.
+    """The whole weights of a checkpoint by parameter name, in one process, on the CPU: those that its evaluation saw,
+    an average of late weights blended in where the run has one.
 
     Raises CheckpointError: it is damaged.
     """
     storage.verify(folder)
+    blend = _blend(storage.read_state(folder))
     metadata = read_index(folder)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in tensor_entries(metadata).items()
-        if name.startswith("model/")
+        if name.startswith("model/") or (blend and name.startswith("average/"))
     }
     load_tensors(tensors, folder, metadata)
-    return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
+    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    for name, value in tensors.items():
+        if name.startswith("average/"):
+            weights[name.removeprefix("average/")].lerp_(value, blend)
+    return weights
+
+
+def _blend(state: dict[str, Any]) -> float:
+    """The share that the average has in the evaluation of this step."""
+    config = state["config"]
+    start = in_steps(config.get("average.start", 0.0), config.get("schedule.horizon") or config["train.steps"])
+    return config.get("average.blend", 0.0) if state["step"] >= max(1, start) else 0.0
 
 
 def load_tensors(

@@ -60,19 +60,26 @@ class ScheduleConfig:
 
     def check(self, steps: int, settings: dict[str, dict[str, Any]]) -> None:
         """Raises UserError for what cannot be; ``settings`` of every role's optimizer."""
-        if self.end(steps) < steps:
+        if self.horizon is not None and self.horizon < steps:
             raise UserError(f"schedule.horizon={self.horizon}: give at least train.steps={steps}, or null for it")
+        if self.horizon and self.decay and self.horizon - steps > self.horizon * min(1, self.decay):
+            raise UserError(
+                f"schedule.horizon={self.horizon}: the learning rate does not fall in train.steps={steps}; give null"
+            )
         for role in ROLES:
             where = f"schedule.{role}." if getattr(self, role) else "schedule."
             try:
                 self.multiplier(role, steps)
                 lines = self.lines(role, steps)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise UserError(f"{where}{error}") from None
             for key in lines:
-                if key not in settings[role]:
+                if key == "lr":
+                    raise UserError(f"schedule.{role}.lr: the schedule sets it, by {', '.join(SHAPE)}")
+                value = settings[role].get(key)
+                if isinstance(value, bool) or not isinstance(value, int | float):
                     has = ", ".join([*SHAPE, *settings[role]])
-                    raise UserError(f"schedule.{role}.{key}: its optimizer has no such setting; there are {has}")
+                    raise UserError(f"schedule.{role}.{key}: its optimizer has no such number; there are {has}")
 
 
 @dataclass

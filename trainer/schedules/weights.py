@@ -65,9 +65,9 @@ class Average:
 
     def end_step(self, step: int) -> None:
         """After update number step + 1."""
-        if step + 1 == self.first:
+        if step + 1 <= self.first:  # from the beginning, so that a branch may let it start earlier
             torch._foreach_copy_(self.averages, self.weights)
-        elif self.first < step + 1 < self.last:
+        elif step + 1 < self.last:
             torch._foreach_lerp_(self.averages, self.weights, 1 / self.length)
 
     @contextmanager
