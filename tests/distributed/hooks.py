@@ -93,7 +93,7 @@ def digest_weights(rank: int, *, path: str) -> None:
     """Append a checksum of this rank's weights and optimizer state before every update to a file."""
 
     def act(trainer, step):
-        tensors = {k: local(v) for k, v in trainer.checkpoints.tensors().items() if not k.startswith("rng/")}
+        tensors = {k: local(v) for k, v in trainer.checkpoints.tensors().items() if not k.startswith("rng.")}
         total = sum(t.double().abs().sum() * (i + 1) for i, t in enumerate(tensors.values()) if t.numel())
         with open(f"{path}.{rank}", "a") as file:
             file.write(f"{torch.as_tensor(total).item()!r}\n")
@@ -117,8 +117,8 @@ def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
         return original(trainer)
 
     @around(loop, "evaluate")
-    def evaluate_batches(original, model, parallel, batches):
-        return original(model, parallel, interrupted(batches))
+    def evaluate_batches(original, config, model, parallel, split, batches):
+        return original(config, model, parallel, split, interrupted(batches))
 
     def interrupted(batches):
         for number, batch in enumerate(batches):
