@@ -173,4 +173,6 @@ def as_dtensor(ref: ParamRef, part: Tensor, shape: tuple[int, ...]) -> Tensor:
         Shard(0) if dim in place.between else cut if dim in place.within else Replicate() for dim in range(mesh.ndim)
     ]
     stride = torch.empty(shape, device="meta").stride()
+    if part.storage_offset():  # torch's stager, which async_save uses, would take the DTensor for a tensor with memory
+        part = part.clone()
     return DTensor.from_local(part, mesh, placements, shape=torch.Size(shape), stride=stride)
