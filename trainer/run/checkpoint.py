@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from common import write_json
 from data import TrainValSplit
+from optim.base import COUNTERS
 from optim.routing import Optimizers
 from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
@@ -187,6 +188,10 @@ class Checkpoints:
             for name in sorted(names - asked):
                 if not name.startswith("rng/"):
                     raise CheckpointError(f"checkpoint {folder} has {name}, which this model and optimizer do not")
+            for name in self.optimizers.state_dict()["numbers"]:
+                found = state["numbers"].get(name)
+                if name.rpartition("/")[2] in COUNTERS and not (type(found) in (int, float) and 0 <= found < math.inf):
+                    raise CheckpointError(f"checkpoint {folder}: {STATE} has {name}={found}: no counter of updates")
             load_tensors(tensors, folder, metadata, self.group)
             self.optimizers.load_state_dict({"tensors": {}, "numbers": state["numbers"]})
         for name, value in tensors.items():
