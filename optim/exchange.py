@@ -243,6 +243,7 @@ class Exchange:
         """One step: ``prepare(indices)`` on shards, ``precondition(transfer)`` at the owner of the whole matrices,
         which the transfer has gathered, ``apply(updates)`` on shards.  One that ``sums_up`` comes before the next
         scatter, for which its all_reduce would wait otherwise."""
+        sums_up = sums_up and self.layout == "sharded"
         key = tuple(active)
         if key not in self._buckets:
             self._buckets[key] = self.plan.buckets(active)

@@ -83,7 +83,7 @@ def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__ and environment["device"] and environment["command"]
     assert "1,234,567" in shown.getvalue()
-    last = shown.getvalue().splitlines()[-1]
+    last = shown.getvalue().splitlines()[-2]
     assert "final val loss 1.0472" in last and "13.3 s" in last and "9,216 tokens/s" in last
     for path in tmp_path.iterdir():
         assert b"hunter2" not in path.read_bytes()

@@ -41,10 +41,19 @@ def test_every_schedule_composes(configure, schedule):
 @pytest.mark.parametrize("optim", choices("optim"))
 @pytest.mark.parametrize("model", ["tiny", "gpt2_124m", "modern_124m"])
 def test_every_optimizer_has_settings_for_every_family(configure, optim, model):
-    config = configure(f"optim={optim}", f"model={model}")
+    drawn = ["model.zero_init_proj=false"] if (optim, model) == ("adamh", "modern_124m") else []
+    config = configure(f"optim={optim}", f"model={model}", *drawn)
     assert config.optim.name == optim
     for role in ("matrix", "embedding", "head", "scalar"):
         assert isinstance(getattr(config.optim, role)["lr"], float | int)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["optim=adamh"], ["optim.matrix.constraint=hyperball", "optim.matrix.weight_decay=0"]]
+)
+def test_norms_are_not_kept_at_zero(configure, overrides):
+    with raises_naming(UserError, "model.zero_init_proj=true", "model.zero_init_proj=false"):
+        configure("model=modern_124m", *overrides)
 
 
 def test_the_main_job(configure):

@@ -62,10 +62,6 @@ class ScheduleConfig:
         """Raises UserError for what cannot be; ``settings`` of every role's optimizer."""
         if self.horizon is not None and self.horizon < steps:
             raise UserError(f"schedule.horizon={self.horizon}: give at least train.steps={steps}, or null for it")
-        if self.horizon and self.decay and self.horizon - steps > self.horizon * min(1, self.decay):
-            raise UserError(
-                f"schedule.horizon={self.horizon}: the learning rate does not fall in train.steps={steps}; give null"
-            )
         for role in ROLES:
             where = f"schedule.{role}." if getattr(self, role) else "schedule."
             try:
