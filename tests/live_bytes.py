@@ -25,4 +25,5 @@ class LiveBytes(TorchDispatchMode):
 
 
 def is_plain(tensor) -> bool:
-    return type(tensor) is torch.Tensor
+    """A parameter too: a view of one allocates nothing."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
