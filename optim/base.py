@@ -22,7 +22,7 @@ ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
 COUNTERS = ("step", "lr_max", "weight_sum")
 """What steps change in a group by themselves."""
-NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius")
+NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius", "floor")
 
 
 class Optimizer(torch.optim.Optimizer):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .polar import finite_part
 
-ROOT_METHODS = ("eigh", "newton")
+ROOT_METHODS = ("eigh", "newton", "eigh_shift")
 NEWTON_STEPS = 100
 """A step multiplies the smallest eigenvalue by up to e, so that 100 reach any condition number of float64."""
 
@@ -15,16 +15,20 @@ def inverse_root(a: Tensor, exponent: float, eps: float = 0.0, method: str = "ei
     """(A + eps·I)^(-exponent) of every symmetric positive semi-definite A of a [..., n, n], in a's shape and dtype.
 
     With eps > 0, eigenvalues below (machine epsilon)·λ_max/16, about what eigh resolves, count as that: their own root
-    would blow rounding up. (Meta's Shampoo shifts all by the least one, which is rounding itself, and so depends on the
-    number of ranks.) With eps = 0 the power is that of the pseudo-inverse: eigenvalues below n·(machine epsilon)·λ_max
-    give 0. A matrix with a NaN or an infinity becomes NaN.
+    would blow rounding up. With eps = 0 the power is that of the pseudo-inverse: eigenvalues below
+    n·(machine epsilon)·λ_max give 0. A matrix with a NaN or an infinity becomes NaN.
     method: "eigh", or "newton" for exponents 1/p with a whole p, which is made of matrix products and in float32 more
     accurate; it leaves the matrices on which it does not converge, such as singular ones with eps = 0, to eigh.
+    "eigh_shift" is what Meta's Shampoo does (arXiv 2309.06497): it adds no eps, but where the least eigenvalue is below
+    it, all are shifted so that the least is eps. Of a singular A the least is rounding, and so then is the root.
     Raises ValueError for exponent <= 0, eps < 0, an unknown method, or an exponent that newton cannot take.
     """
     check_root(exponent, eps, method)
     work, finite = finite_part(a, torch.promote_types(a.dtype, torch.float32))
-    root = _newton_root(work, round(1 / exponent), eps) if method == "newton" else _eigh_root(work, exponent, eps)
+    if method == "newton":
+        root = _newton_root(work, round(1 / exponent), eps)
+    else:
+        root = _eigh_root(work, exponent, eps, shift=method == "eigh_shift")
     return torch.where(finite, root, torch.nan).to(a.dtype)
 
 
@@ -33,6 +37,8 @@ def check_root(exponent: float, eps: float, method: str) -> None:
     if not 0 < exponent < torch.inf or eps < 0:
         raise ValueError(f"inverse_root needs exponent > 0 and eps >= 0, got exponent={exponent}, eps={eps}")
     _check(method)
+    if method == "eigh_shift" and not eps:
+        raise ValueError("root=eigh_shift needs eps > 0, to which it lifts the least eigenvalue: use root=eigh")
     if method == "newton" and abs(round(1 / exponent) * exponent - 1) > 1e-6:
         raise ValueError(f"root=newton needs an exponent 1/p with a whole p, got {exponent}: use root=eigh")
 
@@ -40,14 +46,14 @@ def check_root(exponent: float, eps: float, method: str) -> None:
 def inverse_root_flops(n: int, method: str = "eigh") -> float:
     """About what one n×n root costs; Newton's at 20 steps of four products. For balancing work, not for accounting."""
     _check(method)
-    return (9.0 + 2.0) * n**3 if method == "eigh" else 20 * 4 * 2.0 * n**3
+    return (9.0 + 2.0) * n**3 if method != "newton" else 20 * 4 * 2.0 * n**3
 
 
 def inverse_root_workspace(n: int, method: str = "eigh", dtype: torch.dtype = torch.float32) -> float:
     """Bytes that the root of an n×n matrix of this dtype allocates at once, its result included: so many n×n matrices,
     as tests count them; more where float32 fails and float64 takes over."""
     _check(method)
-    return (4.0 if method == "eigh" else 9.25) * torch.promote_types(dtype, torch.float32).itemsize * n**2
+    return (4.0 if method != "newton" else 9.25) * torch.promote_types(dtype, torch.float32).itemsize * n**2
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,10 +82,12 @@ def _check(method: str) -> None:
         raise ValueError(f"root={method} is unknown: choose one of {', '.join(ROOT_METHODS)}")
 
 
-def _eigh_root(a: Tensor, exponent: float, eps: float) -> Tensor:
+def _eigh_root(a: Tensor, exponent: float, eps: float, shift: bool = False) -> Tensor:
     values, vectors = _finite_eigh(a)
     unit = values[..., -1:].clamp_min(0) * torch.finfo(a.dtype).eps
-    if eps:
+    if shift:
+        powers = (values + (eps - values[..., :1]).clamp_min(0)).pow(-exponent)
+    elif eps:
         powers = (torch.maximum(values, unit / 16) + eps).pow(-exponent)
     else:
         powers = torch.where(values > a.shape[-1] * unit, values.pow(-exponent), 0.0)

@@ -32,9 +32,10 @@ class Shampoo(MatrixOptimizer):
         one_sided: P = L^-p M for the shorter side alone.
         block: a longer side is cut into the fewest equal parts of at most this length, each block preconditioned and
             grafted alone.
-        update_freq: steps between roots; before that many, roots follow steps 1, 2, 4, 8, ..., as the statistics
-            double.
-        root: ``eigh`` or ``newton``, see :func:`inverse_root`.
+        update_freq: steps between roots.
+        early_roots: before that many, roots follow steps 1, 2, 4, 8, ..., as the statistics double; else the step is
+            the grafted one itself, as Meta's is until its ``start_preconditioning_step``.
+        root: ``eigh``, ``newton`` or ``eigh_shift``, see :func:`inverse_root`.
         graft: whose length the step takes: ``adam``, ``sgd`` (that of M) or ``none``.
         graft_eps: eps of the grafted Adam.
         weight_decay: decoupled, multiplied by lr.
@@ -54,6 +55,7 @@ class Shampoo(MatrixOptimizer):
         one_sided: bool = False,
         block: int = 8192,
         update_freq: int = 10,
+        early_roots: bool = True,
         root: str = "eigh",
         graft: str = "adam",
         graft_eps: float = 1e-8,
@@ -61,8 +63,9 @@ class Shampoo(MatrixOptimizer):
         **engine: Unpack[EngineSettings],
     ):
         settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
-        settings |= dict(one_sided=one_sided, block=block, update_freq=update_freq, graft=graft, graft_eps=graft_eps)
-        super().__init__(params, settings | dict(weight_decay=weight_decay), **engine)
+        settings |= dict(one_sided=one_sided, block=block, update_freq=update_freq, early_roots=early_roots)
+        settings |= dict(graft=graft, graft_eps=graft_eps, weight_decay=weight_decay)
+        super().__init__(params, settings, **engine)
         for state in self.state.values():
             for key, value in state.items():  # a matrix whose first gradient comes late is not preconditioned until
                 if key.partition(".")[0].endswith("_root"):  # the next roots; names may end with the blocks' size
@@ -99,9 +102,15 @@ class Shampoo(MatrixOptimizer):
             self._update_statistics(group, side, grad, state)
         beta1 = group["betas"][0]
         momentum = state["momentum"].lerp_(grad, 1 - beta1) / (1 - beta1 ** group["step"]) if beta1 else grad
-        update = state["left_root"] @ momentum if "left" in sides else momentum
-        update = update @ state["right_root"] if "right" in sides else update
-        update = self._graft(group, update, momentum, grad, state)
+        grafted = self._grafted(group, momentum, grad, state)
+        if group["early_roots"] or group["step"] >= group["update_freq"]:
+            update = state["left_root"] @ momentum if "left" in sides else momentum
+            update = update @ state["right_root"] if "right" in sides else update
+            if group["graft"] != "none":
+                floor = torch.finfo(update.dtype).tiny
+                update = update * (frobenius_norm(grafted) / frobenius_norm(update).clamp_min(floor))
+        else:
+            update = grafted
         return update.view(-1, down, along, rows, cols).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def _update_statistics(self, group: Group, side: str, grad: Tensor, state: dict[str, Tensor]) -> None:
@@ -113,20 +122,20 @@ class Shampoo(MatrixOptimizer):
             correction = 1 - beta2**step
         else:
             state[side].add_(torch.matmul(*factors))
-        if step % group["update_freq"] == 0 or (step < group["update_freq"] and step.bit_count() == 1):
+        early = group["early_roots"] and step < group["update_freq"] and step.bit_count() == 1
+        if step % group["update_freq"] == 0 or early:
             root = inverse_root(state[side] / correction, _exponent(group), group["eps"], group["root"])
             state[f"{side}_root"].copy_(root)
 
-    def _graft(self, group: Group, update: Tensor, momentum: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
-        if group["graft"] == "none":
-            return update
-        length = frobenius_norm(momentum)
-        if group["graft"] == "adam":
-            beta2 = group["betas"][1]
-            second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            root = (second / (1 - beta2 ** group["step"])).sqrt_().add_(group["graft_eps"])
-            length = frobenius_norm(momentum / root)
-        return update * (length / frobenius_norm(update).clamp_min(torch.finfo(update.dtype).tiny))
+    def _grafted(self, group: Group, momentum: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """The step whose length is taken."""
+        if group["graft"] != "adam":
+            return momentum
+        beta2 = group["betas"][1]
+        second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = (second / (1 - beta2 ** group["step"])).sqrt_().add_(group["graft_eps"])
+        step: Tensor = momentum / root
+        return step
 
     def flops(self, group: Group, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
         (down, rows), (along, cols) = (_cut(size, group["block"]) for size in shape)

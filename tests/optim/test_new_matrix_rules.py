@@ -1,4 +1,4 @@
-"""AdaMuon, Dion2, NorDion2, KL-SOAP, PSGD-Kron and AdamH against their formulas, matrix by matrix, in float64."""
+"""AdaMuon, track 3's NorMuon, Dion2, NorDion2, KL-SOAP, PSGD-Kron and AdamH against their formulas, matrix by matrix, in float64."""
 
 import math
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from optim import KLSOAP, AdamH, AdaMuon, Dion2, NorDion2, PSGDKron
+from optim import KLSOAP, AdamH, AdaMuon, Dion2, NorDion2, NorMuon, PSGDKron
 from optim.kron import factors_due
 from tests.errors import raises_naming
-from tests.optim.reference import relative, seeded, svd_polar
+from tests.optim.reference import SCALES, relative, seeded, svd_polar
 from tests.optim.test_rules import SHAPES, STEPS, check, gradient, take_steps, train, weights
 
 DECAY = 1 - 0.1 * 0.3
@@ -32,6 +32,17 @@ def test_adamuon(nesterov):
         return DECAY * w - 0.1 * 0.2 * math.sqrt(w.numel()) * step / step.norm()
 
     check(train(AdaMuon, momentum=0.8, beta2=0.7, eps=0.1, nesterov=nesterov, polar="svd", **COMMON), formula)
+
+
+def test_normuon_of_the_longer_side_with_a_floor():
+    def formula(w, g, s):
+        o = SCALES["keller"](*w.shape) * svd_polar(g)
+        s["v"] = 0.7 * s.get("v", 0) + 0.3 * (o**2).mean(1 if w.shape[0] >= w.shape[1] else 0, keepdim=True)
+        step = o / s["v"].clamp_min(0.15).sqrt()
+        return DECAY * w - 0.1 * step * o.norm() / step.norm()
+
+    settings = dict(momentum=0.0, beta2=0.7, eps=0.0, nesterov=False, polar="svd", scale="keller")
+    check(train(NorMuon, statistics="longer", floor=0.15, **settings, **COMMON), formula)
 
 
 def chosen(m):

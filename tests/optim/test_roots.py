@@ -169,3 +169,11 @@ def test_impossible_requests_are_one_clear_line():
     ]:
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize("least", [-1e-3, 0.0, 0.02, 0.2])
+def test_a_shift_lifts_the_least_eigenvalue_to_eps(least):
+    values = torch.tensor([3.0, 1.0, 0.5, least], dtype=torch.float64)
+    a, rebuild = with_spectrum(values)
+    expected = rebuild((values + max(0.0, 0.1 - least)) ** -0.25)
+    assert relative(inverse_root(a, 0.25, eps=0.1, method="eigh_shift"), expected) < 1e-12

@@ -2,17 +2,21 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from optim import Shampoo
 from tests.errors import raises_naming
 from tests.optim.reference import relative, seeded, svd_polar
+from tests.trainer import track3_formulas as track3
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
 STEPS = 5
 
@@ -84,6 +88,20 @@ def test_formula(settings, root):
         grads = [gradient(shape, t, i).numpy() for t in range(STEPS)]
         want = plain_shampoo(seeded(shape, 0, i, dtype=torch.float64).numpy(), grads, **plain)
         assert relative(weight, torch.from_numpy(want)) < 1e-8
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_it_can_be_that_of_track_3(shape):
+    """#21: Adam until the first roots, in step 5, when the factors have full rank, and lr, as every other setting."""
+    preset = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/optim/track3/shampoo.yaml").optim.matrix)
+    assert preset.pop("_target_") == "optim.Shampoo"
+    weight = nn.Parameter(seeded(shape, 0, 0, dtype=torch.float64))
+    optimizer, formula, want = Shampoo([weight], **preset), track3.Shampoo(lambda t: 0.0015), weight.detach().clone()
+    for t in range(24):
+        weight.grad = gradient(shape, t, 0)
+        optimizer.step()
+        formula(want, weight.grad, t)
+        assert relative(weight.detach(), want) < 1e-12, t
 
 
 @pytest.mark.parametrize("one_sided", [False, True])

@@ -15,7 +15,7 @@ from tests.optim.threads import run_threads
 
 RULES = {
     "muon": (Muon, dict(weight_decay=0.1, cautious=True)),
-    "normuon": (NorMuon, dict()),
+    "normuon": (NorMuon, dict(statistics="longer", floor=1e-3)),  # rows of a tall matrix, columns of a wide one
     "scion": (Scion, dict(lr=0.1, norm="rms_to_inf")),
     "steepest": (Steepest, dict(momentum=0.5, form="regularised")),
     # A root or basis of a singular factor hangs on rounding, and so on how matrices are stacked: damped here.

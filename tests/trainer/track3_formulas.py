@@ -117,3 +117,48 @@ class SOAPMuon:
             order = (q.mT @ gram @ q).diagonal().argsort(descending=True)
             self.v = self.v.index_select(side, order) if torch.is_tensor(self.v) else self.v
             self.bases[side] = torch.linalg.qr(gram @ q[:, order])[0]
+
+
+class NorMuon:
+    def __init__(self, lr):
+        self.lr, self.m, self.v = lr, 0.0, 0.0
+
+    def __call__(self, w, g, t):
+        self.m = 0.95 * self.m + 0.05 * g
+        o = muon_direction(0.05 * g + 0.95 * self.m)
+        self.v = 0.95 * self.v + 0.05 * (o**2).mean(1 if o.shape[0] >= o.shape[1] else 0, keepdim=True)
+        scaled = o / self.v.clamp_min(1e-10).sqrt()
+        w.mul_(1 - self.lr(t) * 0.025).sub_(self.lr(t) * scaled * o.norm() / scaled.norm().clamp_min(1e-10))
+
+
+class Spectral:
+    def __init__(self, lr):
+        self.lr = lr
+
+    def __call__(self, w, g, t):
+        w.mul_(1 - self.lr(t) * 0.015).sub_(self.lr(t) * muon_direction(g))
+
+
+class Shampoo:
+    def __init__(self, lr):
+        self.lr, self.m, self.v, self.grams, self.roots = lr, 0.0, 0.0, [0.0, 0.0], []
+
+    def __call__(self, w, g, t):
+        n, c = t + 1, 1 - 0.95 ** (t + 1)
+        self.m, self.v = 0.9 * self.m + 0.1 * g, 0.95 * self.v + 0.05 * g**2
+        self.grams = [0.95 * gram + 0.05 * outer for gram, outer in zip(self.grams, (g @ g.mT, g.mT @ g), strict=True)]
+        if n % 5 == 0:
+            self.roots = [self.root(gram / c) for gram in self.grams]
+        mean = self.m / (1 - 0.9**n)
+        p = mean / ((self.v / c).sqrt() + 1e-10)
+        if n >= 5:
+            x = self.roots[0] @ mean @ self.roots[1]
+            p = x * p.norm() / (x.norm() + 1e-16)
+        w.sub_(self.lr(t) * (p + 0.2 * w))
+
+    @staticmethod
+    def root(gram):
+        values, vectors = torch.linalg.eigh(gram)
+        if values.min() < 1e-12:
+            values = values - values.min() + 1e-12
+        return vectors @ values.pow(-0.25).diag() @ vectors.mT
