@@ -1,4 +1,4 @@
-"""AdaMuon, track 3's NorMuon, Dion2, NorDion2, KL-SOAP, PSGD-Kron and AdamH against their formulas, matrix by matrix, in float64."""
+"""AdaMuon, NorMuon's variant, Dion2, NorDion2, KL-SOAP, PSGD-Kron and AdamH against their formulas, in float64."""
 
 import math
 
