@@ -2,6 +2,7 @@
 
 import inspect
 import numbers
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -26,19 +27,33 @@ def settings_of(cls: type) -> dict[str, Any]:
     Where there is no annotation that can be read, the type is the default's (any number where that is an int).
     """
     found: dict[str, Any] = {}
-    for base in cls.__mro__:
-        parameters = inspect.signature(base).parameters.values()
+    for base, parameters in _signatures(cls):
         try:
             hints = get_type_hints(base.__init__)  # type: ignore[misc]
         except Exception:  # it names what exists for type checkers only
             hints = {}
         for p in parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                fallback = {bool: bool, int: float, float: float, str: str, tuple: tuple}.get(type(p.default), Any)
-                found.setdefault(p.name, hints.get(p.name, fallback))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
+            fallback = {bool: bool, int: float, float: float, str: str, tuple: tuple}.get(type(p.default), Any)
+            found.setdefault(p.name, hints.get(p.name, fallback))
     return {name: hint for name, hint in found.items() if name not in ("params", "defaults", "process_group")}
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Keyword arguments of a class that may be left out, and what they are then."""
+    found: dict[str, Any] = {}
+    for _, parameters in _signatures(cls):
+        for p in parameters:
+            found.setdefault(p.name, p.default)
+    return {name: value for name, value in found.items() if value is not inspect.Parameter.empty}
+
+
+def _signatures(cls: type) -> Iterator[tuple[type, list[inspect.Parameter]]]:
+    """A class, and its bases as far as ``**kwargs`` reach, with the named arguments of each."""
+    for base in cls.__mro__:
+        parameters = inspect.signature(base).parameters.values()
+        yield base, [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
 
 
 def typed(value: Any, hint: Any) -> Any:

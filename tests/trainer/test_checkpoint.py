@@ -248,18 +248,6 @@ def test_a_run_that_was_stopped_in_an_evaluation_completes_its_line(run, configu
     assert {key: again[key] for key in last} == last, "what was measured before stays"
 
 
-def test_what_an_earlier_version_wrote_is_named(run, tmp_path):
-    run("run")
-    manifest_of = tmp_path / "run" / "checkpoints" / "step_00000006" / storage.MANIFEST
-    manifest_of.write_text(manifest_of.read_text().replace('"format": 2', '"format": 1'))
-    with raises_naming(CheckpointError, "step_00000006", "nanoMuon 0.1", "that version"):
-        storage.verify(manifest_of.parent)
-    mark = tmp_path / "run" / "run.json"
-    mark.write_text(mark.read_text().replace('"format": 2,', ""))
-    with raises_naming(UserError, f"run.dir={tmp_path}/run", "nanoMuon 0.1", "new run.dir"):
-        run("run")
-
-
 def test_finished_run(run, tmp_path):
     trainer = run("run")
     assert "is finished: step 6" in resume.finished(trainer.config)

@@ -11,12 +11,14 @@ import re
 import secrets
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
 from common import UserError, write_json
+from optim.routing import ROLES, resolve_target
+from optim.settings import defaults_of
 from trainer.config import Config, Resume
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
@@ -68,7 +70,7 @@ def acquire_run_dir(config: Config) -> str:
     directory = Path(config.run.dir) if config.run.dir else new_directory(config)
     mark, mine = directory / "run.json", identity(config)
     if mark.exists():
-        _compare(mark, mine)
+        _compare(mark, config)
         if config.run.resume == Resume.never:
             raise UserError(f"run.dir={directory} already holds this run, and run.resume=never: choose a new run.dir")
         return str(directory)
@@ -81,7 +83,7 @@ def acquire_run_dir(config: Config) -> str:
         saved = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
         write_json(mark, saved, exclusive=True)
     except FileExistsError:  # another start of this moment was first
-        _compare(mark, mine)
+        _compare(mark, config)
     except OSError as error:
         raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
     return str(directory)
@@ -123,10 +125,36 @@ def run_id(directory: Path) -> str | None:
         return None
 
 
-def _compare(mark: Path, mine: dict[str, Any]) -> None:
+def defaults(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of every setting that has a default: what a run of before had that does not know the key.
+
+    A key that is new must have the default that changes nothing."""
+    found: dict[str, Any] = _defaults(config)
+    for role in ROLES:
+        if own := getattr(config.optim, role):
+            found["optim"][role] = defaults_of(resolve_target(own, f"optim.{role}")[0])
+    return _flatten(found)
+
+
+def _defaults(section: Any) -> dict[str, Any]:
+    found = {}
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            found[field.name] = _defaults(value)
+        elif field.default not in (MISSING, "???"):  # of dataclasses, of configs/
+            found[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _compare(mark: Path, config: Config) -> None:
+    known = defaults(config)
+    mine = known | identity(config)
     try:
         saved = json.loads(mark.read_text(encoding="utf-8"))
-        theirs, version = saved["identity"], saved.get("format", 1)
+        theirs, version = known | saved["identity"], saved.get("format", 1)
         different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{mark} is damaged: choose a new run.dir") from None
@@ -146,4 +174,4 @@ def _compare(mark: Path, mine: dict[str, Any]) -> None:
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for name, inner in value.items() for k, v in _flatten(inner, f"{prefix}{name}.").items()}
-    return {prefix[:-1]: str(value) if isinstance(value, str) else value}
+    return {prefix[:-1]: str(value) if isinstance(value, str) else list(value) if isinstance(value, tuple) else value}

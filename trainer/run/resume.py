@@ -12,7 +12,7 @@ from trainer.metrics.jsonl import FILE, read_lines
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import excluded_from_identity, lock_run_dir
+from trainer.run.directory import defaults, excluded_from_identity, lock_run_dir
 
 BRANCHES = ("schedule.", "train.steps")  # what a run that goes on from another may change: a cool-down, a longer run
 
@@ -107,7 +107,8 @@ def changes(
     Raises:
         UserError: for those that matter, each with both values; or the shards are others than those before.
     """
-    then, now = saved["config"], here["config"]
+    known = defaults(config)
+    then, now = known | saved["config"], known | here["config"]
     different = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     different = [key for key in different if not key.startswith("run.") or key == "run.init"]  # a start's own
     matters = [key for key in different if not excluded_from_identity(key) and key != "data.dir"]  # shards may move

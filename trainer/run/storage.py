@@ -174,6 +174,11 @@ def verify(folder: Path) -> Files:
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged or of another format")
     if manifest.get("step") != step_of(folder):
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is that of step {manifest.get('step')}")
+    if INDEX not in files and ".metadata" in files and not (folder / INDEX).exists():
+        raise CheckpointError(
+            f"checkpoint {folder} has no {INDEX}, it is of an earlier nanoMuon: go on with that version (the run's "
+            "environment.json names it), or begin a new run.dir by run.init=FILE, as its scripts/export.py writes one"
+        )
     for name in (STATE, INDEX, ".metadata", *files):
         if name not in files or Path(name).name != name or "\0" in name:
             raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged at {name}")
