@@ -325,8 +325,7 @@ class Run:
         batch = self.tokens[: self.sequences]
         for i in range(passes):
             with self.parallel.accumulate(self.model, last=i + 1 == passes):
-                with self.parallel.autocast():
-                    loss = self.model(batch[:, :-1], batch[:, 1:])
+                loss = self.model(batch[:, :-1], batch[:, 1:])
                 (loss / (passes * self.tokens_of_a_pass)).backward()
             self.loss += loss.detach().double() / (passes * self.tokens_of_a_pass)
 

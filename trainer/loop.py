@@ -141,8 +141,7 @@ class Trainer:
         batches = self.loader.batch(step)
         for i, (inputs, targets) in enumerate(batches):
             with self.parallel.accumulate(self.model, last=i + 1 == len(batches)):
-                with self.parallel.autocast():
-                    loss = self.model(inputs, targets)
+                loss = self.model(inputs, targets)
                 (loss / self.divisor).backward()
             total += loss.detach()
         return total

@@ -9,7 +9,7 @@ import gc
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,35 +133,52 @@ class Parallel:
         mixed = self.dtype == torch.bfloat16
         low: dict[str, Any] = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if mixed else {}
         for block in model.blocks:
-            fully_shard(block, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(**low))
+            # A block's input has the root's dtype already; what comes beside it, such as angles, keeps its own.
+            fully_shard(block, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(**low, cast_forward_inputs=False))
         # Embedding, head and final norm stay together in the root, so that a tied head needs no second gather.
         output: dict[str, Any] = dict(output_dtype=torch.float32) if mixed else {}
         fully_shard(model, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(**low, **output))
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Around the call of the model alone: bfloat16 where no FSDP is, which has a precision policy of its own."""
-        mixed = self.mesh is None and self.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
-
-    def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def accumulate(self, model: nn.Module, last: bool) -> Iterator[None]:
         """Around the forward and backward pass of one micro-batch: gradients travel after the last one only.
 
         They are averaged over the ranks, so each rank divides its loss by its own share of the tokens."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
-        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+        kept = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+        with kept, self._precision(model):
+            yield
 
     @contextmanager
     def evaluation(self, model: nn.Module) -> Iterator[None]:
         """Around forward passes without gradients; afterwards every parameter is a shard again."""
         model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._precision(model):
                 yield
         finally:
             model.train()
             if isinstance(model, FSDPModule):
                 model.reshard()
+
+    @contextmanager
+    def _precision(self, model: nn.Module) -> Iterator[None]:
+        """Without FSDP, do as its policy does: modules read bfloat16 casts of their parameters, in recomputation too.
+
+        An instance's attribute hides the parameter of its name, which ``named_parameters`` still finds."""
+        if self.mesh is not None or self.dtype != torch.bfloat16:
+            yield
+            return
+        casts = {parameter: parameter.to(torch.bfloat16) for parameter in model.parameters()}
+        own = [(vars(m), name, p) for m in model.modules() for name, p in m.named_parameters(recurse=False)]
+        try:
+            for attributes, name, parameter in own:
+                attributes[name] = casts[parameter]
+            yield
+        finally:
+            for attributes, name, _ in own:
+                attributes.pop(name, None)
 
     def clip(self, model: nn.Module, max_norm: float | None = None) -> Tensor:
         """The 2-norm of the whole gradient (a scalar on the device, the same on all ranks, no host synchronisation).

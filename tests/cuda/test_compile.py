@@ -36,11 +36,11 @@ def quick(monkeypatch):
     torch._dynamo.reset()
 
 
-def started(mode: str = "single") -> Parallel:
+def started(mode: str = "single", dtype: torch.dtype = torch.float32) -> Parallel:
     ranks = dist.get_world_size() if mode == "ddp" else 1
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=ranks, process_index=0,
                                   local_process_index=0)  # fmt: skip
-    return Parallel(ParallelConfig(mode=mode, compile=True), mode, accelerator, None, torch.float32, 0)
+    return Parallel(ParallelConfig(mode=mode, compile=True), mode, accelerator, None, dtype, 0)
 
 
 def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | None = None, **settings) -> int:
@@ -50,20 +50,21 @@ def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | No
     compiled.clear()
     for _ in range(3):
         tokens = torch.randint(VOCABULARY, (sequences, LENGTH))
-        loss = model(tokens, tokens)
-        if parallel.mode == "single":
-            loss.backward()
+        with parallel.accumulate(model, last=True):
+            loss = model(tokens, tokens)
+            if parallel.mode == "single":
+                loss.backward()
         with parallel.evaluation(model):
             model(tokens, tokens)
     return len(compiled)
 
 
-@pytest.mark.parametrize("settings", [
-    dict(), dict(norm="layernorm", activation="gelu", tied=True), dict(position="half_rope", qk_norm=True),
-    dict(softcap=15.0, document_start=0),
+@pytest.mark.parametrize("dtype, settings", [
+    (torch.float32, dict()), (torch.bfloat16, dict(norm="layernorm", activation="gelu", tied=True)),
+    (torch.bfloat16, dict(position="half_rope", qk_norm=True)), (torch.float32, dict(softcap=15.0, document_start=0)),
 ])  # fmt: skip
-def test_a_graph_for_each_function_and_none_broken(settings):
-    assert graphs_of_a_run(started(), 2, **settings) == GRAPHS
+def test_a_graph_for_each_function_and_none_broken(settings, dtype):
+    assert graphs_of_a_run(started(dtype=dtype), 2, **settings) == GRAPHS
     assert not counters["graph_break"]
 
 

@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from common import UserError
 from tests.distributed.harness import run_workers
 from trainer import model as model_module
-from trainer.evaluate.validation import validation_loss
 from trainer.model import GPT, GPTConfig
 from trainer.parallel import Parallel, ParallelConfig, initialise, local, setup, unwrap
 from trainer.run.storage import CheckpointError
@@ -44,8 +43,7 @@ def backward(parallel: Parallel, model: torch.nn.Module, step: int) -> torch.Ten
     tokens = sum(part[:, 1:].numel() for part in parts)
     for i, part in enumerate(parts):
         with parallel.accumulate(model, last=i + 1 == len(parts)):
-            with parallel.autocast():
-                loss = model(part[:, :-1], part[:, 1:]) / tokens
+            loss = model(part[:, :-1], part[:, 1:]) / tokens
             loss.backward()
         total = total + loss.detach()
     return parallel.sum(total) / parallel.world_size
@@ -291,18 +289,6 @@ def test_evaluation_builds_no_graph_and_comes_back(alone):
         assert not model.training and not model(torch.zeros(1, 2, dtype=torch.int64)).requires_grad
         raise RuntimeError("stop")
     assert model.training and torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_autocast_is_around_the_model_in_bfloat16_alone(dtype):
-    parallel = setup(ParallelConfig(), dtype=dtype)
-    seen = []
-    model = parallel.wrap(UNTIED, VOCABULARY, LENGTH)
-    model.blocks[0].attn.q.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    tokens = torch.zeros(1, 4, dtype=torch.int64)
-    validation_loss(model, parallel, [(tokens, tokens)])
-    assert not torch.is_autocast_enabled("cpu")
-    assert seen == [getattr(torch, dtype)] and all(p.dtype != torch.bfloat16 for p in model.parameters())
 
 
 def test_modules_compile_in_place(monkeypatch):

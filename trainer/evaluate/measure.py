@@ -34,6 +34,6 @@ def sample(config: Config, prompt: str, model: nn.Module, parallel: Parallel, sp
     """
     tokenizer, count = load_tokenizer(split.tokenizer), config.eval.sample_tokens
     # Compiled blocks would be compiled anew for every length.
-    with parallel.evaluation(model), parallel.autocast(), torch.compiler.set_stance("force_eager"):
+    with parallel.evaluation(model), torch.compiler.set_stance("force_eager"):
         [text] = complete(unwrap(model), tokenizer, prompt, count, Sampling(), seed=config.seed)
     return printable(text)

@@ -30,9 +30,7 @@ def validation_loss(model: nn.Module, parallel: Parallel, batches: Iterable[Batc
     total = torch.zeros(2, dtype=torch.float64, device=parallel.device)
     with parallel.evaluation(model):
         for inputs, targets in batches:
-            with parallel.autocast():
-                loss = model(inputs, targets)
-            total[0] += loss
+            total[0] += model(inputs, targets)
             total[1] += (targets != IGNORE_INDEX).sum()
     loss, tokens = parallel.sum(total)
     return (loss / tokens).item()

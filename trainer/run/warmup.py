@@ -12,13 +12,11 @@ def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch:
     """On any batch of (inputs, targets) [B, T].  Ranks call together."""
     inputs, targets = batch
     with parallel.accumulate(model, last=True):
-        with parallel.autocast():
-            loss = model(inputs, targets)
-        loss.backward()
+        model(inputs, targets).backward()
     parallel.clip(model)
     dry_run_step(optimizers, parallel.device)
     optimizers.zero_grad()
-    with parallel.evaluation(model), parallel.autocast():
+    with parallel.evaluation(model):
         model(inputs, targets)
 
 
