@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 
 from common import UserError
 from tests.distributed.harness import run_workers
-from trainer import model as model_module
 from trainer.model import GPT, GPTConfig
 from trainer.parallel import Parallel, ParallelConfig, initialise, local, setup, unwrap
 from trainer.run.storage import CheckpointError
@@ -189,18 +188,18 @@ def test_reductions_groups_and_rank0s_values_and_errors(tmp_path):
 
 def initialise_watched(rank: int, world_size: int) -> dict:
     """Initialise shards while counting how many whole tensors live at the same time."""
-    alive, most, init_tensor = [], 0, model_module.init_tensor
+    alive, most, init_parameter = [], 0, GPT.init_parameter
 
     def watched(*args):
         nonlocal most
-        tensor = init_tensor(*args)
+        tensor = init_parameter(*args)
         alive.append(weakref.ref(tensor))
         most = max(most, sum(reference() is not None for reference in alive))
         return tensor
 
     parallel = setup(ParallelConfig(mode="fsdp"))
     model = parallel.wrap(UNTIED, VOCABULARY, LENGTH)
-    model_module.init_tensor = watched
+    GPT.init_parameter = watched
     initialise(model, seed=11)
     here = sum(local(p).numel() for p in model.parameters())
     return {"most": most, "tensors": len(alive), "here": here, "all": sum(p.numel() for p in model.parameters())}
