@@ -94,7 +94,7 @@ class TrainConfig:
     micro_batch: int | None = None  # sequences of one forward pass on one rank; default: what fits (see below)
     dtype: Dtype = Dtype.auto  # of the parameters and activations
     loss: Loss = Loss.mean  # of a batch's N tokens, to be differentiated; for the sum an eps beside |g| is 1/N of it
-    clip: float | None = None  # largest global gradient norm; default: no clipping
+    clip: float | None = None  # largest norm of the whole gradient, of the mean with either loss; default: no clipping
     non_finite: NonFinite = NonFinite.stop  # when a loss or gradient is not finite: end the run, or skip the update
     max_skips: int = 10  # updates in a row that may be skipped
     max_minutes: float | None = None  # of wall-clock time, after which the run saves and ends; default: no limit

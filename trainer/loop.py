@@ -27,7 +27,7 @@ from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
-from trainer.schedules.config import Loss
+from trainer.schedules.config import loss_scale
 from trainer.schedules.steps import Schedules
 
 
@@ -59,7 +59,7 @@ class Trainer:
             order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
             rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
         )  # fmt: skip
-        self.divisor = (1 if train.loss == Loss.sum else train.batch_tokens) / self.parallel.world_size
+        self.divisor = train.batch_tokens // loss_scale(train) / self.parallel.world_size
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
@@ -124,7 +124,7 @@ class Trainer:
         """
         lrs = self.schedules.start_step(step)
         loss = self.forward_backward(step)
-        norm = self.parallel.clip(self.model, self.config.train.clip)
+        norm = self.parallel.clip(self.model, self.config.train.clip, loss_scale(self.config.train))
         self.preemption.start_poll()
         sums = self.parallel.sum(torch.stack([loss, norm.double()]))
         loss, norm = sums[0] / self.config.train.batch_tokens, sums[1] / self.parallel.world_size

@@ -180,16 +180,19 @@ class Parallel:
             for attributes, name, _ in own:
                 attributes.pop(name, None)
 
-    def clip(self, model: nn.Module, max_norm: float | None = None) -> Tensor:
+    def clip(self, model: nn.Module, max_norm: float | None = None, loss_scale: int = 1) -> Tensor:
         """The 2-norm of the whole gradient (a scalar on the device, the same on all ranks, no host synchronisation).
 
-        Where max_norm is given, scale the gradients so that their norm does not exceed it."""
+        Where max_norm is given, scale the gradients so that their norm does not exceed it. Both norms are those of the
+        mean loss, of which the gradients are loss_scale times."""
         grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if self.mesh is not None:
             square = norm.square()
             dist.all_reduce(square, group=self.shard_group)
             norm = square.sqrt()
+        if loss_scale != 1:
+            norm = norm / loss_scale
         if max_norm is not None:
             # As torch.nn.utils.clip_grads_with_norm_, which takes parameters, does it: one kernel for all shards.
             torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -20,7 +20,7 @@ from optim.plan import IN_FLIGHT, shard_rows
 from optim.stacks import matrix_shape
 from trainer.config import Config, Dtype, divisors, fitting_micro_batch
 from trainer.language_model import model_class
-from trainer.launch.compose import check, check_schedule, hydra_initialized, to_hydra
+from trainer.launch.compose import check, check_choices, hydra_initialized, to_hydra
 from trainer.mesh import check_parallel, shard_group_size
 from trainer.schedules.steps import Schedules
 
@@ -32,7 +32,7 @@ def compose(overrides: Sequence[str], ranks: int, device: str) -> Config:
     overrides = [to_hydra(override) for override in overrides]
     with hydra_initialized(overrides):
         composed = hydra.compose("train", overrides=overrides)
-        check_schedule(composed, overrides)
+        check_choices(composed, overrides)
         if composed.train.dtype == Dtype.auto:
             composed.train.dtype = Dtype.float32 if device == "cpu" else Dtype.bfloat16
         given = composed.train.micro_batch

@@ -218,6 +218,9 @@ def test_a_record_s_schedule_is_not_lost_and_does_not_win_unsaid(configure):
     for load in (lambda *words: configure(*words), lambda *words: cli.compose_jobs(words)):
         with raises_naming(UserError, "schedule=cosine", "warmdown", "schedule.name"):
             load("experiment=track3", "schedule=cosine")
+        with raises_naming(UserError, "model=gpt2_124m", "fan_in", "model.init"):
+            load("model=gpt2_124m", "optim=track3/muon")
+    assert configure("model=gpt2_124m", "optim=track3/muon", "model.init=gpt2").model.init == "gpt2"
 
 
 def test_five_ranks_cannot_share_the_smoke_batch(configure):

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from common import UserError
 from trainer.config import Config, register
 from trainer.launch import processes
-from trainer.launch.compose import check, check_schedule, hydra_initialized, to_hydra
+from trainer.launch.compose import check, check_choices, hydra_initialized, to_hydra
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, explain
 from trainer.launch.hydra_private import BasicSweeper, get_args_parser
 from trainer.launch.job import run_job
@@ -105,7 +105,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | No
             raise UserError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
         composed = [hydra.compose("train", overrides=job) for job in jobs]
     for words, job in zip(jobs, composed, strict=True):
-        check_schedule(job, words)
+        check_choices(job, words)
         config = check(job, processes.job_world_size(job, launcher))
         if sweep:
             sweep.add(config, job, words, job.run.name)

@@ -9,7 +9,7 @@ import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.version import VersionBase
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from common import UserError
 from trainer.config import OPEN_SECTIONS, Config, register, validate
@@ -23,7 +23,7 @@ def load(overrides: Sequence[str], world_size: int) -> Config:
     overrides = [to_hydra(override) for override in overrides]
     with hydra_initialized(overrides):
         composed = hydra.compose("train", overrides=overrides)
-        check_schedule(composed, overrides)
+        check_choices(composed, overrides)
         return check(composed, world_size)
 
 
@@ -61,14 +61,29 @@ def check(composed: DictConfig, world_size: int) -> Config:
     return config
 
 
-def check_schedule(composed: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UserError: ``schedule=NAME`` was asked for, but the optimizer's preset is a record, with its own."""
-    given = [override.partition("=")[2] for override in overrides if override.startswith("schedule=")]
-    renamed = any(override.startswith("schedule.name=") for override in overrides)
-    if given and not renamed and composed.schedule.name != given[-1].strip("'"):
+def check_choices(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UserError: ``schedule=NAME`` or ``model=NAME`` was asked for, but the optimizer's preset is a record, with
+    its own schedule and initial weights."""
+
+    def chosen(group: str, key: str) -> str | None:
+        """NAME, if ``key`` is not given beside it."""
+        words = [override.lstrip("+~").partition("=") for override in overrides]
+        names = [value.strip("'") for name, _, value in words if name == group]
+        return names[-1] if names and all(name != f"{group}.{key}" for name, _, _ in words) else None
+
+    name, brings = chosen("schedule", "name"), f"optim={composed.optim.name} brings"
+    if name and composed.schedule.name != name:
         raise UserError(
-            f"schedule={given[-1]}: optim={composed.optim.name} brings the schedule of its record, "
-            f"{composed.schedule.name}; to run it with another, give schedule.name and its settings"
+            f"schedule={name}: {brings} the schedule of its record, {composed.schedule.name}; to run it with another, "
+            "give schedule.name and its settings"
+        )
+    name, init = chosen("model", "init"), composed.model.get("init")
+    own = CONFIGS / f"model/{name}.yaml"
+    is_record = composed.optim.name.startswith("track3_")
+    if is_record and own.exists() and OmegaConf.select(OmegaConf.load(own), "init") != init:
+        raise UserError(
+            f"model={name}: {brings} the initial weights of its record, model.init={init}; say that you want them or "
+            "others by model.init, or give ~model.init for a model without such a key"
         )
 
 

@@ -93,6 +93,8 @@ class Metrics:
             self.message(f"run directory {self.directory}, {describe(self.parallel)}")
             if table:
                 self.display.table(table)
+            if early := self.config.schedule.early_end(self.config.train.steps):
+                self.message(f"warning: {early}")
         if self.config.logger.kind == LoggerKind.wandb:
             self._try("wandb", lambda: self.message(wandb_run.start(self.config, self.parallel, self.run_id)))
         if self.parallel.is_main:

@@ -58,6 +58,16 @@ class ScheduleConfig:
         points = {key: value for key, value in getattr(self, role).items() if key not in SHAPE}
         return {key: schedule.line(key, value, self.end(steps)) for key, value in points.items()}
 
+    def early_end(self, steps: int) -> str | None:
+        """One line where a run of so many updates ends long before its learning rate has fallen."""
+        at, end = self.multiplier("matrix", steps), self.end(steps)
+        if at(steps - 1) - at(end - 1) < 0.2:
+            return None
+        return (
+            f"schedule.horizon={end}: the run ends after update {steps} with {at(steps - 1):.0%} of the learning rate; "
+            "for a schedule that ends with the run give schedule.horizon=null"
+        )
+
     def check(self, steps: int, settings: dict[str, dict[str, Any]]) -> None:
         """Raises UserError for what cannot be; ``settings`` of every role's optimizer."""
         if self.horizon is not None and self.horizon < steps:
@@ -80,8 +90,9 @@ class ScheduleConfig:
 
 @dataclass
 class LookaheadConfig:
-    """W <- W + size r B before the gradient of an update from ``start`` to ``stop``, where r is the learning rate's
-    multiplier in the update before; B <- decay B + (1 - decay) (change of W) after every update."""
+    """W <- W + size r B before the gradient of an update from ``start`` to ``stop``, B <- decay B + (1 - decay) (change
+    of W) after every update; W are all weights, r is the multiplier of the embedding's learning rate in the update
+    before."""
 
     size: float = 0.0  # of the shift in mean changes of the weights; 0: none
     decay: float = 0.99  # of the mean
@@ -120,6 +131,11 @@ def _not_negative(section: str, config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 0:
             raise UserError(f"{section}.{name}={getattr(config, name)}: give 0 or more")
+
+
+def loss_scale(train: Any) -> int:
+    """Of a TrainConfig: by what the mean loss is multiplied before it is differentiated."""
+    return int(train.batch_tokens) if train.loss == Loss.sum else 1
 
 
 def eval_is_due(config: Any, step: int) -> bool:

@@ -25,7 +25,7 @@ class Schedules:
         weights = dict(model.named_parameters())
         self.lookahead, self.average = None, None
         if config.lookahead.size:
-            self.lookahead = Lookahead(config.lookahead, weights, self.multipliers["embedding"], end)
+            self.lookahead = Lookahead(config.lookahead, weights, schedule.multiplier("embedding", steps), end)
         if config.average.blend:
             averaged = {n: w for n, w in weights.items() if optimizers.roles[n] not in config.average.exclude}
             self.average = Average(config.average, averaged, end)
