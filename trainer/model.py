@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -163,6 +165,29 @@ class ChunkLoss(nn.Module):
         return x if self.softcap is None else x * torch.rsqrt(1 + (x / self.softcap).square())
 
 
+class LossByChunks(torch.autograd.Function):
+    """The sum of ChunkLoss over chunks of the tokens, with its gradients at once: only one chunk's logits exist, and
+    none are computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: ChunkLoss, size: int, x: Tensor, targets: Tensor, *head: Tensor | None) -> Tensor:
+        """size: tokens of a chunk; x (N, C), targets (N,) and head as ChunkLoss takes them."""
+        weights = [w if w is None else w.detach().requires_grad_() for w in head]
+        parts, losses = x.detach().split(size), []
+        with torch.enable_grad():
+            for part, chosen in zip(parts, targets.split(size), strict=True):
+                losses.append(loss(part.requires_grad_(), chosen, *weights))
+                losses[-1].backward()  # gradients of the head add up
+        ctx.save_for_backward(torch.cat([p.grad for p in parts]), *(w if w is None else w.grad for w in weights))
+        return torch.stack(losses).detach().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *head = (g if g is None else g * grad for g in ctx.saved_tensors)
+        return None, None, x, None, *head
+
+
 class GPT(LanguageModel):
     """A causal language model.
 
@@ -208,11 +233,10 @@ class GPT(LanguageModel):
         x = self.norm(x)
         if targets is None:
             return self.logits(x)
-        parts = zip(x.flatten(0, 1).split(self.config.loss_chunk), targets.flatten().split(self.config.loss_chunk),
-                    strict=True)  # fmt: skip
-        if tokens.numel() <= self.config.loss_chunk or not torch.is_grad_enabled():
-            return sum(self.loss(*part, *self.output()) for part in parts)
-        return sum(checkpoint(self.loss, *part, *self.output(), use_reentrant=False) for part in parts)
+        x, targets, head, size = x.flatten(0, 1), targets.flatten(), self.output(), self.config.loss_chunk
+        if len(x) > size and x.requires_grad:
+            return LossByChunks.apply(self.loss, size, x, targets, *head)
+        return sum(self.loss(*part, *head) for part in zip(x.split(size), targets.split(size), strict=True))
 
     def new_cache(self, room: int) -> list[KVCache]:
         """For generation of up to `room` tokens: a cache for every block, and one of document ids."""

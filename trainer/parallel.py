@@ -146,6 +146,9 @@ class Parallel:
         They are averaged over the ranks, so each rank divides its loss by its own share of the tokens."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
+            model.set_reshard_after_backward(last)
+            if not last:  # gradients lie whole until the last one anyway: weights too, gathered once for all
+                model.set_reshard_after_forward(False)
         kept = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
         with kept, self._precision(model):
             yield
@@ -159,8 +162,9 @@ class Parallel:
                 yield
         finally:
             model.train()
-            if isinstance(model, FSDPModule):
-                model.reshard()
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     @contextmanager
     def _precision(self, model: nn.Module) -> Iterator[None]:

@@ -174,8 +174,9 @@ class Costs:
         if self.sharded:  # the root stays whole, one block is at work, the next is on its way
             blocks = [sum(p.numel() for p in block.parameters()) for block in self.model.blocks]
             passing["gathered weights"] = self.width * (elements - sum(blocks) + 2 * max(blocks))
-            if micro_batch < sequences(self.config, self.ranks):
-                passing["whole gradients"] = self.weight_bytes * elements  # until the last micro-batch
+            if micro_batch < sequences(self.config, self.ranks):  # both until the last micro-batch
+                passing["gathered weights"] = self.width * elements
+                passing["whole gradients"] = self.weight_bytes * elements
         elif self.width == 2:
             passing["bfloat16 weights"] = 2 * elements
         buckets = self.exchange_bytes if self.exchanges else 0
@@ -232,7 +233,8 @@ class Costs:
         shard = sum(map(self.part, parameters)) / self.weight_bytes  # elements; padded, as FSDP2 sends them
         block = sum(self.part(p) for b in self.model.blocks for p in b.parameters()) / self.weight_bytes
         peers, copies = self.shards - 1, self.ranks // self.shards
-        gathered = passes * (shard + block) * peers * self.width  # blocks in the backward pass once more
+        again = passes == 1  # blocks in the backward pass; of several micro-batches the first one's gathers are kept
+        gathered = (shard + again * block) * peers * self.width
         reduced = shard * peers * self.weight_bytes + 2 * shard * self.weight_bytes * (copies - 1) / copies
-        calls = Counter(all_gather=passes * (2 * units - 1), reduce_scatter=units)
+        calls = Counter(all_gather=units + again * (units - 1), reduce_scatter=units)
         return gathered + reduced, calls + Counter(all_reduce=units if copies > 1 else 0)

@@ -61,7 +61,8 @@ def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | No
 
 @pytest.mark.parametrize("dtype, settings", [
     (torch.float32, dict()), (torch.bfloat16, dict(norm="layernorm", activation="gelu", tied=True)),
-    (torch.bfloat16, dict(position="half_rope", qk_norm=True)), (torch.float32, dict(softcap=15.0, document_start=0)),
+    (torch.bfloat16, dict(position="half_rope", qk_norm=True)),
+    (torch.float32, dict(softcap=15.0, document_start=0, loss_chunk=8)),
 ])  # fmt: skip
 def test_a_graph_for_each_function_and_none_broken(settings, dtype):
     assert graphs_of_a_run(started(dtype=dtype), 2, **settings) == GRAPHS
