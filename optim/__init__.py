@@ -1,15 +1,18 @@
 """Optimizers for sharded models: whole-matrix rules on FSDP2, DDP or plain parameters.
 
-    from nanomuon import Muon   # in a checkout the package is called optim
-    optimizer = Muon([p for p in model.blocks.parameters() if p.ndim == 2], lr=0.02)
+    import nanomuon   # in a checkout the package is called optim
+    optimizer = nanomuon.build(
+        model, matrix=dict(optimizer=nanomuon.Muon, lr=0.02), scalar=dict(optimizer=torch.optim.AdamW, lr=3e-4)
+    )
 
-Nothing here knows of Hydra or of the trainer.  docs/optimizers.md lists all of them.
+Nothing here knows of Hydra or of the trainer.  docs/optimizers.md lists all optimizers.
 """
 
 from .adamh import AdamH
 from .adamuon import AdaMuon
 from .ademamix import AdEMAMix
 from .adopt import ADOPT
+from .combined import Combined
 from .dion2 import Dion2, NorDion2
 from .elementwise import AdagradInside, Lion, RMSpropInside, Signum
 from .kl_soap import KLSOAP
@@ -18,6 +21,7 @@ from .mars import MARS
 from .matrix import MatrixOptimizer
 from .muon import Muon
 from .normuon import NorMuon
+from .routing import build
 from .schedule_free import ScheduleFreeAdamW
 from .scion import Scion
 from .shampoo import Shampoo
@@ -29,7 +33,7 @@ from .uncorrected_adam import UncorrectedAdam
 __version__ = "0.2.0"
 
 __all__ = [
-    "ADOPT", "AdEMAMix", "AdaMuon", "AdagradInside", "AdamH", "Dion2", "KLSOAP", "Lion", "MARS", "MatrixOptimizer",
-    "Muon", "NorDion2", "NorMuon", "PSGDKron", "RMSpropInside", "SOAP", "SOAPMuon", "ScheduleFreeAdamW", "Scion",
-    "Shampoo", "Signum", "Steepest", "UncorrectedAdam",
+    "ADOPT", "AdEMAMix", "AdaMuon", "AdagradInside", "AdamH", "Combined", "Dion2", "KLSOAP", "Lion", "MARS",
+    "MatrixOptimizer", "Muon", "NorDion2", "NorMuon", "PSGDKron", "RMSpropInside", "SOAP", "SOAPMuon",
+    "ScheduleFreeAdamW", "Scion", "Shampoo", "Signum", "Steepest", "UncorrectedAdam", "build",
 ]  # fmt: skip

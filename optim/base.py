@@ -221,7 +221,7 @@ def _check_state(
 
 
 def _settings(group: Group) -> Group:
-    return {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", *COUNTERS)}
+    return {key: value for key, value in group.items() if key not in ("lr", *COUNTERS, *ALSO_IN_GROUPS)}
 
 
 def check_fraction(**settings: float | tuple[float, ...]) -> None:

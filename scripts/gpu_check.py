@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections import ChainMap
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -299,7 +300,7 @@ class Run:
         vocabulary = 50257 if check.on_gpu else 250
         torch.manual_seed(check.rank)
         self.model = parallel.wrap(config.model, vocabulary, self.length)
-        self.optimizers = routing.build(unwrap(self.model), asdict(config.optim), parallel.replicas)
+        self.optimizers = routing.build_from_config(unwrap(self.model), asdict(config.optim), parallel.replicas)
         self.guard = NonFiniteGuard(TrainConfig(non_finite="skip"), check.device)  # type: ignore[arg-type]
         self.guard.on_host, self.count = False, 0
         self.tokens = torch.randint(vocabulary, (64, self.length + 1)).to(check.device)
@@ -342,8 +343,11 @@ class Run:
         return self.loss
 
     def state(self) -> dict[str, torch.Tensor]:
-        live = {f"model/{name}": value.detach() for name, value in self.model.named_parameters()}
-        return {name: local(value) for name, value in (live | self.optimizers.state_dict()["tensors"]).items()}
+        live = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
+        states = ChainMap(*(member.state for member in self.optimizers.members.values()))
+        for name, parameter in unwrap(self.model).named_parameters():
+            live |= {f"optim.{name}.{key}": value for key, value in states.get(parameter, {}).items()}
+        return {name: local(value) for name, value in live.items() if isinstance(value, torch.Tensor)}
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in self.state().items()}
@@ -355,7 +359,7 @@ class Run:
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if not name.endswith("/step"))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if not name.endswith(".step"))
 
 
 def require(holds: bool, **found: Any) -> Figures:

@@ -68,7 +68,7 @@ def test_no_circle_anywhere():
     done, path = set(), []
 
     def visit(name):
-        assert name not in path, f"a circle: {' -> '.join([*path[path.index(name):], name])}"
+        assert name not in path, f"a circle: {' -> '.join([*path[path.index(name) :], name])}"
         if name not in done:
             path.append(name)
             for target in sorted(GRAPH[name]):

@@ -108,9 +108,11 @@ def test_muon_in_your_own_code():
     block = "\n".join(line for line in block.splitlines() if "process_group" not in line)
     model = nn.Module()
     model.blocks = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
-    names = {"model": model, "fused_qkv": nn.Parameter(torch.ones(6, 2)), "hf_conv1d": nn.Parameter(torch.ones(2, 3))}
+    weights = {"fused_qkv": nn.Parameter(torch.ones(6, 2)), "hf_conv1d": nn.Parameter(torch.ones(2, 3))}
+    names = {"torch": torch, "model": model, **weights}
     exec(block.replace("nanomuon", "optim"), names)
     assert len(names["matrices"]) == 2 and isinstance(names["muon"], torch.optim.Optimizer)
+    assert [row["role"] for row in names["both"].table()] == ["matrix", "scalar"]
 
 
 def test_the_prompt_of_the_readme():

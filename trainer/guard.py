@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common import UserError
+from optim.combined import Combined
 from optim.matrix import local
-from optim.routing import Optimizers
 from trainer.config import NonFinite, TrainConfig
 from trainer.parallel import Parallel
 
@@ -30,7 +30,7 @@ class NonFiniteGuard:
         # updates skipped in a row, the most of them, and step, loss and norm of the last (with stop: of the first)
         self.counters = torch.zeros(5, dtype=torch.float64, device=device)
 
-    def step(self, optimizers: Optimizers, step: int, loss: Tensor, norm: Tensor) -> Tensor:
+    def step(self, optimizers: Combined, step: int, loss: Tensor, norm: Tensor) -> Tensor:
         """Apply update number ``step``, from 1, or skip it.
 
         Args:
@@ -73,7 +73,7 @@ class NonFiniteGuard:
 
 
 @torch.no_grad()
-def guarded_step(optimizers: Optimizers, bad: Tensor) -> None:
+def guarded_step(optimizers: Combined, bad: Tensor) -> None:
     """``optimizers.step()``, but where ``bad`` (a bool on the device) holds nothing changes; the host never waits.
 
     Gradients become zero first, so that no rule meets a NaN.  torch's fused optimizers take the flag themselves, as

@@ -52,7 +52,7 @@ class Trainer:
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
         load_initial(config, self.model)
         bare = unwrap(self.model)
-        self.optimizers = routing.build(bare, asdict(config.optim), self.parallel.replicas, bare.head)
+        self.optimizers = routing.build_from_config(bare, asdict(config.optim), self.parallel.replicas, bare.head)
         self.schedules = Schedules(config, bare, self.optimizers)
         self.loader = Loader(
             self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,

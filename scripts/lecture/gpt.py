@@ -47,7 +47,7 @@ def train(
     split = open_split(config.data)
     model = GPT(config.model, split.vocab_size, config.train.seq_len)
     initialise(model, config.seed)
-    optimizers = routing.build(model, asdict(config.optim))
+    optimizers = routing.build_from_config(model, asdict(config.optim))
     multiplier = config.schedule.multiplier("matrix", steps)
     sequences = config.train.batch_tokens // config.train.seq_len
     loader = Loader(

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from common import UserError
 from data import load_tokenizer, open_split
 from optim import routing
+from optim.combined import Combined
 from optim.exchange import plan_exchange
 from optim.matrix import MatrixOptimizer
+from optim.named_state import init_state, named_tensors
 from optim.plan import IN_FLIGHT, shard_rows
 from optim.stacks import matrix_shape
 from trainer.config import Config, Dtype, divisors, fitting_micro_batch
@@ -90,7 +92,7 @@ class Costs:
         """Ranks over which each matrix is preconditioned once."""
         return self.ranks if self.mode == "ddp" else self.shards
 
-    def _optimizers(self) -> routing.Optimizers:
+    def _optimizers(self) -> Combined:
         config = asdict(self.config.optim)
         for role in routing.ROLES:
             if not config[role]:
@@ -99,10 +101,10 @@ class Costs:
             rule, _ = routing.resolve_target(config[role], f"optim.{role}")
             if issubclass(rule, MatrixOptimizer) and rule.half_precision and self.device != "cpu" and self.width < 8:
                 config[role].setdefault("dtype", "bfloat16")  # its default on CUDA
-        optimizers = routing.build(self.model, config, None, self.model.head)
+        optimizers = routing.build_from_config(self.model, config, None, self.model.head)
+        init_state(optimizers, (f"state.{name}.any" for name in optimizers.roles))
         for member in optimizers.members.values():
             if not isinstance(member, MatrixOptimizer):
-                routing._step_with_zero_gradients(member)  # which creates its state
                 continue
             for group in member.param_groups if self.sharded else ():
                 if any(len(matrix_shape(group, p.shape)) > 2 for p in group["params"]):
@@ -185,7 +187,7 @@ class Costs:
 
     def checkpoint_bytes(self) -> int:
         """Weights and all state, whole."""
-        tensors = [*self.model.parameters(), *self.optimizers.state_dict()["tensors"].values(), *self.copies.values()]
+        tensors = [*self.model.parameters(), *named_tensors(self.optimizers).values(), *self.copies.values()]
         return sum(tensor.nbytes for tensor in tensors)
 
     def largest_micro_batch(self, room: float) -> int | None:

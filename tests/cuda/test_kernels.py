@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from optim import SOAP, Muon, NorMuon, Shampoo
-from optim.routing import Optimizers
+from optim.combined import Combined
 from tests.cuda.fake import GPT2, Kernels, fake_cuda, parameters
 from trainer.guard import guarded_step
 from trainer.mesh import ParallelConfig, build_mesh
@@ -35,7 +35,7 @@ def test_kernels_of_a_step(name, layout):
             group["step"] = 4
         with Kernels() as gpu:
             if guarded:
-                optimizers = Optimizers({"matrix": optimizer}, {name: "matrix" for name, _ in named})
+                optimizers = Combined([dict(optimizer=lambda _, built=optimizer: built, params=named)])
                 guarded_step(optimizers, torch.tensor(False, device="cuda"))
             else:
                 optimizer.step()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from optim.routing import build
+from optim.routing import build_from_config
 from tests.cuda.fake import LAYOUTS, Kernels, fake_cuda, parameters, with_gradients
 from tests.optim.rules import find_rules
 from tests.optim.test_configs import NAMES, settings
@@ -39,7 +39,7 @@ def test_guard_clip_and_optimizer_with_every_preset(name, layout):
         with torch.device("cuda"):
             model = GPT(GPTConfig(n_layer=1, n_embd=64), vocab_size=250, seq_len=16)
         with_gradients(model, parallel)
-        optimizers = build(model, settings(name, "tiny"), parallel.replicas)
+        optimizers = build_from_config(model, settings(name, "tiny"), parallel.replicas)
         guard = NonFiniteGuard(TrainConfig(), parallel.device)
         loss = torch.zeros((), dtype=torch.float64, device="cuda")
         before = [(p.device, p.dtype, p.shape) for p in model.parameters()]

@@ -112,7 +112,7 @@ def test_settings_are_right_or_answered_with_one_line(optimizer, chosen):
     try:
         config = load_config(overrides)
         model = Tiny()
-        routing.build(model, asdict(config.optim), None, "head")
+        routing.build_from_config(model, asdict(config.optim), None, "head")
     except UserError as error:
         event("answered")
         assert "\n" not in str(error).strip() and len(str(error)) > 10, overrides

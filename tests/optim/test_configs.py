@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from optim.routing import ROLES, build
+from optim.routing import ROLES, build_from_config
 from trainer.config import by_family, register
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def test_trains(name):
     """The loss of a toy falls with the settings of ``tiny``, and the config names itself."""
     assert composed(name)["name"] == name
     model = Language()
-    optimizers = build(model, settings(name, "tiny"))
+    optimizers = build_from_config(model, settings(name, "tiny"))
     first = model.loss().item()
     for _ in range(15):
         optimizers.zero_grad()
@@ -74,7 +74,7 @@ def test_trains(name):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_for_every_family(name, family):
-    optimizers = build(Language(), settings(name, family))
+    optimizers = build_from_config(Language(), settings(name, family))
     assert set(optimizers.members) == set(ROLES)
     for member in optimizers.members.values():
         assert isinstance(member.param_groups[0]["lr"], float)

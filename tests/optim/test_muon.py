@@ -8,7 +8,7 @@ from torch import nn
 
 from optim import Muon
 from optim.muon import SCALES
-from optim.routing import assign_roles, build, resolve_target
+from optim.routing import assign_roles, build_from_config, resolve_target
 from tests.errors import raises_naming
 from tests.optim.reference import plain_muon, relative, seeded, svd_polar
 
@@ -144,7 +144,7 @@ def test_every_parameter_has_one_role():
 
 def test_container_steps_all_roles_and_scales_their_lr():
     model = Tiny(tied=False)
-    optimizers = build(model, CONFIG)
+    optimizers = build_from_config(model, CONFIG)
     assert [row["role"] for row in optimizers.table()] == ["matrix", "embedding", "head", "scalar"]
     assert sum(row["parameters"] for row in optimizers.table()) == sum(p.numel() for p in model.parameters())
     assert optimizers.set_lr(0.5) == {"matrix": 0.01, "embedding": 0.05, "head": 0.05, "scalar": 0.05}
@@ -176,9 +176,9 @@ def test_wrong_targets_are_named():
         with raises_naming(ValueError, f"optim.matrix.dtype={wrong}", "bfloat16"):
             resolve_target({"_target_": "optim.Muon", "dtype": wrong}, "optim.matrix")
     with raises_naming(ValueError, "optim.scalar"):
-        build(Tiny(False), {k: v for k, v in CONFIG.items() if k != "scalar"})
+        build_from_config(Tiny(False), {k: v for k, v in CONFIG.items() if k != "scalar"})
     with raises_naming(ValueError, "optim.matrix", "scale=x", "keller"):
-        build(Tiny(False), CONFIG | {"matrix": {"_target_": "optim.Muon", "scale": "x"}})
+        build_from_config(Tiny(False), CONFIG | {"matrix": {"_target_": "optim.Muon", "scale": "x"}})
 
 
 def test_it_is_copied_by_its_state_dict_only():

@@ -13,7 +13,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import optim
 from optim.elementwise import Elementwise
-from optim.routing import build, resolve_target
+from optim.named_state import init_state, load_named, named_numbers, named_tensors
+from optim.routing import build_from_config, resolve_target
 from tests.errors import raises_naming
 from tests.optim.reference import seeded
 from tests.optim.rules import find_rules
@@ -85,20 +86,20 @@ def train(optimizers, model, steps):
 
 def test_routing_builds_names_and_saves_it(own_rules):
     model, copy = nn.Linear(4, 3), nn.Linear(4, 3)
-    optimizers = build(model, CONFIG)
+    optimizers = build_from_config(model, CONFIG)
     classes = {row["role"]: row["optimizer"] for row in optimizers.table()}
     assert classes == {"matrix": "optim.counted.Counted", "scalar": "optim.signonly.SignOnly"}
     train(optimizers, model, range(2))
-    state = optimizers.state_dict()
-    assert state["tensors"]["matrix/weight/count"].tolist() == [2.0] and state["numbers"]["matrix/0/step"] == 2
+    tensors, numbers = named_tensors(optimizers), named_numbers(optimizers)
+    assert tensors["state.weight.count"].tolist() == [2.0] and numbers["matrix/0/step"] == 2
     copy.load_state_dict(model.state_dict())
-    resumed = build(copy, CONFIG)
-    resumed.init_state(state["tensors"])
-    resumed.load_state_dict(state)
+    resumed = build_from_config(copy, CONFIG)
+    init_state(resumed, tensors)
+    load_named(resumed, tensors, numbers)
     train(optimizers, model, range(2, 4))
     train(resumed, copy, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
-    assert resumed.state_dict()["tensors"]["matrix/weight/count"].tolist() == [4.0]
+    assert named_tensors(resumed)["state.weight.count"].tolist() == [4.0]
 
 
 def test_a_wrong_setting_of_it_is_named(own_rules):

@@ -12,9 +12,10 @@ FOLDER = Path(optim.__file__).parent
 ALLOWED = set(sys.stdlib_module_names) | {"torch", "triton"}
 USE = """
 import sys, torch, nanomuon
-from nanomuon.routing import build
+from nanomuon.routing import build_from_config
 model = torch.nn.Linear(4, 3)
-optimizers = build(model, {"matrix": {"_target_": "nanomuon.Muon"}, "scalar": {"_target_": "nanomuon.Lion"}})
+config = {"matrix": {"_target_": "nanomuon.Muon"}, "scalar": {"_target_": "nanomuon.Lion"}}
+optimizers = build_from_config(model, config)
 model(torch.ones(4)).sum().backward()
 optimizers.step()
 print([row["optimizer"] for row in optimizers.table()], "optim" in sys.modules, nanomuon.__version__)

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import fully_shard
 
 from optim import SOAP, Lion, Muon
 from optim.elementwise import Elementwise
-from optim.routing import build
+from optim.routing import build_from_config
 from tests.errors import raises_naming
 from tests.optim.reference import relative, seeded, svd_polar
 from tests.optim.rules import find_rules
@@ -180,7 +180,7 @@ def test_build_sees_how_a_module_stores_its_weight():
         dict(hf=Conv1D(6, 4), sub=Sub(6, 4), plain=nn.Linear(4, 6, bias=False), conv=nn.Conv1d(4, 6, 3, bias=False))
         | dict(up=nn.ConvTranspose2d(4, 6, 3, bias=False))
     )
-    member = build(model, {"matrix": {"_target_": "optim.Muon"}}).members["matrix"]
+    member = build_from_config(model, {"matrix": {"_target_": "optim.Muon"}}).members["matrix"]
     found = {name: (g["conv1d"], g["stack"]) for g in member.param_groups for name in g["param_names"]}
     assert found == {
         "hf.weight": (True, None),
@@ -192,7 +192,7 @@ def test_build_sees_how_a_module_stores_its_weight():
     from transformers.pytorch_utils import Conv1D as Real
 
     (group,) = (
-        build(Real(6, 4), {"matrix": {"_target_": "optim.Muon"}, "scalar": {"_target_": "optim.Lion"}})
+        build_from_config(Real(6, 4), {"matrix": {"_target_": "optim.Muon"}, "scalar": {"_target_": "optim.Lion"}})
         .members["matrix"]
         .param_groups
     )

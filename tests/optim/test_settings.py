@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from optim import SOAP, AdagradInside, Lion, Muon, NorMuon, RMSpropInside, Scion, Shampoo, Signum, Steepest
-from optim.routing import ROLES, build, resolve_target
+from optim.named_state import load_named
+from optim.routing import ROLES, build_from_config, resolve_target
 from optim.settings import settings_of, typed
 from tests.errors import raises_naming
 from trainer.config import resolve_optim
@@ -201,7 +202,7 @@ def test_an_old_checkpoint_gets_defaults_for_what_it_lacks_and_no_unknown_keys()
 
 
 def test_the_container_loads_counters_and_leaves_settings():
-    optimizers = build(nn.Linear(4, 3, bias=False), {"matrix": {"_target_": "optim.Muon"}})
-    optimizers.load_state_dict({"tensors": {}, "numbers": {"matrix/0/momentum": 1.5, "matrix/0/step": 7}})
+    optimizers = build_from_config(nn.Linear(4, 3, bias=False), {"matrix": {"_target_": "optim.Muon"}})
+    load_named(optimizers, {}, {"matrix/0/momentum": 1.5, "matrix/0/step": 7})
     (group,) = optimizers.members["matrix"].param_groups
     assert (group["momentum"], group["step"]) == (0.95, 7)

@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import trainer.parallel
 from optim import routing
 from optim.matrix import local
+from optim.named_state import named_tensors
 from optim.plan import numel
 from scripts.benchmark_traffic import Traffic
 from tests.errors import check_names
@@ -59,7 +60,8 @@ def real(costs: Costs, rank: int) -> SimpleNamespace:
                                 device=torch.device("cpu"))  # fmt: skip
         parallel = Parallel(config.parallel, costs.mode, alone, mesh, getattr(torch, config.train.dtype), 0)
         model = parallel.wrap(config.model, 257, config.train.seq_len)
-        optimizers = routing.build(unwrap(model), asdict(config.optim), parallel.replicas, unwrap(model).head)
+        bare = unwrap(model)
+        optimizers = routing.build_from_config(bare, asdict(config.optim), parallel.replicas, bare.head)
         batch = torch.zeros(config.train.micro_batch, config.train.seq_len, dtype=torch.int64)
         with Sent(rank % costs.shards, costs.shards) as passes:
             model = unwrap(model)  # DDP's reducer wants an answer; see test_buckets_of_ddp
@@ -71,7 +73,8 @@ def real(costs: Costs, rank: int) -> SimpleNamespace:
         sums["gradients"] = sum(local(p.grad).nbytes for p in model.parameters())
         with Sent(rank if costs.mode == "ddp" else rank % costs.shards, costs.group) as steps:
             optimizers.step()
-        sums["state"] = sum(local(t).nbytes for t in optimizers.state_dict()["tensors"].values())
+        states = [state for member in optimizers.members.values() for state in member.state.values()]
+        sums["state"] = sum(local(t).nbytes for s in states for t in s.values() if isinstance(t, torch.Tensor))
     finally:
         dist.destroy_process_group()
     return SimpleNamespace(**sums, passes=passes, steps=steps)
@@ -147,7 +150,7 @@ def reduced(costs: Costs) -> float:
 def test_one_process(run, tmp_path):
     trainer = run("run", "optim=soap", "average.blend=0.5")
     costs = Costs([*SHORT, "optim=soap", "average.blend=0.5"], "cpu", 1)
-    state = [t for t in trainer.optimizers.state_dict()["tensors"].values()]
+    state = list(named_tensors(trainer.optimizers).values())
     weights = list(trainer.model.parameters())
     assert costs.optimizers.table() == trainer.optimizers.table()
     assert costs.state_bytes == [sum(t.nbytes for t in state)]

@@ -83,6 +83,7 @@ def test_errors_are_one_line(run, tmp_path, capsys, mistake):
         manifest = state.with_name("manifest.json")
         content = json.loads(manifest.read_text())
         from trainer.run.storage import fingerprint
+
         content["files"]["state.json"] = fingerprint(state)
         manifest.write_text(json.dumps(content))
     words += {"setting": ["--top-p", "0"], "device": ["--device", "moon"]}.get(mistake, [])

@@ -4,15 +4,25 @@ import json
 import random
 import shutil
 import signal
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from common import UserError
 from data import DataConfig, manifest, prepare
 from data.shards import open_shard, write_shard
+from optim import build
+from optim.named_state import named_numbers, named_tensors
+from optim.routing import ROLES, resolve_target
 from tests.errors import check_names, raises_naming
 from tests.runs import SHORT, cut_record, read_losses, read_record
 from trainer import loop
@@ -43,11 +53,47 @@ def copy(saved, tmp_path):
 def test_plain_dcp_tools_read_it(saved):
     folder = storage.folder_of(saved.checkpoints.folder, 6)
     assert {path.name for path in folder.iterdir()} == {*storage.verify(folder), storage.MANIFEST}
-    weights = {f"model/{name}": torch.zeros_like(value) for name, value in saved.model.state_dict().items()}
+    weights = {f"model.{name}": torch.zeros_like(value) for name, value in saved.model.state_dict().items()}
     dcp.load(weights, checkpoint_id=folder)
     for name, value in saved.model.state_dict().items():
-        assert torch.equal(weights[f"model/{name}"], value)
+        assert torch.equal(weights[f"model.{name}"], value)
         assert torch.equal(read_weights(folder)[name], value)
+
+
+def test_torchs_state_tools_go_on_from_it(saved):
+    """A program without this trainer: its model, ``optim.build``, DCP."""
+    model, settings = deepcopy(saved.model), saved.config.optim
+    roles = {role: resolve_target(getattr(settings, role), role) for role in ROLES}
+    optimizer = build(model, **{role: {"optimizer": cls, **kwargs} for role, (cls, kwargs) in roles.items()})
+    state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, checkpoint_id=storage.folder_of(saved.checkpoints.folder, 6))
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optim"])
+    theirs = named_tensors(saved.optimizers)
+    assert len(theirs) > 20 and theirs.keys() == named_tensors(optimizer).keys()
+    for name, value in named_tensors(optimizer).items():
+        assert torch.equal(value, theirs[name]), name
+    assert named_numbers(optimizer) == named_numbers(saved.optimizers)
+
+
+def test_a_checkpoint_with_the_names_of_before_goes_on(saved, copy):
+    """Format 2: model/<parameter>, optim/<role>/<parameter>/<key>, rng/<rank>/<device>."""
+    folder = storage.folder_of(copy, 6)
+    index = json.loads((folder / storage.INDEX).read_text())
+
+    def former(name):
+        kind, rest = name.split(".", 1)
+        if kind == "optim":
+            return "optim/matrix/" + "/".join(rest.removeprefix("state.").rsplit(".", 1))
+        return f"{kind}/{rest}" if kind == "model" else name.replace(".", "/")
+
+    (folder / storage.INDEX).write_text(json.dumps({former(name): entry for name, entry in index.items()}))
+    expected = {name: value.clone() for name, value in saved.checkpoints.tensors().items()}
+    for tensor in saved.checkpoints.tensors().values():
+        tensor.zero_() if tensor.is_floating_point() else None
+    saved.checkpoints.load(folder)
+    for name, value in saved.checkpoints.tensors().items():
+        assert name.startswith("rng") or torch.equal(value, expected[name]), name
 
 
 def test_random_numbers_go_on(saved):

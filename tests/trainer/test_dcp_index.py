@@ -54,7 +54,7 @@ def test_nothing_is_unpickled(copy, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-FIRST = "model/wte.weight"
+FIRST = "model.wte.weight"
 
 
 @pytest.mark.parametrize("change", [

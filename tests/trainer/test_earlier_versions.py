@@ -42,7 +42,7 @@ def test_a_run_of_before_a_key_existed_goes_on_with_its_default(run, tmp_path):
 def test_what_an_earlier_version_wrote_is_named(run, tmp_path):
     run("run")
     manifest_of = tmp_path / "run" / "checkpoints" / "step_00000006" / storage.MANIFEST
-    manifest_of.write_text(manifest_of.read_text().replace('"format": 2', '"format": 1'))
+    manifest_of.write_text(manifest_of.read_text().replace(f'"format": {storage.FORMAT}', '"format": 1'))
     with raises_naming(CheckpointError, "step_00000006", "nanoMuon 0.1", "that version"):
         storage.verify(manifest_of.parent)
     mark = tmp_path / "run" / "run.json"

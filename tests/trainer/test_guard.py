@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import UserError
 from optim import Lion, Muon
-from optim.routing import Optimizers
+from optim.combined import Combined
+from optim.named_state import named_tensors
 from tests.distributed.rules import Whitened
 from tests.errors import check_names, raises_naming
 from tests.runs import TINY
@@ -36,11 +37,11 @@ KINDS = {
 }
 
 
-def built(kind: str) -> tuple[nn.Module, Optimizers]:
+def built(kind: str) -> tuple[nn.Module, Combined]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False))
     named = list(model.named_parameters())
-    return model, Optimizers({"matrix": KINDS[kind](named)}, dict.fromkeys(dict(named), "matrix"))
+    return model, Combined([dict(name="matrix", optimizer=KINDS[kind], params=named)])
 
 
 def give_gradients(model: nn.Module, seed: int, poison: float | None = None) -> None:
@@ -51,8 +52,8 @@ def give_gradients(model: nn.Module, seed: int, poison: float | None = None) -> 
         next(model.parameters()).grad[1, 2] = poison
 
 
-def everything(model: nn.Module, optimizers: Optimizers) -> list[torch.Tensor]:
-    held = {k: v for k, v in optimizers.state_dict()["tensors"].items() if not k.endswith("/step")}
+def everything(model: nn.Module, optimizers: Combined) -> list[torch.Tensor]:
+    held = {k: v for k, v in named_tensors(optimizers).items() if not k.endswith(".step")}
     return [tensor.detach().clone() for tensor in (*model.parameters(), *held.values())]
 
 
@@ -210,7 +211,7 @@ def test_the_run_stops_with_the_weights_before(trainer, poisoned):
     with raises_naming(UserError, "step 3", "norm inf", "train.non_finite=skip"):
         one.run()
     saved = one.checkpoints.folder / "step_00000002"
-    now = {name: value.clone() for name, value in one.checkpoints.tensors().items() if name.startswith("model/")}
+    now = {name: value.clone() for name, value in one.checkpoints.tensors().items() if name.startswith("model.")}
     one.checkpoints.load(saved)
     for name, value in one.checkpoints.tensors().items():
         assert name not in now or torch.equal(now[name], value)

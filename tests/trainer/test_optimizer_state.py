@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from optim.routing import Optimizers
+from optim.combined import Combined
+from optim.named_state import init_state, load_named, named_numbers, named_tensors
 
 KINDS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
@@ -20,7 +21,7 @@ KINDS = {
 }
 
 
-def two_steps(model: nn.Module, optimizers: Optimizers, seed: int) -> None:
+def two_steps(model: nn.Module, optimizers: Combined, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(2):
         for parameter in list(model.parameters())[:-1]:  # the last is never used
@@ -28,11 +29,11 @@ def two_steps(model: nn.Module, optimizers: Optimizers, seed: int) -> None:
         optimizers.step()
 
 
-def built(kind: str) -> tuple[nn.Module, Optimizers]:
+def built(kind: str) -> tuple[nn.Module, Combined]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     named = list(model.named_parameters())
-    return model, Optimizers({"matrix": KINDS[kind](named)}, dict.fromkeys(dict(named), "matrix"))
+    return model, Combined([dict(name="matrix", optimizer=KINDS[kind], params=named)])
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -41,13 +42,13 @@ def test_optimizer_state_returns(kind, steps):
     model, optimizers = built(kind)
     for seed in range(steps):
         two_steps(model, optimizers, seed)
-    state, weights = optimizers.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
-    state = {"tensors": {k: v.clone() for k, v in state["tensors"].items()}, "numbers": state["numbers"]}
+    weights, numbers = {k: v.clone() for k, v in model.state_dict().items()}, named_numbers(optimizers)
+    tensors = {k: v.clone() for k, v in named_tensors(optimizers).items()}
     other, again = built(kind)
-    again.init_state(state["tensors"])
+    init_state(again, tensors)
     other.load_state_dict(weights)
-    again.load_state_dict(state)
-    assert set(again.state_dict()["tensors"]) == set(state["tensors"])
+    load_named(again, tensors, numbers)
+    assert set(named_tensors(again)) == set(tensors)
     two_steps(model, optimizers, 9)
     two_steps(other, again, 9)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):

@@ -6,7 +6,7 @@ import hydra
 import pytest
 import torch
 
-from optim import routing
+from optim import Combined, routing
 from optim.matrix import local
 from tests.distributed.harness import run_workers
 from trainer.config import register, validate
@@ -49,7 +49,7 @@ def test_nothing_stays_of_the_step(configure, preset):
     config = configure(*SMALL, f"optim={preset}")
     model = GPT(config.model, 256, 16)
     initialise(model, 0)
-    optimizers = routing.build(model, asdict(config.optim))
+    optimizers = routing.build_from_config(model, asdict(config.optim))
     for trained in range(2):  # at the start, and with the state of a run that is resumed
         random, before = torch.get_rng_state(), everything(model, optimizers)
         backward(model, 10 + trained)
@@ -75,7 +75,7 @@ def test_random_numbers_are_put_back():
     param = torch.nn.Parameter(torch.ones(2))
     param.grad = torch.ones(2)
     random = torch.get_rng_state()
-    dry_run_step(routing.Optimizers({"matrix": Noisy([param], lr=0.1)}, {"weight": "matrix"}), torch.device("cpu"))
+    dry_run_step(Combined([dict(optimizer=Noisy, params=[param], lr=0.1)]), torch.device("cpu"))
     assert torch.equal(random, torch.get_rng_state()) and torch.equal(param, torch.ones(2))
 
 
@@ -89,7 +89,7 @@ def trained(parallel, preset, warm):
     config = compose(f"optim={preset}")
     model = parallel.wrap(config.model, 256, 16)
     replicas = torch.distributed.group.WORLD if parallel.mode == "ddp" else None
-    optimizers = routing.build(unwrap(model), asdict(config.optim), replicas)
+    optimizers = routing.build_from_config(unwrap(model), asdict(config.optim), replicas)
     losses = []
     for step in range(3):
         tokens = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(10 * step + parallel.rank))

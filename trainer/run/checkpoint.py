@@ -1,12 +1,14 @@
 """Checkpoints: everything a run needs to go on as if it had not been interrupted, on any number of ranks.
 
 Tensors go through torch's distributed checkpoint (DCP), each under its parameter's name, so that what one sharding
-wrote any other can read:
+wrote any other can read.  The names are those that DCP gives to {"model": get_model_state_dict(...), "optim":
+get_optimizer_state_dict(...)}, so that programs that know nothing of this one can load them:
 
-    model/<parameter>                   weights
-    lookahead/, average/<parameter>     means of the weights or of their changes
-    optim/<role>/<parameter>/<key>      optimizer state: shards, and whole matrices, of which each owner writes its own
-    rng/<rank>/<device>                 random state of a rank
+    model.<parameter>                   weights
+    lookahead., average.<parameter>     means of the weights or of their changes
+    optim.state.<parameter>.<key>       optimizer state; of replicated whole matrices, each owner writes its own
+    optim.param_groups                  settings, for such programs only
+    rng.<rank>.<device>                 random state of a rank
 
 Everything else is numbers and stands in state.json.  Nothing from the disk is unpickled: DCP loads tensors with
 ``weights_only``, and ``dcp_index.py`` reads DCP's index.
@@ -31,7 +33,8 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from common import write_json
 from data import TrainValSplit
 from optim.base import COUNTERS
-from optim.routing import Optimizers
+from optim.combined import Combined
+from optim.named_state import init_state, load_named, named_groups, named_numbers, named_tensors
 from trainer.config import Config
 from trainer.parallel import Parallel, unwrap
 from trainer.run import storage
@@ -73,7 +76,7 @@ class Checkpoints:
         config: Config,
         parallel: Parallel,
         model: nn.Module,
-        optimizers: Optimizers,
+        optimizers: Combined,
         weights: dict[str, Tensor],
         split: TrainValSplit,
         before_commit: Callable[[], None],
@@ -109,9 +112,9 @@ class Checkpoints:
     def save(self, progress: Progress) -> None:
         """Copy the state; the background writes the copy.  ``poll`` the save before first."""
         with self.optimizers.averaged():
-            tensors = self.stager.stage(self.tensors())
+            tensors = self.stager.stage({**self.tensors(), "optim.param_groups": named_groups(self.optimizers)})
         assert isinstance(tensors, dict)  # a Future only where staging is asynchronous too
-        state = {**asdict(progress), "numbers": self.optimizers.state_dict()["numbers"], **self.about}
+        state = {**asdict(progress), "numbers": named_numbers(self.optimizers), **self.about}
         self.writing = self.pool.submit(self._write, tensors, state, progress.step)
 
     def wait(self) -> None:
@@ -132,12 +135,12 @@ class Checkpoints:
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> live tensor, of all that this rank holds."""
-        model = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        optim = {f"optim/{name}": tensor for name, tensor in self.optimizers.state_dict()["tensors"].items()}
-        rng = {f"rng/{self.parallel.rank}/cpu": torch.get_rng_state()}
+        """Name -> tensor, live or cut from one, of all that this rank holds.  On all ranks."""
+        model = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        optim = {f"optim.{name}": tensor for name, tensor in named_tensors(self.optimizers).items()}
+        rng = {f"rng.{self.parallel.rank}.cpu": torch.get_rng_state()}
         if self.parallel.device.type == "cuda":
-            rng[f"rng/{self.parallel.rank}/cuda"] = torch.cuda.get_rng_state(self.parallel.device)
+            rng[f"rng.{self.parallel.rank}.cuda"] = torch.cuda.get_rng_state(self.parallel.device)
         return model | optim | rng | self.weights
 
     def _write(self, tensors: dict[str, Tensor], state: dict[str, Any], step: int) -> Path:
@@ -176,28 +179,29 @@ class Checkpoints:
         """
         state, metadata = storage.read_state(folder), read_index(folder)
         names = set(metadata.state_dict_metadata)
-        self.optimizers.init_state({name.removeprefix("optim/") for name in names if name.startswith("optim/")})
+        init_state(self.optimizers, {name.removeprefix("optim.") for name in names if name.startswith("optim.")})
         with self.optimizers.averaged():  # as it was saved
             mine = self.tensors()
-            tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng/")}
+            tensors = {name: tensor for name, tensor in mine.items() if name in names or not name.startswith("rng.")}
             asked = {name for part in self.parallel.gather(lambda: list(tensors), self.group) for name in part}
             for name in sorted(asked - names):
                 raise CheckpointError(
                     f"checkpoint {folder} has no {name}: it was written with another model or optimizer"
                 )
             for name in sorted(names - asked):
-                if not name.startswith("rng/"):
+                if not name.startswith("rng."):
                     raise CheckpointError(f"checkpoint {folder} has {name}, which this model and optimizer do not")
-            for name in self.optimizers.state_dict()["numbers"]:
+            for name in named_numbers(self.optimizers):
                 found = state["numbers"].get(name)
                 if name.rpartition("/")[2] in COUNTERS and not (type(found) in (int, float) and 0 <= found < math.inf):
                     raise CheckpointError(f"checkpoint {folder}: {STATE} has {name}={found}: no counter of updates")
             load_tensors(tensors, folder, metadata, self.group)
-            self.optimizers.load_state_dict({"tensors": {}, "numbers": state["numbers"]})
+            optim = {name.removeprefix("optim."): value for name, value in tensors.items() if name.startswith("optim.")}
+            load_named(self.optimizers, optim, state["numbers"])
         for name, value in tensors.items():
-            if name.endswith("/cpu"):
+            if name.startswith("rng.") and name.endswith(".cpu"):
                 torch.set_rng_state(value)
-            elif name.startswith("rng/"):
+            elif name.startswith("rng."):
                 torch.cuda.set_rng_state(value, self.parallel.device)
         self.latest = state["step"]
         return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})

@@ -3,7 +3,7 @@
 DCP loads tensors with ``weights_only``, but it unpickles its index (.metadata) and whatever is not a tensor freely.  So
 index.json says the same beside it, for tensors alone, and .metadata is left to other tools:
 
-    {"model/norm.weight": {"dtype": "float32", "shape": [128], "chunks": [
+    {"model.norm.weight": {"dtype": "float32", "shape": [128], "chunks": [
         {"offset": [0], "shape": [64], "file": "__0_0.distcp", "start": 1024, "bytes": 1536}, …]}, …}
 """
 
@@ -69,7 +69,7 @@ def read_index(folder: Path) -> Metadata:
     entries: dict[str, Any] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     try:
-        for name, entry in content.items():
+        for name, entry in ((_present_name(name), entry) for name, entry in content.items()):
             dtype = getattr(torch, str(entry["dtype"]), None)
             if not isinstance(dtype, torch.dtype):
                 raise ValueError(f"{name} is of {entry['dtype']}")
@@ -85,6 +85,14 @@ def read_index(folder: Path) -> Metadata:
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {INDEX} is not an index of tensors ({one_line(error)})") from None
     return Metadata(entries, storage_data=places)
+
+
+def _present_name(name: str) -> str:
+    """Format 2 had model/<parameter>, optim/<role>/<parameter>/<key>, rng/<rank>/<device>, average/<parameter>."""
+    kind, *rest = name.split("/")
+    if kind not in ("model", "optim", "rng", "lookahead", "average"):
+        return name
+    return ".".join(["optim", "state", *rest[1:]] if kind == "optim" and rest else [kind, *rest])
 
 
 def _place(folder: Path, chunk: dict[str, Any], size: int) -> _StorageInfo:
@@ -109,13 +117,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in tensor_entries(metadata).items()
-        if name.startswith("model/") or (blend and name.startswith("average/"))
+        if name.startswith("model.") or (blend and name.startswith("average."))
     }
     load_tensors(tensors, folder, metadata)
-    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     for name, value in tensors.items():
-        if name.startswith("average/"):
-            weights[name.removeprefix("average/")].lerp_(value, blend)
+        if name.startswith("average."):
+            weights[name.removeprefix("average.")].lerp_(value, blend)
     return weights
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from common import UserError, sync_folder, write_json
 
-FORMAT = 2  # 1: of nanoMuon 0.1, where roles and settings have other names
+FORMAT = 3  # 1: of nanoMuon 0.1, where roles and settings have other names; 2: with other names for the tensors
 MANIFEST, STATE, INDEX = "manifest.json", "state.json", "index.json"
 
 Files = dict[str, dict[str, Any]]  # name -> size in bytes, sha256
@@ -170,7 +170,7 @@ def verify(folder: Path) -> Files:
     files = manifest.get("files")
     if manifest.get("format") == 1:
         raise CheckpointError(f"checkpoint {folder} is of nanoMuon 0.1: go on with that version, or begin a new run")
-    if manifest.get("format") != FORMAT or not isinstance(files, dict):
+    if manifest.get("format") not in (2, FORMAT) or not isinstance(files, dict):
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged or of another format")
     if manifest.get("step") != step_of(folder):
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is that of step {manifest.get('step')}")

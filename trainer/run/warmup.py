@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from optim.combined import Combined
 from optim.matrix import local
-from optim.routing import Optimizers
 from trainer.parallel import Parallel
 
 
-def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch: tuple[Tensor, Tensor]) -> None:
+def warm_up(model: nn.Module, optimizers: Combined, parallel: Parallel, batch: tuple[Tensor, Tensor]) -> None:
     """On any batch of (inputs, targets) [B, T].  Ranks call together."""
     inputs, targets = batch
     with parallel.accumulate(model, last=True):
@@ -21,7 +21,7 @@ def warm_up(model: nn.Module, optimizers: Optimizers, parallel: Parallel, batch:
 
 
 @torch.no_grad()
-def dry_run_step(optimizers: Optimizers, device: torch.device) -> None:
+def dry_run_step(optimizers: Combined, device: torch.device) -> None:
     """Step every optimizer with zero gradients, then put back weights, state, counters and random numbers, bit for bit.
 
     A copy is kept of one role's weights and state at a time.  Parameters without a gradient are not stepped.

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from optim.routing import Optimizers
+from optim.combined import Combined
 from trainer.config import Config
 from trainer.schedules.config import eval_is_due
 from trainer.schedules.weights import Average, Lookahead
@@ -16,7 +16,7 @@ class Schedules:
     """Sets learning rates and other settings, shifts and averages weights; ``start_step`` and ``end_step`` enclose the
     forward pass, the backward pass and the update of a step."""
 
-    def __init__(self, config: Config, model: nn.Module, optimizers: Optimizers):
+    def __init__(self, config: Config, model: nn.Module, optimizers: Combined):
         schedule, steps = config.schedule, config.train.steps
         roles, end = list(optimizers.members), schedule.end(steps)
         self.config, self.optimizers = config, optimizers
@@ -59,4 +59,4 @@ class Schedules:
     def state(self) -> dict[str, Tensor]:
         """Name -> live tensor, for checkpoints."""
         parts = {"lookahead": self.lookahead, "average": self.average}
-        return {f"{kind}/{name}": t for kind, part in parts.items() if part for name, t in part.state.items()}
+        return {f"{kind}.{name}": t for kind, part in parts.items() if part for name, t in part.state.items()}
