@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 
 import pytest
 
@@ -70,6 +71,7 @@ def test_sweeps(tmp_path):
     folder = tmp_path / "together2"
     before, trained = (folder / names[2] / "metrics.jsonl").read_text(), losses(folder / names[3])
     cut_record(folder / names[3], lines=3, torn=9)  # as if it had been killed
+    shutil.rmtree(folder / names[3] / "checkpoints")
     torn = (folder / names[3] / "metrics.jsonl").read_bytes()
     stopped = sweep("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
     assert (folder / names[3] / "metrics.jsonl").read_bytes() == torn, "no record is emptied without a word"

@@ -24,7 +24,7 @@ def mutated(draw, original: Any) -> Any:
         for key in parents:
             holder = holder[key]
         if draw(st.booleans()):
-            holder[last] = draw(ODD)
+            holder[last] = copy.deepcopy(draw(ODD))  # the next change may reach into it
         else:
             holder.pop(last, None) if isinstance(holder, dict) else holder.pop(last)
     return value

@@ -39,6 +39,18 @@ def test_a_run_whose_last_save_failed_is_not_finished(run, configure, tmp_path, 
     assert read_losses(tmp_path / "run") == read_losses(run("whole").checkpoints.folder.parent)
 
 
+def test_a_record_that_ends_before_its_checkpoint_says_so_and_is_measured_again(run, tmp_path, capsys):
+    whole = read_losses(run("run").checkpoints.folder.parent)
+    cut_record(tmp_path / "run", lines=3, torn=9)
+    capsys.readouterr()
+    run("run")
+    told = capsys.readouterr().out
+    [warning] = [line for line in told.splitlines() if line.startswith("warning")]
+    check_names(warning, "metrics.jsonl", "update 2 on")
+    assert f"final val loss {whole[-1][2]:.4f}" in told, "that of the last weights, not the last one in the record"
+    assert [line[0] for line in read_losses(tmp_path / "run")] == [0, 1, 6]
+
+
 def test_a_loss_that_is_not_finite_is_an_end_too(run, tmp_path):
     trainer = run("run", "checkpoint.every=null", "checkpoint.last=false")
     file = tmp_path / "run" / "metrics.jsonl"

@@ -59,6 +59,12 @@ def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple
         checkpoints.latest = None
         progress.branch = f"{folder.parent.parent.resolve().name}@{progress.step}"
         parallel.broadcast_rank0(lambda: _take_record(folder.parent.parent, config.run.path))
+    record = config.run.path / FILE
+    last = parallel.broadcast_rank0(lambda: max((line["step"] for line in read_lines(record)), default=None))
+    if last is None or last < progress.step:
+        lost = f"from update {last + 1} on" if last is not None else "from the start on"
+        notices.append(f"warning: {record} lacks what was measured {lost}, up to the checkpoint")
+        progress.val_step = None  # measure again what can be
     return progress, notices + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
 
 
