@@ -1,5 +1,6 @@
 """Settings of some parameters of a role alone: ``by_name: {"*.attn.o.weight": {blend: gated}}``."""
 
+import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,7 +35,7 @@ def split_by_name(groups: list[Any], patterns: Mapping[str, dict[str, Any]]) -> 
     """Groups of (name, parameter) pairs, parted by the first pattern that a name matches.
 
     Raises:
-        ValueError: a pattern that no name matches first.
+        ValueError: a pattern that no name matches first, with names that are near it.
     """
     used: set[str | None] = set()
     parted = []
@@ -46,5 +47,17 @@ def split_by_name(groups: list[Any], patterns: Mapping[str, dict[str, Any]]) -> 
         used |= members.keys()
         parted += [{**group, **(patterns[p] if p else {}), "params": named} for p, named in members.items()]
     if unused := [pattern for pattern in patterns if pattern not in used]:
-        raise ValueError(f"{BY_NAME}: no parameter of this role is called {unused[0]}: write it as in the model")
+        names = [name for group in groups for name, _ in group["params"]]
+        raise ValueError(f"{BY_NAME}: {unused[0]}: {_mend(unused[0], names)}")
     return parted
+
+
+def _mend(pattern: str, names: list[str]) -> str:
+    if any(fnmatchcase(name, pattern) for name in names):
+        return "patterns before it take all that it matches: write it before them"
+    by_end: dict[str, str] = {}  # such as o.weight: what stands before is a number or a star
+    for name in names:
+        by_end.setdefault(".".join(name.split(".")[-2:]), name)
+    close = difflib.get_close_matches(".".join(pattern.split(".")[-2:]), by_end, 3, 0.5)
+    near = [by_end[end] for end in close] or names[:3]
+    return f"no parameter of this role is called so; there are {', '.join(near)}"

@@ -62,6 +62,11 @@ def in_steps(length: float, steps: int) -> int:
     return round(length * steps) if length <= 1 else int(length)
 
 
+def is_length(length: float) -> bool:
+    """Whether :func:`in_steps` can read it."""
+    return 0 <= length <= 1 or (1 < length < math.inf and length == int(length))
+
+
 def line(key: str, points: Any, steps: int) -> Schedule:
     """Straight lines between ``points`` [(length, value), …], constant before the first and after the last.
 
@@ -71,12 +76,15 @@ def line(key: str, points: Any, steps: int) -> Schedule:
     try:
         pairs = [(float(at), float(value)) for at, value in points]
         lengths, values = [at for at, _ in pairs], [value for _, value in pairs]
-        first = lengths[0]
-    except (TypeError, ValueError, IndexError):
+        if not pairs or not all(map(math.isfinite, values)):
+            raise ValueError
+    except (TypeError, ValueError):
         raise ValueError(f"{key}={points}: give points [[length, value], …]") from None
-    ats = [in_steps(length, steps) for length in lengths]
-    if ats != sorted(ats) or first < 0:
-        raise ValueError(f"{key}={points}: give lengths of 0 or more in increasing order")
+    ats = [in_steps(length, steps) for length in lengths if is_length(length)]
+    if len(ats) < len(lengths) or ats != sorted(ats):
+        raise ValueError(
+            f"{key}={points}: give lengths in increasing order, fractions of the run up to 1 or whole numbers of steps"
+        )
 
     def at(step: int) -> float:
         after: int = sum(place <= step for place in ats)
@@ -107,17 +115,20 @@ def build(
         raise ValueError(f"name={name}: no such schedule; choose one of {', '.join(SCHEDULES)}")
     settings: dict[str, Any] = {"warmup": warmup, "decay": decay, "final": final}
     accepted = inspect.signature(SCHEDULES[name]).parameters
+    for key, value in {**settings, "power": power}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key}={value}: give a number")
     for key, value in settings.items():
         if value and key not in accepted:
             raise ValueError(f"{key}={value}: the schedule {name} has no such setting; leave it 0")
         if key == "final" and not 0 <= value <= 1:
             raise ValueError(f"final={value}: give a multiplier between 0 and 1")
         whole = name != "power" or key != "decay"
-        if value < 0 or (whole and value > 1 and value != int(value)):
+        if not 0 <= value < math.inf or (whole and not is_length(value)):
             raise ValueError(f"{key}={value}: give a fraction of the run up to 1, or a whole number of steps")
     if power != 1 and name != "power":
         raise ValueError(f"power={power}: the schedule {name} has no such setting; leave it 1")
-    if not power > 0:
+    if not 0 < power < math.inf:
         raise ValueError(f"power={power}: give a number above 0")
     settings |= {"warmup": in_steps(warmup, steps), "decay": in_steps(decay, steps), "power": power}
     if name == "power":

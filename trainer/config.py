@@ -5,6 +5,7 @@ the config is composed.  ``MISSING`` marks a value that ``configs/`` gives; a de
 The keys of the sections in ``OPEN_SECTIONS`` are those of the class that their ``_target_`` names.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -24,12 +25,13 @@ from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, check_logits, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
-from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig
+from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig, try_optimizer
 
 ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
     *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
-    *("eval.sample_tokens", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last", "logger.every"),
+    *("eval.sample_tokens", "eval.target", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
+    *("logger.every", "parallel.timeout_minutes"),
 )
 OPEN_SECTIONS = (
     *("model", "data.source", "optim.tune"),
@@ -219,11 +221,11 @@ def validate(composed: DictConfig, world_size: int) -> Config:
 def check_numbers(config: Config) -> None:
     for key in ABOVE_ZERO:
         value = attrgetter(key)(config)
-        if value is not None and not value > 0:
-            raise UserError(f"{key}={value}: give a number above 0")
+        most = 525_600 if key.endswith("timeout_minutes") else math.inf  # a year: timers count no further
+        if value is not None and not 0 < value < most:
+            raise UserError(f"{key}={value}: give a number above 0{f' and below {most}' if most < math.inf else ''}")
     for key in ("train.max_skips", "checkpoint.keep_best"):
-        value = attrgetter(key)(config)
-        if value < 0:
+        if (value := attrgetter(key)(config)) < 0:
             raise UserError(f"{key}={value}: give 0 or more")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}: give a number from 0 to {2**32 - 1}")
@@ -282,16 +284,14 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         settings |= {key: value for key, value in arguments.items() if isinstance(value, bool | int | float | str)}
         if "lr" in arguments:
             settings["lr"] = arguments["lr"] = arguments["lr"] * optim.lr_scale
-        parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
-        parameter.grad = torch.zeros_like(parameter)
         patterns = arguments.pop(BY_NAME, {})
         for own in patterns.values():
             own |= {"lr": own["lr"] * optim.lr_scale} if "lr" in own else {}
         settings |= {BY_NAME: patterns} if patterns else {}
         try:
             for own in ({}, *patterns.values()):
-                optimizer([parameter], **arguments | own).step()
-        except Exception as error:  # of any author's class; some settings contradict each other only in a step
+                try_optimizer(role, optimizer, arguments | own)
+        except Exception as error:  # of any author's class
             raise UserError(f"optim.{role}, {optimizer.__name__}: {one_line(error)}") from None
 
 

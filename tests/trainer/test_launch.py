@@ -65,6 +65,16 @@ def test_what_strangers_type_is_told_in_one_line(override, words):
         load_config(["experiment=smoke", override])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    {"*.attn.oo.weight": ["blocks.0.attn.o.weight"], "*.q.*": ["write it before"], "lm_head.*": ["blocks."]}.items(),
+)
+def test_a_name_that_no_parameter_has_is_told_with_near_ones(pattern, words):
+    own = f"optim.matrix.by_name={{*.attn.q.weight: {{momentum: 0.5}}, {pattern}: {{momentum: 0.6}}}}"
+    with raises_naming(UserError, "optim.matrix.by_name", pattern, *words):
+        load_config(["experiment=smoke", own])
+
+
 def test_overrides_are_a_list():
     with raises_naming(UserError, "['experiment=smoke']"):
         load_config("experiment=smoke")

@@ -4,16 +4,23 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 
 import hydra
+import torch
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from common import UserError
+from optim.by_name import BY_NAME, split_by_name
+from optim.routing import ROLES, assign_roles
 from trainer.config import OPEN_SECTIONS, Config, register, validate
+from trainer.language_model import model_class
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, check_unknown_keys, choices, explain, new_name
+
+TEXTS = ("run.dir", "run.from_", "run.init", "data.dir", "data.source", "logger.label", "logger.group")  # not empty
 
 
 def load(overrides: Sequence[str], world_size: int) -> Config:
@@ -51,6 +58,9 @@ def check(composed: DictConfig, world_size: int) -> Config:
     """Raises UserError: for a key that the schema does not have, or a value that cannot be."""
     check_unknown_keys(composed)
     config = validate(composed, world_size)
+    for key in TEXTS:  # of a variable of the shell that is not set, most often
+        if isinstance(text := attrgetter(key)(config), str) and not text.strip():
+            raise UserError(f"{key.rstrip('_')}={text}: it is empty; leave it out, or give null")
     matrix = config.optim.matrix
     keeps_norms = matrix.get("constraint") or str(matrix.get("_target_")).endswith(".AdamH")
     if keeps_norms and getattr(config.model, "zero_init_proj", False):
@@ -58,7 +68,23 @@ def check(composed: DictConfig, world_size: int) -> Config:
             "model.zero_init_proj=true, but optim.matrix keeps the norms of matrices, and those would stay zero: give "
             "model.zero_init_proj=false"
         )
+    check_by_name(config)
     return config
+
+
+def check_by_name(config: Config) -> None:
+    """Raises UserError: a pattern of ``optim.ROLE.by_name`` is no parameter's of the model."""
+    patterns = {role: own for role in ROLES if (own := getattr(config.optim, role).get(BY_NAME))}
+    if not patterns:
+        return
+    with torch.device("meta"):  # how many tokens there are does not change what parameters are called
+        model = model_class(config.model._target_)(config.model, 1, config.train.seq_len)
+    roles = assign_roles(model, model.head)
+    for role, own in patterns.items():
+        try:
+            split_by_name([{"params": [(name, None) for name, its in roles.items() if its == role]}], own)
+        except ValueError as error:
+            raise UserError(f"optim.{role}.{error}") from None
 
 
 def check_choices(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -111,4 +137,5 @@ def allow_extra_keys(override: str) -> str:
     """Let ``model.<key>`` and ``optim.<role>.<key>`` be set where the preset does not list it; the class checks it.
     ``run.from`` is ``run.from_`` inside, because Python keeps the word for itself."""
     override = re.sub(r"^run\.from=", "run.from_=", override)
-    return re.sub(rf"^\+*((?:{'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^=]+=)", r"++\1", override)
+    override = re.sub(rf"^\+*((?:{'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^=]+=)", r"++\1", override)
+    return re.sub(r"^\+*((?:optim|schedule)\.\w+=\{)", r"++\1", override)  # a role's whole section

@@ -3,16 +3,20 @@
 A length up to 1 is a fraction of the schedule's horizon, above 1 a number of updates.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import torch
 from omegaconf import MISSING
 
 from common import UserError
 from optim import schedule
-from optim.routing import ROLES
+from optim.by_name import BY_NAME
+from optim.routing import ROLES, resolve_target
+from optim.schedule import in_steps, is_length
 
 SHAPE = ("name", "warmup", "decay", "final", "power")  # what a role may have of its own; its other keys are lines
 Line = list[tuple[float, float]]
@@ -86,6 +90,40 @@ class ScheduleConfig:
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     has = ", ".join([*SHAPE, *settings[role]])
                     raise UserError(f"schedule.{role}.{key}: its optimizer has no such number; there are {has}")
+                for pattern, own in settings[role].get(BY_NAME, {}).items():
+                    if key in own:
+                        raise UserError(f"schedule.{role}.{key}: optim.{role}.{BY_NAME}.{pattern} has a fixed one; "
+                                        "give one of the two")  # fmt: skip
+            if lines:
+                self._try_lines(role, lines, steps, settings[role])
+
+    def _try_lines(
+        self, role: str, lines: dict[str, Callable[[int], float]], steps: int, settings: dict[str, Any]
+    ) -> None:
+        """Raises UserError: in some update of the run the optimizer would refuse a value. What it takes at both ends of
+        a line it takes in between, whole numbers alone excepted, which the update after the first end shows."""
+        points = [in_steps(float(at), self.end(steps)) for key in lines for at, _ in getattr(self, role)[key]]
+        for step in sorted({0, steps - 1} | {at + d for at in points for d in (-1, 0, 1) if 0 <= at + d < steps}):
+            values = {key: line(step) for key, line in lines.items()}
+            try:
+                optimizer, arguments = resolve_target(settings | values, f"schedule.{role}")
+                arguments.pop(BY_NAME, None)
+                changing = try_optimizer(role, optimizer, arguments).param_groups[0]
+            except Exception as error:  # of any author's class
+                said = ", ".join(f"{key}={value:g}" for key, value in values.items())
+                raise UserError(f"schedule.{role}: {said} in update {step}: {' '.join(str(error).split())}") from None
+            for key in values:
+                if key not in changing:
+                    raise UserError(f"schedule.{role}.{key}: it cannot change during a run; give optim.{role}.{key}")
+
+
+def try_optimizer(role: str, optimizer: type, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    """Build it and take a step with a small parameter: some settings contradict each other only there."""
+    parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
+    parameter.grad = torch.zeros_like(parameter)
+    built: torch.optim.Optimizer = optimizer([parameter], **arguments)
+    built.step()
+    return built
 
 
 @dataclass
@@ -100,7 +138,9 @@ class LookaheadConfig:
     stop: float = 1.0  # length before the shifts end
 
     def check(self) -> None:
-        _not_negative("lookahead", self, "size", "start", "stop")
+        if not 0 <= self.size < math.inf:
+            raise UserError(f"lookahead.size={self.size}: give 0, for none, or a number above it")
+        _check_lengths("lookahead", self, "start", "stop")
         if not 0 <= self.decay < 1:
             raise UserError(f"lookahead.decay={self.decay}: give a number from 0 to below 1")
 
@@ -117,7 +157,7 @@ class AverageConfig:
     exclude: list[str] = field(default_factory=list)  # roles that are not averaged
 
     def check(self) -> None:
-        _not_negative("average", self, "start", "stop")
+        _check_lengths("average", self, "start", "stop", "length")
         if not 0 <= self.blend <= 1:
             raise UserError(f"average.blend={self.blend}: give a share from 0 to 1")
         if not self.length > 0:
@@ -127,10 +167,11 @@ class AverageConfig:
                 raise UserError(f"average.exclude={self.exclude}: choose from {', '.join(ROLES)}")
 
 
-def _not_negative(section: str, config: Any, *names: str) -> None:
+def _check_lengths(section: str, config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 0:
-            raise UserError(f"{section}.{name}={getattr(config, name)}: give 0 or more")
+        if not is_length(value := getattr(config, name)):
+            mend = "give a fraction of the run up to 1, or a whole number of updates"
+            raise UserError(f"{section}.{name}={value}: {mend}")
 
 
 def loss_scale(train: Any) -> int:
