@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.attention import same_document
+from trainer.attention import Mask, attend, document_mask
 from trainer.language_model import LanguageModel, ModelConfig, init_tensor
 
 
@@ -40,13 +40,13 @@ class Block(nn.Module):
         self.down = nn.Linear(3 * c.n_embd, c.n_embd, bias=False)
         self.norm1, self.norm2 = nn.RMSNorm(c.n_embd, eps=1e-6), nn.RMSNorm(c.n_embd, eps=1e-6)
 
-    def forward(self, x: Tensor, mask: Tensor | None, recompute: bool) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None, recompute: bool) -> Tensor:
         return checkpoint(self.residual, x, mask, use_reentrant=False) if recompute else self.residual(x, mask)
 
-    def residual(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def residual(self, x: Tensor, mask: Mask | None) -> Tensor:
         y = self.norm1(x)
         q, k, v = (f(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        y = attend(q, k, v, mask)
         y = self.norm2(x := x + self.o(y.transpose(1, 2).flatten(2)))
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
@@ -64,7 +64,8 @@ class GroupedQueryGPT(LanguageModel):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]  # (B, T, n_embd)
-        mask = None if self.document_start is None else same_document(tokens, self.document_start)
+        start, head_dim = self.document_start, self.config.n_embd // self.config.n_head
+        mask = None if start is None else document_mask(tokens, start, head_dim)
         for block in self.blocks:
             x = block(x, mask, self.recompute and torch.is_grad_enabled())
         y = self.lm_head(self.norm(x)).flatten(0, 1)

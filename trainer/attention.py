@@ -3,11 +3,18 @@
 Shapes: B sequences, T tokens, C = n_embd channels, H heads of D = C / H dimensions.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from data import document_ids
+
+Mask = Tensor | BlockMask
 
 
 class KVCache:
@@ -38,7 +45,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(n_embd, n_embd, bias=bias) for _ in range(4))
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None = None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: KVCache | None = None
     ) -> Tensor:
         heads = (*x.shape[:2], self.n_head, self.head_dim)
         q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
@@ -48,11 +55,17 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
-            is_causal=mask is None and q.shape == k.shape, scale=self.scale,
-        )  # fmt: skip
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=self.scale)
         return self.o(y.transpose(1, 2).reshape(x.shape))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | None = None) -> Tensor:
+    """Attention of queries (B, H, T, D) to keys and values (B, K, S, D), where K divides H; causal without a mask."""
+    gqa = q.shape[1] != k.shape[1]
+    if isinstance(mask, BlockMask):
+        return _compiled(flex_attention)(q, k, v, block_mask=mask, scale=scale, enable_gqa=gqa)
+    causal = mask is None and q.shape[2] == k.shape[2]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa)
 
 
 def rotation(position: str, head_dim: int, length: int, like: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -76,6 +89,28 @@ def same_document(tokens: Tensor, start: int) -> Tensor:
     """Whether query i may see key j: j is not after i, and in its document.  tokens (B, T) → bool (B, 1, T, T)."""
     ids = document_ids(tokens, start)
     return (ids[:, None, :, None] == ids[:, None, None, :]).tril()
+
+
+def document_mask(tokens: Tensor, start: int, head_dim: int) -> Mask:
+    """As `same_document`, for `attend`: on CUDA without a B × T × T tensor, by blocks of 128 queries and keys."""
+    if not has_blocks(tokens, head_dim):
+        return same_document(tokens, start)
+    ids, (batch, length) = document_ids(tokens, start), tokens.shape
+
+    def visible(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (ids[b, query] == ids[b, key])
+
+    mask: BlockMask = _compiled(create_block_mask)(visible, batch, None, length, length, device=tokens.device)
+    return mask
+
+
+def has_blocks(tokens: Tensor, head_dim: int) -> bool:
+    return tokens.is_cuda and head_dim >= 16  # less is too little for FlexAttention's products
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)  # as it is, it would hold what it is here to avoid
 
 
 def mask_after(tokens: Tensor, start: int | None, cache: KVCache) -> Tensor | None:

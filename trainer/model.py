@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from data import IGNORE_INDEX
-from trainer.attention import Attention, KVCache, mask_after, rotation, same_document
+from trainer.attention import Attention, KVCache, Mask, document_mask, mask_after, rotation
 from trainer.initial import INITS, initial_value
 from trainer.language_model import LanguageModel, ModelConfig
 
@@ -127,7 +127,7 @@ class Block(nn.Module):
         self.norm2, self.mlp = Norm(config), MLP(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, recompute: bool = False,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, recompute: bool = False,
         cache: KVCache | None = None,
     ) -> Tensor:  # fmt: skip
         # In here, and not around the block, so that recomputation gathers no shards again and is compiled as well.
@@ -136,7 +136,7 @@ class Block(nn.Module):
         return self.residual(x, rotation, mask, cache)
 
     def residual(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None = None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: KVCache | None = None
     ) -> Tensor:
         x = x + self.attn(self.norm1(x), rotation, mask, cache)
         return x + self.mlp(self.norm2(x))
@@ -224,10 +224,11 @@ class GPT(LanguageModel):
         x = self.embed(tokens, start)
         at = self.config.position, self.config.head_dim, tokens.shape[1]
         turn = rotation(*at, x, start) if self.wpe is None else None
+        mask: Mask | None = None
         if cache is not None:
             mask = mask_after(tokens, self.document_start, cache[-1])
-        else:
-            mask = None if self.document_start is None else same_document(tokens, self.document_start)
+        elif self.document_start is not None:
+            mask = document_mask(tokens, self.document_start, self.config.head_dim)
         for i, block in enumerate(self.blocks):
             x = block(x, turn, mask, self.recompute, None if cache is None else cache[i])
         x = self.norm(x)
