@@ -10,6 +10,8 @@ from typing import Any
 
 from common import UserError
 
+ORDERS = ("shuffled", "sequential", "llmc")
+
 
 @dataclass
 class DataConfig:
@@ -21,7 +23,8 @@ class DataConfig:
     revision: str | None = None  # branch, tag or commit of a hub source; null: the newest
     dir: str | None = None  # folder of the shards; null: $NANOMUON_DATA or ~/.cache/nanomuon, then NAME-TOKENIZER
     tokenizer: str | None = None  # gpt2 | byte | a tiktoken encoding; null: the manifest's, else gpt2
-    order: str = "shuffled"  # shuffled: a permutation of windows each epoch, by `seed` | sequential: the speedrun's
+    # shuffled: a permutation of windows each epoch, by `seed` | sequential: the speedrun's | llmc: data/llmc.py
+    order: str = "shuffled"
     document_mask: bool = False  # attention stays inside a document
     download: bool = False  # fetch ready-made shards from `pretokenized` when the folder has none
     tokens: int | None = None  # training tokens to prepare or fetch; null: all
@@ -38,8 +41,7 @@ class DataConfig:
                 raise UserError(f"data.{key}={value}: must be at least {least}")
         if self.shard_tokens >= 2**31:
             raise UserError(f"data.shard_tokens={self.shard_tokens}: a shard holds at most {2**31 - 1} tokens")
-        if self.order not in ("shuffled", "sequential"):
-            raise UserError(f"data.order={self.order}: choose shuffled or sequential")
+        check_order(self.order)
         if self.validation not in ("first", "spread"):
             raise UserError(f"data.validation={self.validation}: choose first or spread")
         if not self.name or "/" in self.name:
@@ -60,3 +62,9 @@ class DataConfig:
             return Path(self.dir).expanduser()
         root = Path(os.environ.get("NANOMUON_DATA") or "~/.cache/nanomuon").expanduser()
         return root / f"{self.name}-{self.tokenizer or 'gpt2'}"
+
+
+def check_order(order: str) -> None:
+    """Raises UserError: there is no such order."""
+    if order not in ORDERS:
+        raise UserError(f"data.order={order}: choose one of {', '.join(ORDERS)}")

@@ -9,6 +9,7 @@ order=sequential, that of the speedrun's simple loader: a shard of n tokens give
 order=shuffled: the (n − 1) // seq_len windows of every shard, all N together in an order drawn anew each epoch
     from (seed, epoch). Step t takes places t·batch … t·batch + batch − 1 of the endless sequence of epochs, so a
     batch may straddle two epochs and each window comes exactly once in each.
+order=llmc: the batches of sequential, whose eighths come from different ones; see data/llmc.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 
 from common import UserError
+from data.config import check_order
+from data.llmc import RANKS, LLMCOrder
 from data.permutation import permute
 from data.shards import open_shard
 
@@ -51,8 +54,10 @@ class Loader:
         device: torch.device | str = "cpu",
         vocab_size: int | None = None,
     ) -> None:
-        if order not in ("sequential", "shuffled"):
-            raise UserError(f"data.order={order}: choose sequential or shuffled")
+        check_order(order)
+        if order == "llmc" and batch_sequences % RANKS:
+            mend = f"give train.batch_tokens a multiple of {RANKS * seq_len}"
+            raise UserError(f"data.order=llmc cuts {batch_sequences} sequences into {RANKS} equal parts: {mend}")
         self.seq_len, self.batch_sequences, self.order, self.seed = seq_len, batch_sequences, order, seed
         self.rank, self.device, self.vocab_size = rank, torch.device(device), vocab_size
         self.local_sequences = batch_sequences // world_size
@@ -64,13 +69,14 @@ class Loader:
         # Plain views: slicing a np.memmap itself costs several times as much as copying a window.
         self.shards = [np.asarray(open_shard(file)) for file in self.files]
         unit = seq_len if order == "shuffled" else seq_len * batch_sequences
-        # Places before each shard: windows if shuffled, whole batches if sequential.
+        # Places before each shard: windows if shuffled, otherwise whole batches.
         self._ends = np.cumsum([(len(shard) - 1) // unit for shard in self.shards], dtype=np.int64)
         self.windows_per_epoch = int(self._ends[-1]) * unit // seq_len if self.shards else 0
-        if self.windows_per_epoch < (1 if order == "sequential" else batch_sequences):
+        if self.windows_per_epoch < (batch_sequences if order == "shuffled" else 1):
             given = f"{len(self.files)} training shards with {sum(map(len, self.shards))} tokens"
             batch = f"one batch of {batch_sequences} x {seq_len} tokens"
             raise UserError(f"{given} hold less than {batch}: take a smaller train.batch_tokens or prepare more data")
+        self._llmc = LLMCOrder(np.diff(self._ends, prepend=0), seed) if order == "llmc" else None
         # A thread begins on GPU 0, and pinning memory there would open a context on it from every rank.
         on_device = partial(torch.cuda.set_device, self.device) if self.device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=on_device)
@@ -93,6 +99,9 @@ class Loader:
             shard, batch = self._locate(np.array([step % int(self._ends[-1])]))
             units = batch * self.batch_sequences + np.arange(self.batch_sequences)
             shards = np.repeat(shard, self.batch_sequences)
+        elif self._llmc:
+            shards, batches = (np.repeat(x, self.batch_sequences // RANKS) for x in self._locate(self._llmc.at(step)))
+            units = batches * self.batch_sequences + np.arange(self.batch_sequences)
         else:
             first = step * self.batch_sequences
             epochs, places = np.divmod(np.arange(first, first + self.batch_sequences), self.windows_per_epoch)

@@ -147,7 +147,7 @@ def test_missing_shards_say_how_to_get_them(tmp_path, monkeypatch, mistake, choi
         ({"tokens": 0}, ["data.tokens=0", "at least 1"]),
         ({"shard_tokens": 2**31}, [f"data.shard_tokens={2**31}", f"at most {2**31 - 1}"]),
         ({"workers": 0}, ["data.workers=0", "at least 1"]),
-        ({"order": "random"}, ["data.order=random", "shuffled or sequential"]),
+        ({"order": "random"}, ["data.order=random", "shuffled, sequential, llmc"]),
         ({"name": "a/b"}, ["data.name='a/b'", "plain word"]),
         ({"download": True}, ["data.download=true", "data.pretokenized"]),
         ({"source": 2024}, ["data.source=2024", "./2024"]),
