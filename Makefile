@@ -11,11 +11,11 @@ train: install
 	$(PY) train.py experiment=smoke eval.sample="The country"
 
 test: install
-	$(PY) -m pytest -m "not slow" -q
+	$(PY) -m pytest -m "not slow" -q -n logical --dist worksteal
 	$(PY) -m pytest -m "slow" -q
 
 soak: install
-	NANOMUON_SOAK=1 $(PY) -m pytest -m "slow" -q --timeout 7200
+	NANOMUON_SOAK=1 $(PY) -m pytest -q --timeout 7200
 
 bench: install
 	$(PIP) -e '.[bench]'

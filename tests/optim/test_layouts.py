@@ -1,6 +1,7 @@
 """Sharded = whole over drawn meshes and placements: tensor parallelism, FSDP2 x TP, experts, replicas of them all."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ RULES = {
     "soap": (optim.SOAP, dict(update_freq=2, max_dim=0)),
 }
 STEPS = 3
+EXAMPLES = 100 if "NANOMUON_SOAK" in os.environ else 6
 
 
 @st.composite
@@ -69,7 +71,7 @@ def on_mesh(mesh):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_any_placement_gives_the_weights_of_one_process(rule, case):
     expected = train(rule, case)

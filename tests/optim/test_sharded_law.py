@@ -1,5 +1,7 @@
 """Sharded = whole, as a law: any rule, shapes, ranks, dtypes, layout and buckets give one process's weights."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +30,7 @@ RULES = with_all_rules(RULES)
 del RULES["soapmuon"]  # undamped bases: tests/optim/test_soap_muon.py has it, in float64 and at full rank
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.05}
 STEPS = 3
+EXAMPLES = 40 if "NANOMUON_SOAK" in os.environ else 5  # for each of 70 pairs of a rule and a layout
 
 
 @st.composite
@@ -73,7 +76,7 @@ def whole(x):
 
 @pytest.mark.parametrize("layout", ["sharded", "hybrid", "replicated"])
 @pytest.mark.parametrize("rule", list(RULES))
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), world_size=st.integers(1, 5))
 def test_any_sharding_gives_the_weights_of_one_process(rule, layout, case, world_size):
     """Sharded; sharded in each of two groups; replicated in each of two groups, where a rank has two numbers."""
