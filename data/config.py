@@ -44,6 +44,8 @@ class DataConfig:
         check_order(self.order)
         if self.validation not in ("first", "spread"):
             raise UserError(f"data.validation={self.validation}: choose first or spread")
+        if self.dir is not None and not self.dir.strip():  # of a variable of the shell that is not set, most often
+            raise UserError(f"data.dir={self.dir}: it is empty; give a folder, or leave it out")
         if not self.name or "/" in self.name:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
         if not isinstance(self.source, str | Mapping):

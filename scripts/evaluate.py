@@ -9,6 +9,7 @@ run's record, on the line of their step.
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -20,10 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import UserError, write_text  # noqa: E402
+from common import UserError, atomic_write  # noqa: E402
 from trainer.metrics.jsonl import FILE, encode  # noqa: E402
 from trainer.run.directory import lock_run_dir  # noqa: E402
-from trainer.run.weights import find_checkpoint, load_trained  # noqa: E402
+from trainer.run.weights import find_checkpoint, load_trained, usable_device  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,18 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust-code", action="store_true", help="import the run's model class, if it is not of ours")
     options = parser.parse_args(arguments)
     try:
+        if options.batch < 1 or (options.limit is not None and options.limit < 1):
+            raise UserError(f"--batch {options.batch} --limit {options.limit}: give at least 1 of each")
         folder, faults = find_checkpoint(options.run)
         for fault in faults:
             print(f"warning: {fault}", file=sys.stderr)
-        trained = load_trained(folder, options.device, options.trust_code)
+        trained = load_trained(folder, usable_device(options.device), options.trust_code)
         scores = evaluate(trained.model, trained.tokenizer, options.tasks.split(","), options.limit, options.batch)[0]
-        if options.limit is None:
-            record(folder.parent.parent, trained.step, scores)
+        for key, value in scores.items():
+            print(f"{key:32} {value:.4f}")
+        if options.limit is None and not record(folder.parent.parent, trained.step, scores):
+            print(f"warning: no line of step {trained.step} to note them on in {folder.parent.parent}", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for key, value in scores.items():
-        print(f"{key:32} {value:.4f}")
+    except OSError as error:
+        print(f"error: {error.filename or options.run}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -82,22 +88,26 @@ def evaluate(
     return scores, found["samples"]
 
 
-def record(run: Path, step: int, scores: dict[str, float]) -> None:
-    """Add the scores to the run's line of that step; all other lines stay as they are."""
+def record(run: Path, step: int, scores: dict[str, float]) -> bool:
+    """Add the scores to the run's line of that step, if it has one; all other lines stay as they are."""
     path = run / FILE
     if not path.exists():
-        return
+        return False
     with lock_run_dir(run):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         for number in range(len(lines) - 1, -1, -1):
             try:
                 line = json.loads(lines[number])
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict) and line.get("step") == step:
-                lines[number] = encode(line | scores)
-                write_text(path, "".join(lines))
-                return
+                line |= scores
+                clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+                lines[number] = encode(clean).encode()
+                with atomic_write(path) as file:
+                    file.write(b"".join(lines))
+                return True
+    return False
 
 
 if __name__ == "__main__":

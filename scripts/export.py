@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder, faults = find_checkpoint(options.run)
         for fault in faults:
             print(f"warning: {fault}", file=sys.stderr)
+        check_place(options.out, options.hf)
         (export_hf if options.hf else export)(folder, options.out)
     except (CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,6 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"{options.out}: the weights after update {storage.step_of(folder)}, from {folder}")
     return 0
+
+
+def check_place(out: Path, hf: bool) -> None:
+    """Raises ValueError: something other than an earlier export is there, and would be written over."""
+    if hf and out.is_dir() and any(out.iterdir()) and not (out / "model.safetensors").exists():
+        raise ValueError(f"{out} holds other files, such as a README.md that this would write over: give a new folder")
+    if not hf and out.is_file() and out.suffix != ".safetensors":
+        raise ValueError(f"{out} is there already: give another name, such as {out}.safetensors")
 
 
 def export(folder: Path, out: Path) -> None:

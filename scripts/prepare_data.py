@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,10 @@ def configure(overrides: list[str]) -> DataConfig:
     ConfigStore.instance().store(name="prepare_data", node=PrepareConfig)
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return OmegaConf.to_object(compose("prepare_data", overrides).data)
+            section = compose("prepare_data", overrides).data
+            if unknown := sorted(set(section) - {f.name for f in fields(DataConfig)}):
+                raise UserError(f"data.{unknown[0]}={section[unknown[0]]}: no such key; data/config.py lists them")
+            return OmegaConf.to_object(section)
     except (HydraException, OmegaConfBaseException) as error:
         detail = error.__cause__ or error
         raise UserError(f"{' '.join(overrides)}: {str(detail).strip().splitlines()[0]}") from None

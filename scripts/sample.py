@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import UserError  # noqa: E402
 from trainer.evaluate.generate import Sampling, complete, encode_prompt, generate, printable  # noqa: E402
-from trainer.run.weights import Trained, find_checkpoint, load_trained  # noqa: E402
+from trainer.run.weights import Trained, find_checkpoint, load_trained, usable_device  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampling = Sampling(options.temperature, options.top_k, options.top_p)
         if min(options.tokens, options.samples) < 1:
             raise UserError(f"--tokens {options.tokens} --samples {options.samples}: give at least 1 of each")
+        if not 0 <= options.seed < 2**63:
+            raise UserError(f"--seed {options.seed}: give a number from 0 to {2**63 - 1}")
         folder, faults = find_checkpoint(options.run)
         for fault in faults:
             print(f"warning: {fault}", file=sys.stderr)
-        trained = load_trained(folder, device(options.device), options.trust_code)
+        trained = load_trained(folder, usable_device(options.device), options.trust_code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,14 +61,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--trust-code", action="store_true", help="import the run's model class, if it is not of ours")
     return parser.parse_args(arguments)
-
-
-def device(name: str) -> torch.device:
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: there is none here; leave it out, or give cpu") from None
 
 
 def prompts(given: Sequence[str] | None) -> Iterator[str]:

@@ -9,11 +9,14 @@ seeds    of the runs with the best settings; the tuning has seed=0       (defaul
 Everything else is as for train.py.  docs/compare.md says what is done.
 """
 
-import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +30,7 @@ from trainer.launch import load_config  # noqa: E402
 from trainer.launch.processes import quoted  # noqa: E402
 from trainer.run import resume  # noqa: E402
 
+EQUAL = ("train.steps", "train.batch_tokens", "train.seq_len", "eval.every", "eval.tokens", "seed")
 OWN = {"optim": "", "budget": "20", "folder": "runs/tune", "seeds": "1,2,3", "report": ""}
 
 
@@ -34,6 +38,7 @@ def main(words: list[str]) -> int:
     if not words or {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
+    own = OWN
     try:
         own, overrides = parse(words)
         if own["report"]:
@@ -42,6 +47,10 @@ def main(words: list[str]) -> int:
         tune(own, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (OSError, SQLAlchemyError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        print(f"error: {own['report'] or own['folder']}: {reason}", file=sys.stderr)
         return 1
     return 0
 
@@ -53,12 +62,17 @@ def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
     overrides = [word for word, (key, _, _) in zip(words, pairs, strict=True) if key not in OWN]
     if own["report"]:
         return own, overrides
-    if not own["budget"].isdigit() or not int(own["budget"]):
+    if not own["folder"].strip() or (Path(own["folder"]).exists() and not Path(own["folder"]).is_dir()):
+        raise UserError(f"folder={own['folder']}: is no folder; give one, which need not exist")
+    if not own["budget"].isdecimal() or not int(own["budget"]):
         raise UserError(f"budget={own['budget']}: give a whole number of full runs above 0")
     if not own["optim"]:
         raise UserError("optim= has no value: name the optimizers to tune, such as optim=adamw,muon")
-    if not all(seed.isdigit() for seed in own["seeds"].split(",")):
+    if not all(seed.isdecimal() for seed in own["seeds"].split(",")):
         raise UserError(f"seeds={own['seeds']}: give whole numbers, such as 1,2,3")
+    for key in ("optim", "seeds"):
+        if len(set(own[key].split(","))) < len(own[key].split(",")):
+            raise UserError(f"{key}={own[key]}: one is given twice; give each once")
     if world_size() > 1:
         mend = "start tune.py without torchrun, and several times in one folder for several trials at once"
         raise UserError(f"WORLD_SIZE={world_size()}: a trial trains in one process; {mend}")
@@ -70,18 +84,29 @@ def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
 def tune(own: dict[str, str], overrides: list[str]) -> None:
     folder, seeds = Path(own["folder"]), list(map(int, own["seeds"].split(",")))
     configs = {name: load_config([*overrides, f"optim={name}"]) for name in own["optim"].split(",")}
+    check_equal(configs)
     plan = make_plan(next(iter(configs.values())), int(own["budget"]))
     if plan.seed in seeds:
         raise UserError(f"seeds={own['seeds']} holds seed={plan.seed}, that of the tuning: choose fresh ones")
+    spaces = {name: space.build(space.section([*overrides, f"optim={name}"]), config.optim)
+              for name, config in configs.items()}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     settle(folder, plan, overrides)
-    studies = []
-    for name, config in configs.items():
-        searched = space.build(space.section([*overrides, f"optim={name}"]), config.optim)
-        studies.append(Study(folder, name, plan, searched))
+    studies = [Study(folder, name, plan, searched) for name, searched in spaces.items()]
     work(studies, Objective(folder, overrides), lambda: time.sleep(2))
     final(folder, studies, overrides, seeds)
     report.write([folder])
+
+
+def check_equal(configs: Mapping[str, Config]) -> None:
+    """Raises UserError: a preset has a budget or a measure of its own."""
+    (first, one), *others = configs.items()
+    for key in EQUAL:
+        for name, other in others:
+            here, there = attrgetter(key)(one), attrgetter(key)(other)
+            if here != there:
+                mend = f"give {key}=… for all, or tune them apart"
+                raise UserError(f"optim={first} has {key}={here}, but optim={name} {there}: no equal budgets; {mend}")
 
 
 def make_plan(config: Config, budget: int) -> Plan:
@@ -99,7 +124,7 @@ def settle(folder: Path, plan: Plan, overrides: list[str]) -> None:
     with locked(folder):
         if not path.exists():
             write_json(path, mine)
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = report.read_plan(folder)
     different = [key for key in mine if theirs.get(key) != mine[key]]
     if different:
         said = "; ".join(f"{key} is {theirs.get(key)} there and {mine[key]} here" for key in different)

@@ -38,6 +38,8 @@ def _instantiate(_target_: str, **settings: Any) -> Source:
     module, _, name = _target_.rpartition(".")
     try:
         target = getattr(importlib.import_module(module), name)
+        if not isinstance(target, type):  # os.system would be called
+            raise TypeError("it is not a class")
         inspect.signature(target).bind(**settings)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{key}: not found ({error}); write MODULE.CLASS, the module's folder in PYTHONPATH") from None

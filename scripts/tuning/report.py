@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import optuna
@@ -56,7 +57,7 @@ def read(folders: Sequence[Path]) -> list[Tuned]:
     for folder in folders:
         if not (folder / "tune.db").exists():
             raise UserError(f"report={folder}: no tuning in it; give the folder of one")
-        saved = json.loads((folder / "tune.json").read_text(encoding="utf-8"))
+        saved = read_plan(folder)
         plan = Plan(**{field.name: saved[field.name] for field in fields(Plan)})
         plans[str(folder)] = saved
         names = optuna.get_all_study_names(open_storage(folder))
@@ -69,6 +70,17 @@ def read(folders: Sequence[Path]) -> list[Tuned]:
         said = ", ".join(f"{t.name} {t.study.spent} of {t.study.plan.total}" for t in found)
         raise UserError(f"tuned unequally, so not compared: updates used: {said}; start the same command to finish")
     return found
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """tune.json of a study's folder.  Raises UserError: it is none."""
+    try:
+        saved = json.loads((folder / "tune.json").read_text(encoding="utf-8"))
+        Plan(**{field.name: int(saved[field.name]) for field in fields(Plan)})
+        list(saved["overrides"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}/tune.json is missing or damaged: give a tuning's folder, or a new one") from None
+    return dict(saved)
 
 
 def write(folders: Sequence[Path]) -> None:

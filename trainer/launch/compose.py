@@ -20,7 +20,7 @@ from trainer.config import OPEN_SECTIONS, Config, register, validate
 from trainer.language_model import model_class
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, check_unknown_keys, choices, explain, new_name
 
-TEXTS = ("run.dir", "run.from_", "run.init", "data.dir", "data.source", "logger.label", "logger.group")  # not empty
+TEXTS = ("run.dir", "run.from_", "run.init", "logger.label", "logger.group")  # which may be null, but not empty
 
 
 def load(overrides: Sequence[str], world_size: int) -> Config:

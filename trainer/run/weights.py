@@ -58,6 +58,15 @@ def load_trained(folder: Path, device: torch.device | str = "cpu", trust_code: b
     return Trained(model.to(device), tokenizer, state["config"], state["step"], folder)
 
 
+def usable_device(name: str) -> torch.device:
+    """Raises UserError: there is none of this name, or nothing can be computed on it."""
+    try:
+        torch.zeros(1, device=name).item()
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device {name}: there is none here; leave it out, or give cpu") from None
+
+
 def load_weights(model: LanguageModel, weights: dict[str, Tensor], source: Path) -> None:
     """Give a model on the meta device its weights. Raises CheckpointError where they are another model's."""
     expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
