@@ -187,4 +187,4 @@ def adam_roots(group: Group, grads: Tensors, squares: Tensors) -> Tensors:
 def decay(group: Group, params: Tensors) -> None:
     """W <- (1 - lr wd) W."""
     if group["weight_decay"]:
-        torch._foreach_mul_(params, 1 - float(group["lr"]) * group["weight_decay"])
+        torch._foreach_mul_(params, 1 - float(group["lr"]) * float(group["weight_decay"]))

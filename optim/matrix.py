@@ -155,7 +155,7 @@ class MatrixOptimizer(OwnerState):
             hyperball_step(group, params, updates, sums)
             return
         lr = float(group["lr"])
-        decay = lr * group.get("weight_decay", 0.0)
+        decay = lr * float(group.get("weight_decay", 0.0))
         if decay and group.get("cautious", False):
             for param, update in zip(params, updates, strict=True):
                 param.sub_((update * param).ge_(0).mul_(param), alpha=decay)

@@ -69,7 +69,7 @@ class ScheduleFreeAdamW(Elementwise):
         part = group["lr_max"] ** 2 / group["weight_sum"] if group["weight_sum"] else 0.0
         updates = torch._foreach_div(grads, adam_roots(group, grads, squares))
         if group["weight_decay"]:
-            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            torch._foreach_add_(updates, params, alpha=float(group["weight_decay"]))
         torch._foreach_add_(params, offsets, alpha=part)
         torch._foreach_add_(params, updates, alpha=lr * (beta1 * (1 - part) - 1))
         torch._foreach_add_(offsets, updates, alpha=-lr * beta1)  # the new Z - Y, before the average has moved

@@ -149,18 +149,6 @@ def test_closures_hooks_and_schedulers():
     assert optimizer.members["matrix"].param_groups[0]["lr"] == cycle.get_last_lr()[0] < 0.01
 
 
-@pytest.mark.parametrize("optimizer", [Muon, NorMuon, SOAP])
-def test_a_rate_and_a_decay_that_are_tensors(optimizer):
-    given = dict(lr=0.02, weight_decay=0.1)
-    (a, plain), (b, tensors) = (
-        made(dict(optimizer=optimizer, **{key: kind(value) for key, value in given.items()}), ADAMW)
-        for kind in (float, torch.tensor)
-    )
-    for x, y in zip(train(a, plain, range(3)), train(b, tensors, range(3)), strict=True):
-        torch.testing.assert_close(x, y)
-    assert isinstance(tensors.param_groups[0]["lr"], torch.Tensor)
-
-
 def test_gradient_scaler_skips_a_step_that_overflows():
     model, optimizer = made()
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
