@@ -50,7 +50,7 @@ class Trainer:
         self.split = open_split(config.data)
         starts = self.split.eos if config.data.document_mask else None
         self.model = self.parallel.wrap(config.model, self.split.vocab_size, train.seq_len, starts)
-        load_initial(config, self.model)
+        load_initial(config, self.model, self.parallel)
         bare = unwrap(self.model)
         self.optimizers = routing.build_from_config(bare, asdict(config.optim), self.parallel.replicas, bare.head)
         self.schedules = Schedules(config, bare, self.optimizers)

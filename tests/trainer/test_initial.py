@@ -1,5 +1,7 @@
 """A run that begins with weights from elsewhere."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,7 +10,7 @@ from common import UserError
 from tests.errors import raises_naming
 from tests.runs import read_losses
 from trainer.run.huggingface import bare_name, hf_config
-from trainer.run.initial import read_initial
+from trainer.run.initial import load_initial, read_initial
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 GPT2 = ["model.norm=layernorm", "model.activation=gelu", "model.tied=true", "model.bias=true"]
@@ -87,6 +89,59 @@ def test_weights_of_another_model_are_refused(configure, run, gpt2, tmp_path, mi
         torch.save({"model": print}, source)
     with raises_naming(UserError, f"run.init={source}", *names):
         run("run", *words, f"run.init={source}")
+
+
+BROKEN = {
+    "a folder without weights": ["config.json"],
+    "a run": ["run.from", "scripts/export.py"],
+    "torn": ["torn.safetensors", "cannot be read"],
+    "empty": ["torn.safetensors", "cannot be read"],
+    "other shapes": ["blocks.0.attn.q.weight is [3, 3] there and [16, 16] here"],
+    "one too many": ["blocks.9.x is [2] there and missing here"],
+    "whole numbers": ["norm.weight", "int8"],
+    "not finite": ["norm.weight", "no finite weights"],
+    "vectors for matrices": ["run.init="],
+    "settings that are none": ["run.init="],
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_is_no_weights_is_one_line(configure, run, tmp_path, fault):
+    source = tmp_path / "torn.safetensors"
+    trainer = run("run", "train.steps=3")
+    good = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    changed = {"other shapes": {"blocks.0.attn.q.weight": torch.zeros(3, 3)},
+               "one too many": {"blocks.9.x": torch.ones(2)},
+               "whole numbers": {"norm.weight": torch.ones(16, dtype=torch.int8)},
+               "not finite": {"norm.weight": torch.full((16,), float("nan"))}}  # fmt: skip
+    words: list[str] = []
+    if fault in changed:
+        save_file(good | changed[fault], source)
+    elif fault in ("torn", "empty"):
+        save_file(good, source)
+        source.write_bytes(source.read_bytes()[: 99 if fault == "torn" else 0])
+    elif fault in ("vectors for matrices", "settings that are none"):
+        words, source = [*GPT2, "model.n_layer=2"], tmp_path / "ckpt.pt"
+        vectors = {"transformer.wte.weight": torch.ones(3), "transformer.wpe.weight": torch.ones(3)}
+        torch.save({"model": vectors, "model_args": 5 if fault == "settings that are none" else {}}, source)
+    else:
+        source = tmp_path / "run" if fault == "a run" else tmp_path
+    with raises_naming(UserError, f"run.init={source}", *BROKEN[fault]):
+        run("other", *words, f"run.init={source}")
+
+
+def test_an_error_of_one_rank_is_that_of_all(run, tmp_path):
+    """Where another rank cannot read what this one can, this one must not go on alone to the next collective."""
+    trainer = run("run", "train.steps=3")
+    save_file(trainer.model.state_dict(), tmp_path / "x.safetensors")
+
+    def gather(compute):
+        compute()
+        raise UserError("rank 1: no such file")
+
+    trainer.config.run.init, trainer.config.run.dir = str(tmp_path / "x.safetensors"), str(tmp_path / "new")
+    with raises_naming(UserError, "rank 1"):
+        load_initial(trainer.config, trainer.model, SimpleNamespace(gather=gather, broadcast_rank0=lambda read: read()))
 
 
 def test_names_without_what_wrappers_put_before_them():

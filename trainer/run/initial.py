@@ -10,9 +10,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from common import UserError
 from trainer.config import Config
-from trainer.language_model import LanguageModel
+from trainer.language_model import LanguageModel, one_line
 from trainer.model import GPTConfig
-from trainer.parallel import unwrap
+from trainer.parallel import Parallel, unwrap
 from trainer.run import storage
 from trainer.run.huggingface import bare_name, from_hf
 
@@ -20,30 +20,38 @@ HF_FIXED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_nor
             "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}  # fmt: skip
 
 
-def load_initial(config: Config, model: nn.Module) -> None:
+def load_initial(config: Config, model: nn.Module, parallel: Parallel) -> None:
     """Give the model, sharded or not, the weights of ``run.init``, unless the run goes on from a checkpoint.
 
-    Raises UserError: they cannot be read, or are another model's.
+    Every rank reads them. Raises UserError, on all: they cannot be read on one, or are another model's.
     """
     source = config.run.init
-    if source is None or storage.committed(config.run.checkpoints):
+    if source is None or parallel.broadcast_rank0(lambda: bool(storage.committed(config.run.checkpoints))):
         return
-    bare = unwrap(model)
-    try:
-        weights = read_initial(source, bare)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"run.init={source}: {error}") from None
-    parameters = dict(bare.named_parameters())
-    for name in sorted({*parameters, *weights}):
-        there, here = (list(of[name].shape) if name in of else "missing" for of in (weights, parameters))
-        if there != here:
-            raise UserError(f"run.init={source}: {name} is {there} there and {here} here: choose the model it is of")
+    bare, weights = unwrap(model), dict[str, Tensor]()
+    parallel.gather(lambda: weights.update(_weights_for(source, bare)))
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in bare.named_parameters():
             value = weights[name].to(parameter.device, parameter.dtype)
             if isinstance(parameter, DTensor):  # every rank has read the whole
                 value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
             parameter.copy_(value)
+
+
+def _weights_for(source: str, model: LanguageModel) -> dict[str, Tensor]:
+    """Those of ``source``, which are just the model's. Raises UserError where they are not."""
+    try:
+        weights = read_initial(source, model)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:  # whatever is in it
+        raise UserError(f"run.init={source}: {one_line(error)}") from None
+    parameters = dict(model.named_parameters())
+    for name in sorted({*parameters, *weights}):
+        there, here = (list(of[name].shape) if name in of else "missing" for of in (weights, parameters))
+        if there != here:
+            raise UserError(f"run.init={source}: {name} is {there} there and {here} here: choose the model it is of")
+        if not (weights[name].is_floating_point() and weights[name].isfinite().all()):
+            raise UserError(f"run.init={source}: {name} of {weights[name].dtype} holds no finite weights: give others")
+    return weights
 
 
 def read_initial(source: str, model: LanguageModel) -> dict[str, Tensor]:
@@ -53,6 +61,8 @@ def read_initial(source: str, model: LanguageModel) -> dict[str, Tensor]:
     """
     path = Path(source.removeprefix("hf:"))
     about: dict[str, Any] = {}
+    if (path / "run.json").exists():
+        raise ValueError("is a run of nanoMuon's: give run.from to go on from it, or what scripts/export.py writes")
     if path.is_dir():
         about = read_config(path / "config.json")
         path /= "model.safetensors" if (path / "model.safetensors").exists() else "pytorch_model.bin"
@@ -74,7 +84,7 @@ def read_initial(source: str, model: LanguageModel) -> dict[str, Tensor]:
             raise ValueError(f"{path.name} cannot be read as weights alone ({str(error).splitlines()[0]})") from None
         if isinstance(found, dict) and isinstance(found.get("model"), dict):
             about, found = dict(found.get("model_args") or {}), found["model"]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in found.items()):
         raise ValueError(f"{path.name} holds no state dict")
     if any(bare_name(name).startswith("blocks.") for name in found):
         return {bare_name(name): tensor for name, tensor in found.items()}
@@ -87,7 +97,7 @@ def read_initial(source: str, model: LanguageModel) -> dict[str, Tensor]:
 def read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ValueError(f"{path.name} is missing or no JSON") from None
     return content if isinstance(content, dict) else {}
 
