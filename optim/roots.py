@@ -86,7 +86,8 @@ def _eigh_root(a: Tensor, exponent: float, eps: float, shift: bool = False) -> T
     values, vectors = _finite_eigh(a)
     unit = values[..., -1:].clamp_min(0) * torch.finfo(a.dtype).eps
     if shift:
-        powers = (values + (eps - values[..., :1]).clamp_min(0)).pow(-exponent)
+        least = values[..., :1]  # taken off first: beside one of rounding eps would be lost
+        powers = torch.where(least < eps, values - least + eps, values).pow(-exponent)
     elif eps:
         powers = (torch.maximum(values, unit / 16) + eps).pow(-exponent)
     else:

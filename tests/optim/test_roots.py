@@ -177,3 +177,10 @@ def test_a_shift_lifts_the_least_eigenvalue_to_eps(least):
     a, rebuild = with_spectrum(values)
     expected = rebuild((values + max(0.0, 0.1 - least)) ** -0.25)
     assert relative(inverse_root(a, 0.25, eps=0.1, method="eigh_shift"), expected) < 1e-12
+
+
+def test_a_shift_from_rounding_in_float32():
+    """Of a singular matrix with large entries the least eigenvalue is far below -eps."""
+    thin = 100 * seeded((6, 2), 0)
+    root = inverse_root(thin @ thin.mT, 0.25, eps=1e-12, method="eigh_shift")
+    assert torch.linalg.matrix_norm(root, 2).item() == pytest.approx(1000, rel=1e-3)

@@ -39,7 +39,7 @@ def losses(configure, folder, *overrides):
 def test_the_small_copy_takes_a_record_as_it_is(configure, name):
     """The schedule ends with the run, at whatever length."""
     small, own = (configure(f"experiment={e}", f"optim=track3/{name}") for e in ("track3_cpu", "track3"))
-    assert small.train.steps == 800 and small.schedule.multiplier("matrix", 800)(799) < 0.01
+    assert small.train.steps == 400 and small.schedule.multiplier("matrix", 400)(399) < 0.01
     assert (small.optim, small.model.init, small.train.loss) == (own.optim, own.model.init, own.train.loss)
 
 
