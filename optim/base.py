@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .guarded import COUNTERS, settle, step_unless, unscale
+from .guarded import local as local
 from .precision import full_float32
 from .settings import settings_of, typed
 
@@ -20,13 +22,13 @@ Tensors = list[Tensor]
 _OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
-COUNTERS = ("step", "lr_max", "weight_sum")
-"""What steps change in a group by themselves."""
 NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius", "floor")
 
 
 class Optimizer(torch.optim.Optimizer):
     """Base of both families, :class:`MatrixOptimizer` and :class:`Elementwise`, which fill in the other methods.
+
+    torch.amp.GradScaler's ``step`` takes it as it takes torch's fused optimizers: no host waits for the device.
 
     Raises:
         ValueError: a setting that does not exist or is out of range, at construction, when a state dict is loaded, or
@@ -37,6 +39,8 @@ class Optimizer(torch.optim.Optimizer):
 
     group_settings: dict[str, Any] = {}
     """Types of the settings that groups have and the constructor has not."""
+    _step_supports_amp_scaling = True  # GradScaler asks for that, and then gives the next, and grad_scale
+    found_inf: Tensor | None = None  # where it is not 0, the step changes nothing; the same on all ranks
     _stepped = False
     _loading: dict[str, Any] | None = None  # the state dict that is being loaded, as the user's hooks have left it
 
@@ -80,8 +84,13 @@ class Optimizer(torch.optim.Optimizer):
                 self._check_settings(group, self.defaults)
                 self.settings_changed()
                 self._in_force[index] = _settings(group)
+        settle(self)
+        unscale(self, getattr(self, "grad_scale", None))
         with full_float32():
-            self.update_params()
+            if self.found_inf is None:
+                self.update_params()
+            else:
+                step_unless(self.found_inf, self, self.update_params)
         self._stepped = True
         return loss
 
@@ -156,6 +165,10 @@ class Optimizer(torch.optim.Optimizer):
         if "_origin" not in vars(self):  # a copy
             self._remember()
         self._in_force = [_settings(group) for group in self.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        settle(self)
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's.
@@ -265,8 +278,3 @@ def whole_sums(sums: Tensors, params: Tensors) -> Tensors:
         for i, total in zip(indices, together.unbind(), strict=True):
             totals[i] = total
     return totals
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor (a view), or the tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import Group, Optimizer, named
+from .guarded import settle, step_unless, unscale
 from .matrix import MatrixOptimizer
 
 
@@ -28,6 +29,9 @@ class Combined(torch.optim.Optimizer):
     Raises:
         ValueError: no class is given, a parameter has two optimizers, or what a class says of its settings.
     """
+
+    _step_supports_amp_scaling = True  # see Optimizer
+    found_inf: Tensor | None = None
 
     def __init__(self, params: Iterable[Mapping[str, Any]]):
         self.members: dict[str, torch.optim.Optimizer] = {}
@@ -86,9 +90,29 @@ class Combined(torch.optim.Optimizer):
             self._create_state()
         else:
             for member in self.members.values():
-                member.step()
+                self._step(member)
         self._started = True
         return loss
+
+    def _step(self, member: Any) -> None:
+        settle(member)
+        scale = getattr(self, "grad_scale", None)
+        if self.found_inf is None:
+            member.step()
+        elif getattr(member, "_step_supports_amp_scaling", False):
+            member.grad_scale, member.found_inf = scale, self.found_inf
+            try:
+                member.step()
+            finally:
+                del member.grad_scale, member.found_inf
+        else:
+            unscale(member, scale)
+            step_unless(self.found_inf, member, member.step)
+
+    def settle(self) -> None:
+        """Before groups and state are read otherwise than by ``state_dict``: see :func:`guarded.settle`."""
+        for member in self.members.values():
+            settle(member)
 
     def _has_started(self) -> bool:
         """Members may be stepped, and given state, one by one."""
@@ -118,6 +142,7 @@ class Combined(torch.optim.Optimizer):
         """As torch's, parameters and groups in the members' order.  Where parameters are sharded, all ranks call."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
+        self.settle()
         merged: dict[str, Any] = {"state": {}, "param_groups": []}
         first = 0
         for member in self.members.values():

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import COUNTERS, Group, Optimizer, named
+from .base import Group, Optimizer, named
 from .combined import Combined
+from .guarded import COUNTERS
 from .matrix import MatrixOptimizer
 
 
@@ -19,6 +20,7 @@ def named_tensors(optimizer: Combined) -> dict[str, Tensor]:
 
     Live tensors, but for the DTensors that owner state is cut into.  Where parameters are sharded, all ranks call.
     """
+    optimizer.settle()
     tensors = {}
     for member in optimizer.members.values():
         states = member.saved_state() if isinstance(member, MatrixOptimizer) else member.state
@@ -32,6 +34,7 @@ def named_tensors(optimizer: Combined) -> dict[str, Tensor]:
 def named_numbers(optimizer: Combined) -> dict[str, float]:
     """ "<member>/<group or parameter>/<key>" -> what is no tensor: counters and settings, but for the lr, which the
     schedule sets."""
+    optimizer.settle()
     numbers = {}
     for role, member in optimizer.members.items():
         for number, group in enumerate(member.param_groups):
@@ -47,6 +50,7 @@ def named_numbers(optimizer: Combined) -> dict[str, float]:
 
 def named_groups(optimizer: Combined) -> list[Group]:
     """The groups as ``get_optimizer_state_dict`` has them, with names for parameters."""
+    optimizer.settle()
     return [{**group, "params": list(group["param_names"])} for group in optimizer.param_groups]
 
 

@@ -72,33 +72,13 @@ class NonFiniteGuard:
         raise DivergedError(f"step {step:.0f} has loss {loss} and gradient norm {norm}: {mend}")
 
 
-@torch.no_grad()
 def guarded_step(optimizers: Combined, bad: Tensor) -> None:
-    """``optimizers.step()``, but where ``bad`` (a bool on the device) holds nothing changes; the host never waits.
-
-    Gradients become zero first, so that no rule meets a NaN.  torch's fused optimizers take the flag themselves, as
-    from GradScaler.  For the others a copy is kept during their step, in memory that the activations have left.  What
-    counts steps on the host counts this one too.
-    """
-    for member in optimizers.members.values():
-        params = [p for group in member.param_groups for p in group["params"] if p.grad is not None]
-        for param in params:
-            local(param.grad).masked_fill_(bad, 0.0)
-        if getattr(member, "_step_supports_amp_scaling", False):  # GradScaler's own question; no public name asks it
-            member.grad_scale, member.found_inf = None, bad.float()  # type: ignore[attr-defined]
-            member.step()
-            continue
-        holders = [{"param": param} for param in params] + [member.state[param] for param in params]
-        kept = [
-            (holder, key, local(value).clone())
-            for holder in holders
-            for key, value in holder.items()
-            if isinstance(value, Tensor) and value.device == bad.device
-        ]
-        member.step()
-        for holder, key, before in kept:
-            now = local(holder[key])
-            now.copy_(torch.where(bad, before, now))
+    """``optimizers.step()``, but where ``bad`` (a bool on the device) holds nothing changes; the host never waits."""
+    optimizers.found_inf = bad.float()
+    try:
+        optimizers.step()
+    finally:
+        optimizers.found_inf = None
 
 
 def check_replicas(model: nn.Module, parallel: Parallel) -> None:

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optim import guarded
 from optim.exchange import Exchange
 from optim.plan import shard_rows
 from trainer.mesh import ParallelConfig
@@ -70,6 +71,7 @@ def fake_cuda(layout: str) -> Iterator[Parallel]:
     try:
         with (
             mock.patch.object(Exchange, "all_equal", lambda self, value: True),  # hosts compare notes over gloo
+            mock.patch.object(guarded, "read_later", lambda flag: lambda: False),  # a pinned copy, and an event
             mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)),  # an H100's
             mock.patch.object(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None)),
             FakeTensorMode(allow_non_fake_inputs=True),

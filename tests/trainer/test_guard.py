@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import UserError
-from optim import Lion, Muon
+from optim import Lion, MatrixOptimizer, Muon, guarded
 from optim.combined import Combined
-from optim.named_state import named_tensors
+from optim.elementwise import Elementwise
+from optim.named_state import named_numbers, named_tensors
 from tests.distributed.rules import Whitened
 from tests.errors import check_names, raises_naming
+from tests.optim.rules import with_all_rules
 from tests.runs import TINY
 from trainer import loop
 from trainer.config import TrainConfig
@@ -35,6 +38,8 @@ KINDS = {
     "muon": lambda p: Muon(p, lr=0.1, weight_decay=0.1),
     "whitened": lambda p: Whitened(p, lr=0.1),
 }
+for base in (MatrixOptimizer, Elementwise):
+    KINDS |= {name: partial(cls, lr=0.1) for name, (cls, _) in with_all_rules({}, base).items() if name not in KINDS}
 
 
 def built(kind: str) -> tuple[nn.Module, Combined]:
@@ -53,8 +58,10 @@ def give_gradients(model: nn.Module, seed: int, poison: float | None = None) -> 
 
 
 def everything(model: nn.Module, optimizers: Combined) -> list[torch.Tensor]:
-    held = {k: v for k, v in named_tensors(optimizers).items() if not k.endswith(".step")}
-    return [tensor.detach().clone() for tensor in (*model.parameters(), *held.values())]
+    """Weights, state and counters."""
+    numbers = torch.tensor(list(named_numbers(optimizers).values()), dtype=torch.float64)
+    held = named_tensors(optimizers).values()
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *held, numbers)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,6 +81,26 @@ def test_a_guarded_step_is_the_step_or_nothing(kind):
         guarded_step(optimizers, torch.tensor(True))
         for a, b in zip(everything(model, optimizers), before, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["muon", "fused adamw", "adamw"])
+def test_a_gradient_scaler_is_understood(kind):
+    """With gradients scaled by a power of two, weights are the same to the bit; an overflow changes nothing."""
+    (model, optimizers), (other, plain) = built(kind), built(kind)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for seed in range(4):
+        give_gradients(model, seed, math.inf if seed == 1 else None)
+        for parameter in model.parameters():
+            scaler.scale(torch.ones(()))
+            parameter.grad *= scaler.get_scale()
+        scaler.step(optimizers)
+        scaler.update()
+        if seed != 1:
+            give_gradients(other, seed)
+            plain.step()
+    assert scaler.get_scale() == 2.0**9
+    for a, b in zip(everything(model, optimizers), everything(other, plain), strict=True):
+        assert torch.equal(a, b)
 
 
 class NoLooking(TorchDispatchMode):
@@ -165,10 +192,10 @@ def poisoned(monkeypatch):
         now[0] = step
         return train_step(self, step)
 
-    def patched(self, model, max_norm=None):
+    def patched(self, model, *settings):
         if now[0] in updates:
             next(model.parameters()).grad[0, 0] = math.inf
-        return clip(self, model, max_norm)
+        return clip(self, model, *settings)
 
     monkeypatch.setattr(Trainer, "train_step", noted)
     monkeypatch.setattr(Parallel, "clip", patched)
@@ -236,11 +263,12 @@ def test_too_many_skips_are_noticed_afterwards(trainer, poisoned):
         one.run()
 
 
-def test_the_host_never_waits_between_lines(trainer):
+def test_the_host_never_waits_between_lines(trainer, monkeypatch):
     """As on a GPU: updates whose line is not due ask the device for nothing."""
     one = trainer("logger.every=100", "eval.every=100", "train.steps=100", "train.clip=1.0")
     one.guard.on_host = one.metrics.on_host = False
     one.metrics.start()
+    monkeypatch.setattr(guarded, "read_later", lambda flag: lambda: False)  # on a GPU a copy to the host, an event
     with NoLooking() as mode:
         for step in range(3):
             assert one.train_step(step) == (None, False)
