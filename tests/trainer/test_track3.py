@@ -5,6 +5,7 @@ Each tests/trainer/data/track3_*.json says which problem, source and settings it
 
 import copy
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch
 
 from optim.schedule import in_steps
 from tests.trainer import track3_formulas as track3
+from trainer.model import GPT
+from trainer.parallel import initialise
 
 DATA = Path(__file__).parent / "data"
 # The problem of the figures, as its file describes it.
@@ -52,6 +55,16 @@ def test_losses_are_those_of_the_records_own_code(configure, tmp_path, no_plot, 
     assert found == pytest.approx(dict(golden["val"]), rel=1e-9)
     for line, rates in ((lines[1], golden["lr_first"]), (lines[-1], golden["lr_last"])):
         assert [line[f"lr/{role}"] for role in ROLES] == pytest.approx(rates, rel=1e-12)
+
+
+def test_the_first_loss_at_full_size_is_that_of_equal_odds(configure):
+    config = configure("experiment=track3", "logger=jsonl").model
+    model = GPT(config, vocab_size=50257, seq_len=1024)
+    initialise(model, seed=0)
+    tokens = torch.arange(0, 50257, 3000)[None]
+    with torch.no_grad():
+        loss = model(tokens[:, :-1], tokens[:, 1:]).item() / (tokens.numel() - 1)
+    assert loss == pytest.approx(math.log(50304), rel=1e-6)
 
 
 STEPS, HORIZON = 10, 20
