@@ -74,8 +74,8 @@ class NorMuon(Muon):
         floored = mean_square
         if group["floor"]:
             floored = mean_square.clamp_min(group["floor"] / self.scale(group, (m, n)) ** 2)
-        floor = torch.finfo(update.dtype).tiny ** 0.5  # a row of zeros stays one without eps
-        normalised: Tensor = update / (floored.sqrt() + group["eps"]).clamp_min(floor).unsqueeze(dim)
+        least = torch.finfo(update.dtype).tiny ** 0.5  # a row of zeros stays one without eps
+        normalised: Tensor = update / (floored.sqrt() + group["eps"]).clamp_min(least).unsqueeze(dim)
         length = frobenius_norm(normalised).clamp_min(torch.finfo(update.dtype).tiny)
         return normalised.mul_(frobenius_norm(update) / length)
 
