@@ -18,8 +18,10 @@ While bucket b is computed, bucket b+1 is being gathered and bucket b-1 scattere
 elements: 2 S (W-1) / W^2 of the S matrix elements when shards and owners are balanced, against
 S (W-1) / W for gathering every matrix everywhere, which also repeats all of the work on every rank.
 
-Replicated parameters (DDP) need no gather: owners share the work and broadcast their results.  A process
-by itself does neither.  The transfers are these three cases.
+Replicas of a shard group (HSDP) do the same side by side, or share the work: then the group is all of their ranks, an
+owner gets the rows of its own replica, and returns those of all.
+
+Replicated parameters (DDP) need no gather: owners share the work and broadcast.  A process by itself does neither.
 """
 
 import statistics
@@ -85,8 +87,7 @@ class ReplicatedTransfer(Transfer):
     def start_scatter(self, results: dict[int, Tensor]) -> None:
         sizes = [sum(self.plan.specs[i].numel for i in indices) for indices in self.bucket]
         self.results = [torch.empty(size, dtype=self.comm_dtype, device=self.device) for size in sizes]
-        if self.owned:
-            _copy_flat(self.results[self.rank], [results[i] for i in self.owned])
+        _copy_flat(self.results[self.rank], [results[i] for i in self.owned])
         del self.wholes
         self.works = [
             dist.broadcast(flat, group=self.group, group_src=rank, async_op=True)
@@ -115,14 +116,9 @@ class ShardedTransfer(Transfer):
     work: dist.Work | None
 
     def start_gather(self, inputs: dict[int, Tensor]) -> None:
-        plan, ranks = self.plan, range(self.plan.world_size)
-        self.to_owner = [sum(plan.shard_numel(i, self.rank) for i in indices) for indices in self.bucket]
-        self.from_rank = [sum(plan.shard_numel(i, rank) for i in self.owned) for rank in ranks]
         self.shapes = [inputs[i].shape for i in self.order]
-        device = inputs[self.order[0]].device
-        self.shards = torch.empty(sum(self.to_owner), dtype=self.comm_dtype, device=device)
-        self.packed = torch.empty(sum(self.from_rank), dtype=self.comm_dtype, device=device)
-        _copy_flat(self.shards, [inputs[i] for i in self.order])
+        self._allocate(self.plan.given_numel, inputs[self.order[0]].device)
+        _copy_flat(self.shards, [inputs[i] for i in self.order if self.plan.given_numel(i, self.rank)])
         self.work = dist.all_to_all_single(
             self.packed, self.shards, self.from_rank, self.to_owner, group=self.group, async_op=True
         )
@@ -130,16 +126,23 @@ class ShardedTransfer(Transfer):
     def wait_gather(self) -> None:
         _wait(self.work)
         del self.work  # it holds the buffers too
-        sizes = [self.plan.shard_numel(i, rank) for rank in range(self.plan.world_size) for i in self.owned]
-        flat = torch.split(self.packed, sizes)
+
+    def _allocate(self, numel: Callable[[int, int], int], device: torch.device) -> None:
+        """Buffers for what ``numel(matrix, rank)`` says of everyone's part of a matrix."""
+        ranks = range(self.plan.world_size)
+        self.to_owner = [sum(numel(i, self.rank) for i in indices) for indices in self.bucket]
+        self.from_rank = [sum(numel(i, rank) for i in self.owned) for rank in ranks]
+        self.shards = torch.empty(sum(self.to_owner), dtype=self.comm_dtype, device=device)
+        self.packed = torch.empty(sum(self.from_rank), dtype=self.comm_dtype, device=device)
+        flat = torch.split(self.packed, [numel(i, rank) for rank in ranks for i in self.owned])
         self.rows = {i: list(flat[j :: len(self.owned)]) for j, i in enumerate(self.owned)}
 
     def unpack_into(self, i: int, whole: Tensor) -> None:
         if self.plan.specs[i].regions is None:
             torch.cat([rows.view(-1, *whole.shape[1:]) for rows in self.rows[i]], out=whole)
         else:
-            parts = self._parts(i, whole)
-            torch._foreach_copy_(parts, [flat.view(part.shape) for flat, part in zip(self.rows[i], parts, strict=True)])
+            pairs = [pair for pair in zip(self._parts(i, whole), self.rows[i], strict=True) if len(pair[1])]
+            torch._foreach_copy_([part for part, _ in pairs], [flat.view(part.shape) for part, flat in pairs])
 
     def _parts(self, i: int, whole: Tensor) -> list[Tensor]:
         """Views of what every rank holds."""
@@ -149,6 +152,8 @@ class ShardedTransfer(Transfer):
         return [whole[tuple(slice(*bounds) for bounds in region)] for region in spec.regions]
 
     def start_scatter(self, results: dict[int, Tensor]) -> None:
+        if any(self.plan.specs[i].copies for i in self.order):  # more goes back than came
+            self._allocate(self.plan.shard_numel, self.shards.device)
         for i, rows in self.rows.items():
             parts = self._parts(i, results.pop(i))
             torch._foreach_copy_([flat.view(part.shape) for flat, part in zip(rows, parts, strict=True)], parts)
@@ -168,7 +173,8 @@ def _wait(work: dist.Work | None) -> None:
 
 
 def _copy_flat(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    torch._foreach_copy_(torch.split(flat, [t.numel() for t in tensors]), [t.reshape(-1) for t in tensors])
+    if tensors:
+        torch._foreach_copy_(torch.split(flat, [t.numel() for t in tensors]), [t.reshape(-1) for t in tensors])
 
 
 def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -183,6 +189,7 @@ class Exchange:
         specs: one per parameter, the same list on every rank.
         layout: ``"single"``, ``"replicated"`` or ``"sharded"``.
         group: process group of the W ranks (``None`` when single).
+        copy_group: those of them that hold one copy together, if there are several copies.
         comm_dtype: in which matrices travel.
         bucket_bytes: a step's transient memory is at most twice this, unless a single matrix exceeds its share.
 
@@ -199,8 +206,10 @@ class Exchange:
         group: dist.ProcessGroup | None,
         comm_dtype: torch.dtype,
         bucket_bytes: int,
+        copy_group: dist.ProcessGroup | None = None,
     ):
         self.layout, self.group, self.comm_dtype = layout, group, comm_dtype
+        self.copy_group = copy_group or group
         self.rank = dist.get_rank(group) if group is not None else 0
         world_size = dist.get_world_size(group) if group is not None else 1
         self.bucket_bytes = bucket_bytes
@@ -224,7 +233,7 @@ class Exchange:
     def all_reduce(self, partial: Tensor) -> None:
         """Sum, in place, over the ranks that together hold one copy of the parameters."""
         if self.layout == "sharded":
-            dist.all_reduce(partial, group=self.group)
+            dist.all_reduce(partial, group=self.copy_group)
 
     def warm_up(self, device: torch.device) -> None:
         """Open NCCL's peer connections now: a first all_to_all inside a step can deadlock across nodes."""

@@ -1,6 +1,7 @@
 """How a matrix optimizer is built: parameters that are laid out alike share an exchange, and all state exists from the
 start."""
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,16 +12,19 @@ from typing import Any, Protocol, TypedDict
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from .base import Group, check_count, named
+from .base import Group, check_choice, check_count, named
 from .exchange import Exchange
 from .measure import Batch, Part
-from .plan import MatrixSpec
-from .regions import Groups, Place, cuts_rows, place_of
+from .plan import MatrixSpec, worth_sharing
+from .regions import Groups, Place, cuts_rows, place_of, replicating_dims
 from .stacks import block_parts, block_shapes, matrix_shape, owner_shapes, split_sizes
 
-Kind = tuple[str, dist.ProcessGroup | None]
-"""A layout of :class:`Exchange`, and the ranks that it spans."""
+Kind = tuple[str, dist.ProcessGroup | None, dist.ProcessGroup | None]
+"""A layout of :class:`Exchange`, the ranks that it spans, and those of one copy where it spans several."""
+SHARE = ("auto", "always", "never")
+log = logging.getLogger(__name__)
 
 
 class EngineSettings(TypedDict, total=False):
@@ -31,6 +35,7 @@ class EngineSettings(TypedDict, total=False):
     comm_dtype: torch.dtype | None
     bucket_bytes: int
     constraint: str | None
+    share: str
 
 
 class MatrixRule(Protocol):
@@ -87,7 +92,7 @@ class ParamLayout:
             whole = matrix_shape(batch.group, shape)
             fan_out, fan_in = (whole[-1], whole[-2]) if batch.group["conv1d"] else (whole[-2], whole[-1])
             sizes = split_sizes(batch.group, fan_out) * math.prod(whole[:-2])
-            cut = self.exchange.layout == "sharded"
+            cut = self.exchange.layout == "sharded" and bool(self.refs[i].place.within)
             rows_cut = cut and cuts_rows(shape, regions, batch.group["conv1d"], len(whole) > 2)
             of_state = {key: block_parts(batch.group, value, shape, offset) for key, value in state.items()}
             of_update = block_parts(batch.group, update, shape, offset)
@@ -106,26 +111,57 @@ def build_layouts(
     dtype: torch.dtype | None,
     comm_dtype: torch.dtype | None,
     bucket_bytes: int,
+    share: str,
 ) -> list[ParamLayout]:
     """The arguments are those of :class:`MatrixOptimizer`; so is the ValueError."""
-    refs_of: dict[Kind, list[ParamRef]] = defaultdict(list)
-    groups: Groups = {}
+    check_choice(SHARE, share=share)
+    refs, groups = [], Groups()
     for index, group in enumerate(rule.param_groups):
         names = group.get("param_names") or [f"parameter {i} of group {index}" for i in range(len(group["params"]))]
         for param, name in zip(group["params"], names, strict=True):
             if not param.numel():
                 continue  # an empty matrix has nothing to update
             stacked = len(matrix_shape(group, param.shape)) > 2
-            place = place_of(param, name, stacked, process_group, groups)
-            refs_of[place.kind].append(ParamRef(param, index, name, place))
+            refs.append(ParamRef(param, index, name, place_of(param, name, stacked, process_group, groups)))
+    for ref in _sharing(rule, refs, dtype, comm_dtype) if share == "auto" else refs if share == "always" else ():
+        stacked = len(matrix_shape(rule.param_groups[ref.group_index], ref.param.shape)) > 2
+        ref.place = place_of(ref.param, ref.name, stacked, process_group, groups, True)
     layouts = []
-    for (kind, ranks), refs in refs_of.items():
-        compute_dtype = dtype or _default_dtype(rule, refs)
-        specs = [_spec(rule, ref, compute_dtype) for ref in refs]
-        exchange = Exchange(specs, kind, ranks, comm_dtype or compute_dtype, bucket_bytes)
-        exchange.warm_up(refs[0].param.device)
-        layouts.append(ParamLayout(refs, exchange, compute_dtype))
+    for (kind, ranks, copy_ranks), alike in _by(refs, lambda ref: ref.place.kind).items():
+        compute_dtype = dtype or _default_dtype(rule, alike)
+        specs = [_spec(rule, ref, compute_dtype) for ref in alike]
+        exchange = Exchange(specs, kind, ranks, comm_dtype or compute_dtype, bucket_bytes, copy_ranks)
+        exchange.warm_up(alike[0].param.device)
+        layouts.append(ParamLayout(alike, exchange, compute_dtype))
     return layouts
+
+
+def _sharing(
+    rule: MatrixRule, refs: list[ParamRef], dtype: torch.dtype | None, comm_dtype: torch.dtype | None
+) -> list[ParamRef]:
+    """Of parameters that have replicas, those whose replicas had better share the work."""
+    shared = []
+    replicated = [ref for ref in refs if ref.held and replicating_dims(ref.param)]
+    for (_, ranks, _, copies), alike in _by(replicated, lambda ref: (*ref.place.kind, _copies(ref.param))).items():
+        compute_dtype = dtype or _default_dtype(rule, alike)
+        specs = [_spec(rule, ref, compute_dtype) for ref in alike]
+        world_size = dist.get_world_size(ranks) if ranks is not None else 1
+        chosen = worth_sharing(specs, world_size, copies, (comm_dtype or compute_dtype).itemsize)
+        log.info("%d matrices in %d replicas, which %s the work", len(alike), copies, "share" if chosen else "repeat")
+        shared += alike if chosen else []
+    return shared
+
+
+def _copies(param: Tensor) -> int:
+    assert isinstance(param, DTensor)
+    return math.prod(param.device_mesh.size(dim) for dim in replicating_dims(param))
+
+
+def _by(refs: list[ParamRef], key: Callable[[ParamRef], Any]) -> dict[Any, list[ParamRef]]:
+    found: dict[Any, list[ParamRef]] = defaultdict(list)
+    for ref in refs:
+        found[key(ref)].append(ref)
+    return found
 
 
 def create_state(rule: MatrixRule, layouts: list[ParamLayout]) -> set[str]:
@@ -197,7 +233,7 @@ def _spec(rule: MatrixRule, ref: ParamRef, dtype: torch.dtype) -> MatrixSpec:
     flops = sum(k * rule.flops(group, (m, n), dtype) for k, m, n in sizes)
     stack = tuple(size for _, m, n in sizes for size in (m, n))
     regions = ref.place.regions if ref.place.layout == "sharded" else None
-    return MatrixSpec(shape, flops, (ref.group_index, *stack), workspace, regions)
+    return MatrixSpec(shape, flops, (ref.group_index, *stack), workspace, regions, ref.place.copies)
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -54,6 +54,8 @@ class MatrixOptimizer(OwnerState):
             is rounded, and by a single process too, so that the number of ranks changes nothing.
         bucket_bytes: a step allocates at most twice this at once, ``workspace`` of the rule included; more only where
             a single parameter (an expert stack counts whole) exceeds its share.
+        share: whether replicas of sharded parameters (HSDP) share the work, each matrix computed in one of them alone,
+            which costs bytes between them: ``auto`` counts both (``worth_sharing``), ``always``, ``never``.
         constraint: of groups too. ``hyperball``: every block keeps its Frobenius norm, and lr is the length of a step
             in parts of it; see ``hyperball_step``.
 
@@ -83,6 +85,7 @@ class MatrixOptimizer(OwnerState):
         comm_dtype: torch.dtype | None = None,
         bucket_bytes: int = 128 * 2**20,
         constraint: str | None = None,
+        share: str = "auto",
         **unknown: Any,
     ):
         _check_renamed(unknown)
@@ -92,7 +95,7 @@ class MatrixOptimizer(OwnerState):
         engine_defaults: Group = {"split": 1, "head_dim": None, "conv1d": False, "stack": None, "step": 0}
         engine_defaults["constraint"] = constraint
         super().__init__(params, engine_defaults | defaults)
-        self._layouts = build_layouts(self, process_group, dtype, comm_dtype, bucket_bytes)
+        self._layouts = build_layouts(self, process_group, dtype, comm_dtype, bucket_bytes, share)
         self._shard_keys = create_state(self, self._layouts)
 
     # What a rule fills in ------------------------------------------------------------------------------------

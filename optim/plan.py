@@ -9,6 +9,8 @@ from functools import lru_cache
 
 IN_FLIGHT = 3
 """Buckets alive at once: one on its way to its owners, one computed, one on its way back."""
+FLOPS_PER_BYTE = 8000.0
+"""FLOPs in the time of a byte between replicas: 400 TFLOP/s of an H100, and 50 GB/s of its adapter to other nodes."""
 
 
 Region = tuple[tuple[int, int], ...]
@@ -24,6 +26,7 @@ class MatrixSpec:
     stack: tuple[int, ...]  # (group, m, n): parameters of equal ones are computed as one stack
     workspace: float = 0.0  # bytes that its owner allocates to compute it, its part of the stack included
     regions: tuple[Region, ...] | None = None  # what each rank holds; None: rows, as FSDP2 cuts them
+    copies: tuple[int, ...] = ()  # which copy it is of that; (): there is one, or they repeat the work
 
     @property
     def row_numel(self) -> int:
@@ -86,6 +89,22 @@ def _relieve_heaviest(flops: Sequence[float], owners: list[int], loads: list[flo
     loads[owners[b]] += difference
     owners[a], owners[b] = owners[b], owners[a]
     return True
+
+
+def worth_sharing(specs: Sequence[MatrixSpec], world_size: int, copies: int, itemsize: int) -> bool:
+    """Whether ``copies`` shard groups of ``world_size`` ranks, which hold the same, take less time if each matrix is
+    computed in one of them alone: what the slowest rank then saves in FLOPs, against the bytes that a rank then sends
+    to other copies."""
+    flops = [spec.flops for spec in specs]
+
+    def slowest(ranks: int) -> float:
+        loads = [0.0] * ranks
+        for owner, work in zip(assign_owners(flops, ranks), flops, strict=True):
+            loads[owner] += work
+        return max(loads)
+
+    sent = sum(spec.numel for spec in specs) * itemsize * (copies - 1) / (copies * world_size)
+    return slowest(world_size) - slowest(world_size * copies) > FLOPS_PER_BYTE * sent
 
 
 class Plan:
@@ -159,10 +178,18 @@ class Plan:
             return numel(spec.regions[rank])
         return shard_rows(spec.shape[0], self.world_size, rank) * spec.row_numel
 
+    def given_numel(self, index: int, rank: int) -> int:
+        """Elements of matrix ``index`` that ``rank`` gives its owner, who needs no other copy than its own."""
+        copies = self.specs[index].copies
+        if copies and copies[rank] != copies[self.owners[index]]:
+            return 0
+        return self.shard_numel(index, rank)
+
     def elements_sent(self, rank: int, active: Sequence[int]) -> int:
-        """Elements that ``rank`` sends to others in one step over sharded parameters (the formula above)."""
+        """Elements that ``rank`` sends to others in one step over sharded parameters (the formula of exchange.py)."""
         sent = 0
         for i in active:
-            mine = self.shard_numel(i, rank)
-            sent += self.specs[i].numel - mine if self.owners[i] == rank else mine
+            copies = len(set(self.specs[i].copies)) or 1
+            back = copies * self.specs[i].numel - self.shard_numel(i, rank)
+            sent += back if self.owners[i] == rank else self.given_numel(i, rank)
         return sent

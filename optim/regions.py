@@ -31,15 +31,24 @@ class Place:
     layout: str = "single"  # of the exchange: "sharded"
     group: dist.ProcessGroup | None = None  # the ranks that hold these matrices together
     regions: tuple[Region, ...] | None = field(default=None, repr=False)  # by rank; None: rows, as torch.chunk does
+    copies: tuple[int, ...] = ()  # by rank, where replicas share the work: which replica it belongs to
+    copy_group: dist.ProcessGroup | None = None  # of group, the ranks of this one's replica, if there are several
 
     @property
-    def kind(self) -> tuple[str, dist.ProcessGroup | None]:
-        return self.layout, self.group
+    def kind(self) -> tuple[str, dist.ProcessGroup | None, dist.ProcessGroup | None]:
+        return self.layout, self.group, self.copy_group
 
 
-def place_of(param: Tensor, name: str, stacked: bool, process_group: dist.ProcessGroup | None, groups: Groups) -> Place:
+def place_of(
+    param: Tensor,
+    name: str,
+    stacked: bool,
+    process_group: dist.ProcessGroup | None,
+    groups: Groups,
+    share: bool = False,
+) -> Place:
     """Where a parameter lies; ``stacked`` if all but its last two dimensions count matrices, ``groups`` by their ranks
-    are reused.  Raises ValueError for a placement that is no rectangle."""
+    are reused, ``share`` if its replicas share the work.  Raises ValueError for a placement that is no rectangle."""
     shape = tuple(param.shape)
     if not isinstance(param, DTensor):
         shared = process_group is not None and dist.get_world_size(process_group) > 1
@@ -56,7 +65,14 @@ def place_of(param: Tensor, name: str, stacked: bool, process_group: dist.Proces
     place = Place(tuple(stop - start for start, stop in whole), whole[0][0], tuple(between), tuple(within))
     if within:
         place.layout, place.group = "sharded", _group(param, within, groups)
-    if not (len(within) == 1 and _dim(param, within[0]) == 0 and not between) and here:
+    replicated = replicating_dims(param) if share else []
+    if replicated:
+        place.layout, place.copy_group = "sharded", place.group
+        place.group = _group(param, within + replicated, groups)
+        if place.group is not None:
+            at = [tuple(at[dim] for dim in replicated) for at in coordinates(param, place.group)]
+            place.copies = tuple(sorted(set(at)).index(copy) for copy in at)
+    if not (len(within) == 1 and _dim(param, within[0]) == 0 and not between and not replicated) and here:
         place.regions = _regions(param, place)
         rank = dist.get_rank(place.group) if place.group is not None else 0
         if tuple(stop - start for start, stop in place.regions[rank]) != tuple(param.to_local().shape):
@@ -81,6 +97,14 @@ def cuts_rows(shape: tuple[int, ...], regions: tuple[Region, ...] | None, conv1d
         return conv1d
     fan_in = [-2 if conv1d else -1] if stacked or len(shape) == 2 else list(range(1, len(shape)))
     return any(region[dim] != (0, shape[dim]) for region in regions for dim in fan_in)
+
+
+def replicating_dims(param: Tensor) -> list[int]:
+    """Mesh dimensions over which a parameter is the same."""
+    if not isinstance(param, DTensor):
+        return []
+    mesh = param.device_mesh
+    return [dim for dim, of in enumerate(param.placements) if of.is_replicate() and mesh.size(dim) > 1]
 
 
 def coordinates(param: DTensor, group: dist.ProcessGroup) -> list[list[int]]:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from unittest import mock
 
@@ -15,10 +15,10 @@ from common import UserError
 from data import load_tokenizer, open_split
 from optim import routing
 from optim.combined import Combined
-from optim.exchange import plan_exchange
+from optim.exchange import Exchange, plan_exchange
 from optim.matrix import MatrixOptimizer
 from optim.named_state import init_state, named_tensors
-from optim.plan import IN_FLIGHT, shard_rows
+from optim.plan import IN_FLIGHT, Plan, shard_rows, worth_sharing
 from optim.stacks import matrix_shape
 from trainer.config import Config, Dtype, divisors, fitting_micro_batch
 from trainer.language_model import model_class
@@ -77,10 +77,9 @@ class Costs:
         self.optimizers = self._optimizers()
         self.copies = Schedules(config, self.model, self.optimizers).state()  # averages of the weights
         self.matrices = [member for member in self.optimizers.members.values() if isinstance(member, MatrixOptimizer)]
-        self.exchanges = [
-            (plan_exchange(old.plan.specs, self.layout, self.group, old.comm_dtype, old.bucket_bytes), old.comm_dtype)
-            for member in self.matrices for old in (layout.exchange for layout in member._layouts)
-        ]  # fmt: skip
+        alone = [layout.exchange for member in self.matrices for layout in member._layouts]
+        self.shared = self.mode == "hsdp" and all(map(self._shares, alone))
+        self.exchanges = [(self._plan(exchange), exchange.comm_dtype) for exchange in alone]
 
     @property
     def layout(self) -> str:
@@ -90,7 +89,23 @@ class Costs:
     @property
     def group(self) -> int:
         """Ranks over which each matrix is preconditioned once."""
-        return self.ranks if self.mode == "ddp" else self.shards
+        return self.ranks if self.mode == "ddp" or self.shared else self.shards
+
+    def _shares(self, alone: Exchange) -> bool:
+        """Whether the copies of an HSDP mesh share the work on matrices, as optim/layout.py decides it."""
+        how = (self.config.optim.matrix or {}).get("share", "auto")
+        copies = self.ranks // self.shards
+        pays = copies > 1 and worth_sharing(alone.plan.specs, self.shards, copies, alone.comm_dtype.itemsize)
+        return how == "always" or (how == "auto" and pays)
+
+    def _plan(self, alone: Exchange) -> Plan:
+        specs, rest = alone.plan.specs, (alone.comm_dtype, alone.bucket_bytes)
+        if self.shared:
+            rows, ranks = plan_exchange(specs, "sharded", self.shards, *rest), range(self.ranks)
+            copies = tuple(rank // self.shards for rank in ranks)
+            regions = [tuple(rows.region(i, rank % self.shards) for rank in ranks) for i in range(len(specs))]
+            specs = [replace(spec, regions=of, copies=copies) for spec, of in zip(specs, regions, strict=True)]
+        return plan_exchange(specs, "sharded" if self.shared else self.layout, self.group, *rest)
 
     def _optimizers(self) -> Combined:
         config = asdict(self.config.optim)
@@ -138,7 +153,7 @@ class Costs:
                     if key in at_owner:
                         held[owners[param]] += value.nbytes
                     else:
-                        held = [sum_ + self.part(value, rank) for rank, sum_ in enumerate(held)]
+                        held = [sum_ + self.part(value, rank % self.shards) for rank, sum_ in enumerate(held)]
         return held
 
     @cached_property
@@ -147,12 +162,13 @@ class Costs:
         most = 0
         for plan, dtype in self.exchanges:
             buckets = plan.buckets(range(len(plan.specs)))
+            copies = self.group // self.shards if self.shared else 1  # more goes back to owners' peers than came
             wholes = [sum(plan.specs[i].numel for indices in bucket for i in indices) for bucket in buckets]
             for rank in range(self.group):
                 buffers = wholes
                 if self.layout == "sharded":
                     mine = [sum(plan.shard_numel(i, rank) for indices in b for i in indices) for b in buckets]
-                    owned = [sum(plan.specs[i].numel for i in bucket[rank]) for bucket in buckets]
+                    owned = [copies * sum(plan.specs[i].numel for i in bucket[rank]) for bucket in buckets]
                     buffers = list(map(sum, zip(mine, owned, strict=True)))
                 for at, bucket in enumerate(buckets):
                     in_flight = sum(buffers[max(0, at - 1) : at - 1 + IN_FLIGHT]) * dtype.itemsize

@@ -44,13 +44,13 @@ def reference(shapes, skip=(), **settings):
 LAYOUTS = [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4), ("hsdp", 4), ("ddp", 2), ("ddp", 3)]
 
 
-@pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
+@pytest.mark.parametrize(("layout", "world_size"), [*LAYOUTS, ("hsdp shared", 4)])
 def test_bitwise_on_awkward_shapes(tmp_path, layout, world_size):
     """Float32, no two matrices stacked: one row, one column, rows < W, rows not divisible by W, tiny buckets."""
     expected = reference(AWKWARD, skip=[3], wd=0.1)
-    results = run_workers(
-        train, world_size, tmp_path, shapes=AWKWARD, layout=layout, bucket_bytes=5000, skip=[3], weight_decay=0.1
-    )
+    layout, _, shared = layout.partition(" ")
+    settings = dict(skip=[3], weight_decay=0.1, share="always" if shared else "never")
+    results = run_workers(train, world_size, tmp_path, shapes=AWKWARD, layout=layout, bucket_bytes=5000, **settings)
     for weights in results:
         for shape, a, b in zip(AWKWARD, weights, expected, strict=True):
             assert torch.equal(a, b), f"{shape} differs by {(a - b).abs().max()}"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optim import exchange
 from optim.exchange import Exchange, ReplicatedTransfer, ShardedTransfer, Transfer
-from optim.plan import MatrixSpec, Plan, assign_owners, shard_rows
+from optim.plan import MatrixSpec, Plan, assign_owners, shard_rows, worth_sharing
 from optim.polar import polar_flops
 
 GPT2_LAYER = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
@@ -240,3 +240,11 @@ def test_a_buckets_transfer_runs_while_the_one_before_is_computed(monkeypatch):
     engine.run([0, 1, 2], lambda indices: {i: torch.ones(4, 4) for i in indices}, wholes_of, lambda updates: None)
     gathered, computed, applied = ([f"{what} {b}" for b in range(3)] for what in ("gather", "compute", "apply"))
     assert events == [*gathered[:2], computed[0], gathered[2], computed[1], applied[0], computed[2], *applied[1:]]
+
+
+def test_replicas_share_the_work_where_it_costs_more_than_the_bytes():
+    """By hand for Newton-Schulz of bfloat16 d x d matrices: 30 d^3 FLOPs on 2 d^2 bytes, 15 d a byte, against 8,000."""
+    for size, shared in [(500, False), (570, True)]:
+        specs = [MatrixSpec((size, size), 30.0 * size**3, (0, size, size))] * 8
+        assert worth_sharing(specs, 2, 2, 2) is shared
+        assert not worth_sharing(specs[:1], 2, 2, 2), "one matrix: nobody is spared anything"

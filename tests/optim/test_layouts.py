@@ -44,7 +44,8 @@ def cases(draw):
         own["split"] = draw(st.sampled_from([1, fan_out, [cut, fan_out - cut] if 0 < cut < fan_out else 1]))
         dims = st.sampled_from([None, *range(len(shape))])
         params.append((shape, own, draw(st.lists(dims, min_size=len(mesh), max_size=len(mesh)))))
-    return {"mesh": mesh, "params": params, "bucket_bytes": draw(st.integers(1, 3000))}
+    share = draw(st.sampled_from(["always", "never"]))
+    return {"mesh": mesh, "params": params, "bucket_bytes": draw(st.integers(1, 3000)), "share": share}
 
 
 def train(rule, case, place=lambda full, dims: full):
@@ -54,7 +55,7 @@ def train(rule, case, place=lambda full, dims: full):
         for i, (shape, _, dims) in enumerate(case["params"])
     ]
     groups = [{"params": [w], **own} for w, (_, own, _) in zip(weights, case["params"], strict=True)]
-    optimizer = cls(groups, **hyper, bucket_bytes=case["bucket_bytes"])
+    optimizer = cls(groups, **hyper, bucket_bytes=case["bucket_bytes"], share=case.get("share", "auto"))
     for step in range(STEPS):
         for i, (weight, (shape, _, dims)) in enumerate(zip(weights, case["params"], strict=True)):
             weight.grad = place(seeded(shape, 1 + step, i, dtype=torch.float64), dims)
@@ -108,7 +109,7 @@ def test_fsdp_over_tensor_parallelism(rule):
     run_threads(4, on_rank)
 
 
-def sent_and_owned(monkeypatch, shape, mesh, dims):
+def sent_and_owned(monkeypatch, shape, mesh, dims, share="auto"):
     """By rank: elements sent to others and matrices preconditioned in one step."""
     counts = {}
     all_to_all = dist.all_to_all_single
@@ -129,7 +130,7 @@ def sent_and_owned(monkeypatch, shape, mesh, dims):
         place = on_mesh(init_device_mesh("cpu", mesh))
         weight = nn.Parameter(place(seeded(shape, 0), dims))
         weight.grad = place(seeded(shape, 1), dims)
-        optimizer = Counted([weight])
+        optimizer = Counted([weight], share=share)
         optimizer.step()
         plan = optimizer._layouts[0].exchange.plan
         rank = optimizer._layouts[0].exchange.rank
@@ -162,6 +163,22 @@ def test_bytes_over_regions_are_those_of_the_formula(monkeypatch, dims):
     assert sum(elements for elements, _ in sent) == 4 // holders * 2 * 32 * (holders - 1) / holders
 
 
+@pytest.mark.parametrize(
+    ("mesh", "dims", "expected"),
+    [
+        # Halves of 32 elements: the owner gets the other half of its copy, and sends everyone theirs.
+        ((2, 2), [None, 0], [(48, 1), (16, 0), (0, 0), (0, 0)]),
+        ((2, 3), [1, None], [(80, 1), (0, 0), (0, 0), (16, 0), (0, 0), (0, 0)]),
+        ((3,), [None], [(64, 1), (0, 0), (0, 0)]),
+    ],
+)
+def test_replicas_that_share_the_work(monkeypatch, mesh, dims, expected):
+    """Each matrix once in all, instead of once a replica; its owner needs only its own copy."""
+    assert sent_and_owned(monkeypatch, (8, 4), mesh, dims, "always") == expected
+    alone = [owned for _, owned in sent_and_owned(monkeypatch, (8, 4), mesh, dims, "never")]
+    assert sum(alone) == math.prod(size for size, dim in zip(mesh, dims, strict=True) if dim is None)
+
+
 STATES = {
     "params": [((5, 3, 4), {}, [0, None]), ((4, 6, 2), {"split": 2}, [0, 1]), ((5, 3, 4), {}, [None, 0])]
     + [((2, 3, 4), {}, [0, 2]), ((1, 4, 3), {}, [0, 1]), ((6, 4), {"split": [3, 2, 1]}, [0, 1]), ((5, 3), {}, [1, 0])],
@@ -169,12 +186,13 @@ STATES = {
 }
 
 
-def half_way(cls, place, states=None):
+def half_way(cls, place, states=None, share="auto"):
     """State after two steps, and the weights after a third; or the latter alone, from that state."""
     weights = [
         nn.Parameter(place(seeded(shape, 0, i).double(), dims)) for i, (shape, _, dims) in enumerate(STATES["params"])
     ]
-    optimizer = cls([{"params": [w], **own} for w, (_, own, _) in zip(weights, STATES["params"], strict=True)])
+    groups = [{"params": [w], **own} for w, (_, own, _) in zip(weights, STATES["params"], strict=True)]
+    optimizer = cls(groups, share=share)
     if states is not None:
         optimizer.load_state_dict(states)
     kept = None
@@ -190,16 +208,16 @@ def half_way(cls, place, states=None):
     return kept, [weight.detach() for weight in weights]
 
 
-@pytest.mark.parametrize("cls", [optim.NorMuon, optim.Shampoo])
-def test_state_dicts_of_any_layout_are_those_of_one_process(cls):
+@pytest.mark.parametrize(("cls", "share"), [(optim.NorMuon, "never"), (optim.Shampoo, "always")])
+def test_state_dicts_of_any_layout_are_those_of_one_process(cls, share):
     def on_rank(rank):
         place = on_mesh(init_device_mesh("cpu", (2, 2)))
-        state, weights = half_way(cls, place)
+        state, weights = half_way(cls, place, share=share)
         for i, want in expected["state"].items():
             assert state["state"][i].keys() == want.keys()
             for key, value in want.items():
                 torch.testing.assert_close(state["state"][i][key].full_tensor(), value, rtol=1e-10, atol=1e-10)
-        _, resumed = half_way(cls, place, state)
+        _, resumed = half_way(cls, place, state, share)
         for got, again, whole, (*_, dims) in zip(weights, resumed, expected_weights, STATES["params"], strict=True):
             assert torch.equal(got.to_local(), again.to_local())
             torch.testing.assert_close(got.to_local(), place(whole, dims).to_local(), rtol=1e-10, atol=1e-10)

@@ -52,6 +52,7 @@ def cases(draw):
         ),
         "bucket_bytes": draw(st.integers(1, 3000)),
         "comm_dtype": draw(st.sampled_from([None, torch.bfloat16])),
+        "share": draw(st.sampled_from(["always", "never"])),
     }
 
 
@@ -59,7 +60,8 @@ def train(rule, case, place=lambda full: full, **engine):
     cls, hyper = RULES[rule]
     kinds = list(enumerate(zip(case["shapes"], case["dtypes"], strict=True)))
     weights = [nn.Parameter(place(seeded(s, 0, i, dtype=torch.float64).to(dtype))) for i, (s, dtype) in kinds]
-    optimizer = cls(weights, **hyper, bucket_bytes=case["bucket_bytes"], comm_dtype=case["comm_dtype"], **engine)
+    settings = {key: case[key] for key in ("bucket_bytes", "comm_dtype", "share")}
+    optimizer = cls(weights, **hyper, **settings, **engine)
     for step in range(STEPS):
         for (i, (s, dtype)), weight in zip(kinds, weights, strict=True):
             full = place(seeded(s, 1 + step, i, dtype=torch.float64).to(dtype))

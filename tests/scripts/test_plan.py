@@ -102,16 +102,18 @@ def planned(counter: Counter) -> dict[str, int]:
 
 @pytest.mark.parametrize("ranks, parallel, optim", [
     (2, "fsdp", "muon"), (4, "fsdp", "soap"), (4, "hsdp", "normuon"), (2, "ddp", "shampoo"), (3, "fsdp", "track3/muon"),
+    (4, "hsdp", "soap optim.matrix.share=always"),
 ])  # fmt: skip
 def test_every_rank_holds_and_sends_what_was_planned(ranks, parallel, optim):
-    costs = Costs([*TINY, f"parallel={parallel}", f"optim={optim}", "model.n_layer=2", "train.micro_batch=2",
+    costs = Costs([*TINY, f"parallel={parallel}", *f"optim={optim}".split(), "model.n_layer=2", "train.micro_batch=2",
                    "train.dtype=float32"], "cpu", ranks)  # fmt: skip
     memory, (sent, exchange), (in_rings, model) = costs.memory(2), costs.exchange_traffic(), costs.model_traffic()
     elements = sum(spec.numel for found, _ in costs.exchanges for spec in found.specs)
-    if costs.sharded and ranks % 2 == 0:  # shards are even then: 2 b S (W-1)/W^2
+    assert costs.shared == ("always" in optim)
+    if costs.sharded and ranks % 2 == 0 and not costs.shared:  # shards are even then: 2 b S (W-1)/W^2
         shards = costs.shards
         assert sum(sent) / shards == pytest.approx(2 * 4 * elements * (shards - 1) / shards**2, rel=1e-12)
-    for rank in range(costs.group):
+    for rank in range(costs.shards if costs.shared else costs.group):  # DTensor's caches keep the first copy's groups
         found = real(costs, rank)
         assert found.state == costs.state_bytes[rank]
         assert (found.steps.broadcast if parallel == "ddp" else found.steps.sent) == sent[rank]
@@ -171,6 +173,7 @@ def test_rules_work_is_shared_and_repeated_by_copies():
     alone, fsdp, hsdp = flops(1), flops(4, "parallel=fsdp"), flops(4, "parallel=hsdp")
     assert alone[0] == fsdp[0] == hsdp[0] and alone[1] == alone[2] == fsdp[1] == hsdp[1] / 2
     assert alone[2] / 4 <= fsdp[2] <= alone[2] / 3 and hsdp[2] == pytest.approx(alone[2] / 2, rel=0.1)
+    assert flops(4, "parallel=hsdp", "optim.matrix.share=always") == fsdp
 
 
 def test_what_fits_and_what_is_projected(capsys):
