@@ -44,9 +44,6 @@ class AdEMAMix(Elementwise):
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])
-        for key in ("alpha", "warmup"):
-            if group[key] < 0:
-                raise ValueError(f"{key}={group[key]}: give a number >= 0")
 
     def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         momenta, slow, squares = buffers

@@ -22,7 +22,10 @@ Tensors = list[Tensor]
 _OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
-NEVER_NEGATIVE = ("lr", "weight_decay", "eps", "graft_eps", "radius", "floor")
+NEVER_NEGATIVE = (
+    *("lr", "weight_decay", "eps", "graft_eps", "radius", "alpha", "warmup"),
+    *("floor", "brake", "cautious_decay"),
+)
 
 
 class Optimizer(torch.optim.Optimizer):

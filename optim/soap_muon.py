@@ -70,6 +70,9 @@ class SOAPMuon(MatrixOptimizer):
         check_fraction(momentum=group["momentum"], beta2=group["beta2"])
         check_choice(BLENDS, blend=group["blend"])
         check_choice(SCALES, scale=group["scale"])
+        if not 0 <= group["gate_floor"] <= group["gate_cap"] <= 1:
+            between = f"gate_floor={group['gate_floor']}, gate_cap={group['gate_cap']}"
+            raise ValueError(f"{between}: give 0 <= gate_floor <= gate_cap <= 1")
 
     def owner_state(self, group: Group, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         state: dict[str, tuple[int, ...]] = {"momentum": shape, "second_moment": shape}

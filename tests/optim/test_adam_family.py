@@ -218,6 +218,7 @@ def test_wrong_settings_are_named():
         (AdEMAMix, dict(betas=(0.9, 0.9, 1.0)), ("betas=(0.9, 0.9, 1.0)", "[0, 1)")),
         (AdEMAMix, dict(betas=(0.9, 0.9)), ("betas=(0.9, 0.9)", "3 numbers")),
         (AdEMAMix, dict(warmup=-1), ("warmup=-1", ">= 0")),
+        (AdEMAMix, dict(alpha=float("nan")), ("alpha=nan", ">= 0")),
         (ADOPT, dict(betas=(0.9, 1.0)), ("betas=(0.9, 1.0)", "[0, 1)")),
         (MARS, dict(gamma=-0.1), ("gamma=-0.1", ">= 0")),
         (ScheduleFreeAdamW, dict(betas=(0.0, 0.9)), ("betas=(0.0, 0.9)", "above 0")),

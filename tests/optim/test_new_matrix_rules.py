@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from optim import KLSOAP, AdamH, AdaMuon, Dion2, NorDion2, NorMuon, PSGDKron
+from optim import KLSOAP, AdamH, AdaMuon, Dion2, NorDion2, NorMuon, PSGDKron, SOAPMuon
 from optim.kron import factors_due
 from tests.errors import raises_naming
 from tests.optim.reference import SCALES, relative, seeded, svd_polar
@@ -208,6 +208,9 @@ def test_wrong_settings_are_named():
         (NorDion2, dict(beta2=-0.1), ("beta2=-0.1", "[0, 1)")),
         (PSGDKron, dict(precondition_lr=2.0), ("precondition_lr=2.0", "between 0 and 1")),
         (AdamH, dict(betas=(0.9, 1.0)), ("betas=(0.9, 1.0)", "[0, 1)")),
+        (SOAPMuon, dict(brake=-1.0), ("brake=-1.0", "brake >= 0")),
+        (SOAPMuon, dict(cautious_decay=float("nan")), ("cautious_decay=nan", ">= 0")),
+        (SOAPMuon, dict(gate_floor=0.9), ("gate_floor=0.9", "gate_cap=0.85")),
     ]:
         with raises_naming(ValueError, *words):
             cls(weight, **settings)
