@@ -280,6 +280,6 @@ def _lookup(method: str, steps: int | None) -> tuple[Iteration | Callable[[Tenso
         if steps is not None:
             raise ValueError(f"polar method {method!r} is exact: leave its number of steps unset, not {steps}")
         return chosen, 0
-    if steps is not None and steps < 1:
-        raise ValueError(f"polar method {method!r} needs at least 1 step, got {steps}")
+    if steps is not None and not 1 <= steps <= 1000:  # more would never end
+        raise ValueError(f"polar method {method!r} needs at least 1 step, got {steps}: give 1 to 1000")
     return chosen, chosen.steps if steps is None else steps

@@ -11,6 +11,7 @@ Every parameter has exactly one role:
 import difflib
 import fnmatch
 import importlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -104,6 +105,8 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
             kwargs[key] = typed(value, accepted[key])
         except ValueError as error:
             raise ValueError(f"{where}.{key}={value}: {error}") from None
+        if isinstance(kwargs[key], float) and not math.isfinite(kwargs[key]):  # torch's eps may be infinite: no step
+            raise ValueError(f"{where}.{key}={value}: give a finite number")
     return optimizer, kwargs
 
 

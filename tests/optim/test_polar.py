@@ -318,6 +318,7 @@ def test_impossible_requests_are_one_clear_line():
     for call, words in [
         (lambda: polar(x, "qr"), "polar method 'qr' is unknown: choose one of polar_express, "),
         (lambda: polar(x, "cubic", 0), "'cubic' needs at least 1 step, got 0"),
+        (lambda: polar(x, "cubic", 10**30), "'cubic' needs at least 1 step.*give 1 to 1000"),
         (lambda: polar(x, "svd", 5), "'svd' is exact: leave its number of steps unset, not 5"),
         (lambda: polar_flops((3, 4), "qr"), "'qr' is unknown"),
         (lambda: polar(x[0]), r"polar needs a matrix or a stack of matrices, got shape \(4,\)"),

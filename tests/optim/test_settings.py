@@ -57,7 +57,7 @@ def test_a_value_is_read_as_the_class_says(role, key, given, meant):
         ("matrix", {"cautious": "maybe"}, ("optim.matrix.cautious=maybe", "true or false")),
         ("matrix", {"dtype": "int8"}, ("optim.matrix.dtype=int8", "bfloat16")),
         ("matrix", {"weight_decay": -1}, ("optim.matrix", "weight_decay=-1", ">= 0")),
-        ("matrix", {"lr": float("nan")}, ("optim.matrix", "lr=nan", ">= 0")),
+        ("matrix", {"lr": float("nan")}, ("optim.matrix.lr=nan", "a finite number")),
         ("embedding", {"foreach": True}, ("optim.embedding", "fused", "foreach")),
         ("embedding", {"fused": "none"}, ("optim.embedding.fused=none", "true or false", "null")),
         ("embedding", {"betas": 0.9}, ("optim.embedding.betas=0.9", "2 numbers")),

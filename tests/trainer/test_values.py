@@ -22,6 +22,7 @@ LATE = {
     "lookahead.size=nan": ["lookahead.size=nan", "give 0"],
     "lookahead.start=2.5": ["lookahead.start=2.5", "whole number"],
     "average.stop=inf": ["average.stop=inf", "whole number"],
+    "optim.head.eps=inf": ["optim.head.eps=inf", "finite"],
     "train.clip=inf": ["train.clip=inf", "above 0"],
     "eval.target=nan": ["eval.target=nan", "above 0"],
     "train.timeout_minutes=1e300": ["train.timeout_minutes=1e+300", "below 525600"],
