@@ -26,10 +26,6 @@ NEVER_NEGATIVE = (
     *("lr", "weight_decay", "eps", "graft_eps", "radius", "alpha", "warmup"),
     *("floor", "brake", "cautious_decay"),
 )
-NEVER_NEGATIVE = (
-    *("lr", "weight_decay", "eps", "graft_eps", "radius", "alpha", "warmup"),
-    *("floor", "brake", "cautious_decay"),
-)
 
 
 class Optimizer(torch.optim.Optimizer):

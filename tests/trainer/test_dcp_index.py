@@ -85,6 +85,15 @@ def test_an_index_that_is_none_is_one_line(copy, change):
         read_weights(folder)
 
 
+@pytest.mark.parametrize("config", [{"average.blend": 0.5}, {"average.blend": "x"}])
+def test_a_state_that_lacks_what_its_average_needs_is_one_line(copy, config):
+    folder = storage.folder_of(copy, 6)
+    state = json.loads((folder / storage.STATE).read_text()) | {"config": config}
+    rewritten(folder, storage.STATE, json.dumps(state).encode())
+    with raises_naming(CheckpointError, folder, storage.STATE, "average"):
+        read_weights(folder)
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{", b"[" * 100_000, b"\0", b"\xff\xfe", b"3"])
 def test_an_index_that_is_not_json_is_one_line(copy, content):
     folder = storage.folder_of(copy, 6)

@@ -126,6 +126,9 @@ def to_hydra(override: str) -> str:
         if key != "experiment":
             raise UserError(f"{override}: choose one of {', '.join(choices(key))}")
         values = ["[]" if choice == "null" else choice for choice in values]
+    listed = set(re.findall(r"[^\s,\[\]]+", value)) if value[:1] in ("[", "{") else set()
+    if (CONFIGS / key).is_dir() and listed - {*choices(key)}:  # Hydra fails on what are no names
+        raise UserError(f"{override}: choose one of {', '.join(choices(key))}")
     if (CONFIGS / key).is_dir():  # Hydra fails on a choice that reads as a number or a truth value
         no_name = re.compile(r"[+-]?(\d[\d_.eE+-]*|inf|nan)|true|false", re.I)
         values = [f"'{value}'" if no_name.fullmatch(value) else value for value in values]

@@ -112,7 +112,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises CheckpointError: it is damaged.
     """
     storage.verify(folder)
-    blend = _blend(storage.read_state(folder))
+    blend = _blend(storage.read_state(folder), folder)
     metadata = read_index(folder)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -127,11 +127,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _blend(state: dict[str, Any]) -> float:
-    """The share that the average has in the evaluation of this step."""
+def _blend(state: dict[str, Any], folder: Path) -> float:
+    """The share that the average has in the evaluation of this step.  Raises CheckpointError: the state is damaged."""
     config = state["config"]
-    start = in_steps(config.get("average.start", 0.0), config.get("schedule.horizon") or config["train.steps"])
-    return config.get("average.blend", 0.0) if state["step"] >= max(1, start) else 0.0
+    try:
+        if not (blend := float(config.get("average.blend", 0.0))):
+            return 0.0
+        end = config.get("schedule.horizon") or config["train.steps"]
+        return blend if state["step"] >= max(1, in_steps(float(config.get("average.start", 0.0)), int(end))) else 0.0
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {storage.STATE} lacks what its average needs ({error})") from None
 
 
 def load_tensors(
