@@ -18,7 +18,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import symmetric
 from .minimax import Quintic, polar_express_coefficients
 
 CACHE_BYTES = 2**21
@@ -153,8 +152,6 @@ def _polynomial(r: Tensor, a: float, b: float, c: float, out: Tensor) -> None:
 
 def _symmetric_product(a: Tensor, b: Tensor, out: Tensor, beta: float = 0.0, alpha: float = 1.0) -> None:
     """out = beta·out + alpha·ab [b, m, m], known to be symmetric: a CPU copies the blocks above the diagonal."""
-    if a.is_cuda and a.dtype in symmetric.DTYPES and symmetric.is_enabled():
-        return symmetric.symmetric_product(a, b, out, beta, alpha)
     rows = a.shape[-2]
     blocks = max(1, min(rows // BLOCK_ROWS, MAX_BLOCKS)) if a.device.type == "cpu" else 1
     for top, bottom in pairwise(rows * i // blocks for i in range(blocks + 1)):

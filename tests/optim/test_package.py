@@ -9,7 +9,7 @@ from pathlib import Path
 import optim
 
 FOLDER = Path(optim.__file__).parent
-ALLOWED = set(sys.stdlib_module_names) | {"torch", "triton"}
+ALLOWED = set(sys.stdlib_module_names) | {"torch"}
 USE = """
 import sys, torch, nanomuon
 from nanomuon.routing import build_from_config
