@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,10 +19,23 @@ from tests.optim.reference import seeded
 from tests.optim.test_measure import Floored
 from tests.optim.threads import run_threads
 
+
+class BySquares(optim.Muon):
+    """A step as long as ||W||^2, which sums over more than one copy would change."""
+
+    def measure(self, group, params, updates, states):
+        return [w.square().sum()[None] for w in params]
+
+    def apply(self, group, params, updates, scales, states, sums):
+        for w, u, (w2,) in zip(params, updates, sums, strict=True):
+            w.sub_(u * w2, alpha=group["lr"])
+
+
 RULES = {
     "muon": (optim.Muon, dict(weight_decay=0.1, cautious=True)),
     "hyperball": (optim.Muon, dict(constraint="hyperball")),
     "rows": (Floored, {}),
+    "squares": (BySquares, {}),
     "normuon": (optim.NorMuon, dict(scale="rms_to_rms")),
     "shampoo": (optim.Shampoo, dict(update_freq=2, eps=0.1)),
     "soap": (optim.SOAP, dict(update_freq=2, max_dim=0)),
@@ -73,6 +86,7 @@ def on_mesh(mesh):
 
 @pytest.mark.parametrize("rule", RULES)
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
+@example(case={"mesh": [2, 2], "params": [((4, 6), {}, [None, 0])], "bucket_bytes": 1000, "share": "always"})
 @given(case=cases())
 def test_any_placement_gives_the_weights_of_one_process(rule, case):
     expected = train(rule, case)
