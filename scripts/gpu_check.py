@@ -260,6 +260,7 @@ class Check:
         run.backward()
         local(next(run.model.parameters()).grad).fill_(torch.nan)
         run.step(torch.full((), torch.nan, dtype=torch.float64, device=self.device))
+        run.optimizers.zero_grad()
         kept = same(before, run.snapshot())
         run.update()
         return require(kept and not same(before, run.snapshot()), unchanged=kept)
