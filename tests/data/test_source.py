@@ -144,7 +144,7 @@ def test_a_source_may_hold_out_documents_of_its_own(stranger):
     [
         ("no.such.Source", {}, ["No module named", "MODULE.CLASS", "PYTHONPATH"]),
         ("stranger.Missing", {}, ["Missing", "MODULE.CLASS"]),
-        ("stranger.number", {}, ["3 is not a callable", "constructor"]),
+        ("stranger.number", {}, ["not a class", "constructor"]),
         ("stranger.Counting", {"cuont": 3}, ["cuont", "data.source.SETTING"]),
         ("stranger.Nameless", {}, ["name is missing", "data/documents.py"]),
         ("stranger.Numbered", {}, ["name is 7", "data/documents.py"]),

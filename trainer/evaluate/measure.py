@@ -22,10 +22,8 @@ def evaluate(
     ``sample``, text after ``eval.sample``, and scores such as ``hellaswag/acc`` of ``eval.tasks``."""
     loss = validation_loss(model, parallel, batches)
     mine = torch.tensor([parallel.peak_memory_bytes()], dtype=torch.int64, device=parallel.device)
-    measured: dict[str, Any] = {
-        "val/loss": loss,
-        "perf/peak_memory_bytes": int(parallel.accelerator.gather(mine).max()),
-    }
+    memory = int(parallel.accelerator.gather(mine).max())
+    measured: dict[str, Any] = {"val/loss": loss, "perf/peak_memory_bytes": memory}
     if config.eval.sample is not None:
         measured["sample"] = sample(config, config.eval.sample, model, parallel, split)
     if config.eval.tasks:
