@@ -125,8 +125,10 @@ class Study:
         """Let the trials wait again whose process has died."""
         for trial in self.trials:
             if trial.state == TrialState.RUNNING and (lock := hold(self.folder, f"{self.name}-{trial.number}")):
-                lock.close()
-                self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)  # no public name
+                with lock:
+                    now = self.storage.get_trial(trial._trial_id)  # no public name; it may have ended by itself since
+                    if now.state == TrialState.RUNNING:
+                        self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 class Job:

@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from common import UserError
 from scripts.tuning import report, space
+from scripts.tuning import study as study_module
 from scripts.tuning.objective import TunedTrainer, overrides_of
 from scripts.tuning.study import Plan, Study, used, work
 from tests.errors import check_names, raises_naming
@@ -122,6 +123,20 @@ def test_a_trial_whose_process_lives_is_left_to_it(tmp_path):
     assert again.trial.number == 0 and again.params == mine.params and again.losses == {10: 3.0}
     third, fourth = study.take(), study.take()
     assert (third.allowance, fourth.allowance, study.take()) == (90, 80, None), "270 less 10 and 90 that are taken"
+
+
+def test_a_trial_that_ends_while_another_process_looks_is_not_taken_again(tmp_path, monkeypatch):
+    (study, _), (other, _) = tune_worker.studies(tmp_path), tune_worker.studies(tmp_path)
+    mine, hold = study.take(), study_module.hold
+    mine.report(10, 3.0)
+
+    def hold_late(folder, name):
+        if not mine.lock.closed:
+            mine.finish()
+        return hold(folder, name)
+
+    monkeypatch.setattr(study_module, "hold", hold_late)
+    assert other.take().trial.number == 1 and study.trials[0].state.name == "PRUNED"
 
 
 def test_what_was_tuned_unequally_is_not_compared(tmp_path):
