@@ -9,7 +9,6 @@ run's record, on the line of their step.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,9 +75,7 @@ def record(run: Path, step: int, scores: dict[str, float]) -> bool:
             except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict) and line.get("step") == step:
-                line |= scores
-                clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-                lines[number] = encode(clean).encode()
+                lines[number] = encode(line | scores).encode()
                 with atomic_write(path) as file:
                     file.write(b"".join(lines))
                 return True

@@ -10,19 +10,15 @@ takes longer than its share, is reported and the next one runs. Both files are w
 
 import argparse
 import copy
-import gc
 import io
 import os
 import platform
-import signal
 import statistics
 import sys
 import time
-import traceback
-from collections import ChainMap
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,13 +32,13 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import write_json, write_text  # noqa: E402
-from optim import Muon, layout, routing  # noqa: E402
+from optim import Muon, layout  # noqa: E402
 from optim.matrix import local  # noqa: E402
 from optim.polar import POLAR_METHODS, Iteration, polar, polar_flops  # noqa: E402
 from optim.precision import full_float32  # noqa: E402
 from optim.regions import Place  # noqa: E402
-from trainer.config import TrainConfig  # noqa: E402
-from trainer.guard import NonFiniteGuard  # noqa: E402
+from scripts.gpu.report import Figures, estimate, require, section, table  # noqa: E402
+from scripts.gpu.run import Run, same  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
 from trainer.mesh import ParallelConfig, build_mesh  # noqa: E402
 from trainer.metrics.environment import peak_flops  # noqa: E402
@@ -50,7 +46,6 @@ from trainer.parallel import Parallel, unwrap  # noqa: E402
 
 SECONDS = 120  # of one section at most
 BATCH_TOKENS = 524288
-Figures = dict[str, Any]
 
 
 @dataclass
@@ -94,7 +89,7 @@ class Check:
         mesh = build_mesh(config, mode, self.device.type, self.ranks)
         return Parallel(config, mode, self.processes, mesh, dtype, 0)  # type: ignore[arg-type]
 
-    def run(self, model: str, dtype: torch.dtype | None = None, compiled: bool | None = None, **settings: Any) -> "Run":
+    def run(self, model: str, dtype: torch.dtype | None = None, compiled: bool | None = None, **settings: Any) -> Run:
         mode = "single" if self.ranks == 1 else "fsdp"
         compiled = self.on_gpu if compiled is None else compiled
         small = [] if self.on_gpu else ["model.n_layer=2", "model.n_embd=64", "model.n_head=2"]
@@ -103,7 +98,7 @@ class Check:
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")  # as the trainer does
         changes += ["optim.matrix.dtype=float32"] if dtype == torch.float32 else []
         config = load_config([f"model={model}", "optim=muon", "logger=jsonl", *small, *changes])
-        return Run(self, self.parallel(mode, dtype, compiled), config)
+        return Run(self.parallel(mode, dtype, compiled), config)
 
     def milliseconds(self, work: Callable[[], Any], repeats: int = 10) -> float:
         """Median, after one call that is not counted."""
@@ -290,127 +285,6 @@ class Check:
             losses.append([run.update().item() for _ in range(10)])
         difference = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
         return require(difference < 1e-3 and losses[1][-1] < losses[1][0], relative_difference=difference)
-
-
-class Run:
-    """A model, its optimizers and a batch of random tokens."""
-
-    def __init__(self, check: Check, parallel: Parallel, config: Any):
-        self.check, self.parallel = check, parallel
-        self.sequences, self.length = (32, 1024) if check.on_gpu else (2, 32)
-        vocabulary = 50257 if check.on_gpu else 250
-        torch.manual_seed(check.rank)
-        self.model = parallel.wrap(config.model, vocabulary, self.length)
-        self.optimizers = routing.build_from_config(unwrap(self.model), asdict(config.optim), parallel.replicas)
-        self.guard = NonFiniteGuard(TrainConfig(non_finite="skip"), check.device)  # type: ignore[arg-type]
-        self.guard.on_host, self.count = False, 0
-        self.tokens = torch.randint(vocabulary, (64, self.length + 1)).to(check.device)
-
-    @property
-    def tokens_of_a_pass(self) -> int:
-        return self.sequences * self.length
-
-    def fit(self) -> None:
-        """Halve the sequences of a pass until they fit."""
-        while True:
-            try:
-                return self.backward()
-            except torch.OutOfMemoryError:
-                if self.sequences == 1:
-                    raise
-                self.sequences //= 2
-                self.optimizers.zero_grad()
-                torch.cuda.empty_cache()
-
-    def backward(self, passes: int = 1) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.check.device)
-        batch = self.tokens[: self.sequences]
-        for i in range(passes):
-            with self.parallel.accumulate(self.model, last=i + 1 == passes):
-                loss = self.model(batch[:, :-1], batch[:, 1:])
-                (loss / (passes * self.tokens_of_a_pass)).backward()
-            self.loss += loss.detach().double() / (passes * self.tokens_of_a_pass)
-
-    @torch.no_grad()
-    def step(self, loss: torch.Tensor | None = None) -> None:
-        self.count += 1
-        norm = self.parallel.clip(self.model, 1.0).double()
-        self.guard.step(self.optimizers, self.count, self.loss if loss is None else loss, norm)
-
-    def update(self, passes: int = 1) -> torch.Tensor:
-        self.backward(passes)
-        self.step()
-        self.optimizers.zero_grad()
-        return self.loss
-
-    def state(self) -> dict[str, torch.Tensor]:
-        live = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
-        states = ChainMap(*(member.state for member in self.optimizers.members.values()))
-        for name, parameter in unwrap(self.model).named_parameters():
-            live |= {f"optim.{name}.{key}": value for key, value in states.get(parameter, {}).items()}
-        return {name: local(value) for name, value in live.items() if isinstance(value, torch.Tensor)}
-
-    def snapshot(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.state().items()}
-
-    @torch.no_grad()
-    def load(self, saved: dict[str, torch.Tensor]) -> None:
-        for name, value in self.state().items():
-            value.copy_(saved[name])
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if not name.endswith(".step"))
-
-
-def require(holds: bool, **found: Any) -> Figures:
-    return found if holds else found | {"failed": "not as it must be"}
-
-
-def estimate(results: dict[str, Figures]) -> Figures:
-    """Of an update on 8 such devices: passes divide, matrices divide, and what travels goes at 300 GB/s."""
-    one = results.get("GPT-2 124M", {})
-    if "tokens_per_s" not in one or results["machine"]["ranks"] != 1:
-        return dict(left_out="needs the step of one device")
-    passes = one["ms"] - one["optimizer_ms"]
-    travels = 1e3 * (3 * 2 * 124e6 + 2 * 2 * 85e6 / 8) / 300e9  # bf16 gathers, reductions, exchange
-    return dict(ms=passes / 8 + one["optimizer_ms"] / 8 + travels, projected=True)
-
-
-@contextmanager
-def at_most(seconds: float):
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"more than {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def section(act: Callable[[], Figures], seconds: float) -> Figures:
-    start = time.perf_counter()
-    try:
-        with at_most(seconds):
-            found = act()
-    except Exception as error:  # whatever it is, the next section runs
-        traceback.print_exc()
-        found = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
-    gc.collect()  # models and what was compiled for them
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return found | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def table(results: dict[str, Figures]) -> str:
-    lines = ["| section | figure | value |", "|---|---|---|"]
-    for name, found in results.items():
-        for key, value in found.items():
-            lines.append(f"| {name} | {key} | {f'{value:.4g}' if isinstance(value, float) else value} |")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

@@ -109,6 +109,17 @@ def test_tasks_are_scored_at_every_evaluation(run, tmp_path, monkeypatch):
     assert found == {0: 0.5, 3: 0.5, 6: 0.5} | {step: None for step in (1, 2, 4, 5)}
 
 
+def test_a_task_that_cannot_be_scored_is_named_by_its_key(run, monkeypatch):
+    from trainer.evaluate import harness
+
+    def absent(names):
+        raise UserError(f"task {names[0]}: there is none")
+
+    monkeypatch.setattr(harness, "load_tasks", absent)
+    with raises_naming(UserError, "eval.tasks=", "task hellaswagg"):
+        run("run", "eval.tasks=[hellaswagg]")
+
+
 def test_scores_go_onto_the_line_of_their_step(run, tmp_path):
     run("run")
     before = read_record(tmp_path / "run")

@@ -44,11 +44,16 @@ def sample(config: Config, prompt: str, model: nn.Module, parallel: Parallel, sp
 
 
 def scores(config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit) -> dict[str, float]:
+    """Of ``eval.tasks``. Raises UserError: the harness is absent, there is no such task, or its set cannot be had."""
+    tasks = config.eval.tasks
     try:
         from trainer.evaluate.harness import score
     except ImportError as error:
-        raise UserError(f"eval.tasks={config.eval.tasks}, but {error.name} is not installed: pip install '.[eval]', or "
-                        "leave it out") from None  # fmt: skip
+        mend = "pip install '.[eval]', or leave it out"
+        raise UserError(f"eval.tasks={tasks}, but {error.name} is not installed: {mend}") from None
     with parallel.evaluation(model), torch.compiler.set_stance("force_eager"):
-        tokenizer, examples = load_tokenizer(split.tokenizer), config.eval.task_examples
-        return score(unwrap(model), tokenizer, config.eval.tasks, examples, parallel=parallel)[0]
+        tokenizer = load_tokenizer(split.tokenizer)
+        try:
+            return score(unwrap(model), tokenizer, tasks, config.eval.task_examples, parallel=parallel)[0]
+        except UserError as error:
+            raise UserError(f"eval.tasks={tasks}: {error}") from None

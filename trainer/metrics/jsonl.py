@@ -49,7 +49,12 @@ def _is_of_a_step(line: Line) -> bool:
 
 
 def encode(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, allow_nan=False) + "\n"
+    return json.dumps(finite(line), allow_nan=False) + "\n"
+
+
+def finite(line: Mapping[str, Any]) -> Line:
+    """With null for what JSON has no number for: NaN and infinity."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
 
 
 class JsonLines:
@@ -72,9 +77,8 @@ class JsonLines:
         Raises OSError: the disk is full or gone. The file then still ends with a whole line, and the refused ones are
         tried again by the next call.
         """
-        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-        self.lines.append(clean)
-        self._write(self.unwritten + encode(clean).encode())
+        self.lines.append(finite(line))
+        self._write(self.unwritten + encode(line).encode())
 
     def retry(self) -> None:
         """Write the lines that were refused, if there are any; raises as ``append`` does."""
