@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 TRAIN, VAL = "#56B4E9", "#D55E00"  # Okabe and Ito's palette: told apart by colour-blind readers
 
 
 def loss_vs_time(lines: Iterable[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw ``train/loss`` and ``val/loss`` [nats per token] of a record's lines against ``train_time_s``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for no process but the one that draws needs it
+    from matplotlib.figure import Figure
+
     lines = list(lines)
 
     def curve(key: str) -> tuple[list[float], list[float]]:
