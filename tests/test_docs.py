@@ -14,6 +14,7 @@ from trainer.launch import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "lecture").glob("*.md"))
 FOLDERS = "trainer|optim|data|configs|scripts|tests|docs|examples"
 # Files that a page tells the reader to write; CONTRIBUTING.md's are named in the first line of their blocks.
 TO_WRITE = {"optim/normalised.py", "configs/optim/mine.yaml", "configs/data/squares.yaml", "data/squares.yaml"}

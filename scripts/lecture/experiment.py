@@ -1,11 +1,8 @@
-"""What an experiment is: a module that states a claim, measures it, checks it and draws it.
+"""What an experiment is: a module that measures a claim of the lecture, checks it and draws it.
 
-A module has
-    TITLE       one line
-    CLAIM       Markdown with the formula
-    CAPTION     what the figure shows
+The claim, its derivation and what the figure shows are in the topic's page, docs/lecture/TOPIC.md. A module has
+    TITLE       one line, above the figure
     METHODS     names of `optim=` (or torch.optim.…) that it runs or is about
-    CORRECTION  where the slide is wrong or says too much; may be empty
     SIZE        width and height of the figure in inches
     measure(short) -> whatever check and draw need; short is the form that the tests run
     check(measured) -> list[Check]
@@ -64,7 +61,7 @@ def _plain(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
 
 
-TOPIC_OF = {name: topic for topic, (_, _, names) in TOPICS.items() for name in names}
+TOPIC_OF = {name: topic for topic, names in TOPICS.items() for name in names}
 
 
 def load(name: str) -> ModuleType:

@@ -1,11 +1,11 @@
-"""Run the lecture: every claim measured and checked, every figure and page of docs/lecture written anew.
+"""Run the lecture: every claim measured and checked, every figure and table of docs/lecture written anew.
 
     python scripts/lecture/run.py                     everything, some minutes on a CPU
     python scripts/lecture/run.py figure=norms        one topic
     python scripts/lecture/run.py figure=noise_ball   one experiment
     python scripts/lecture/run.py figure=speedrun records=runs/cpu_speedrun   with the CPU track of these runs
 
-A claim that does not hold is an error: the experiment's figure and section stay as they were.
+A claim that does not hold is an error: the experiment's figure and table stay as they were.
 """
 
 import sys
@@ -48,7 +48,7 @@ def run(name: str, docs: Path) -> list[str]:
     style.write(docs / "figures" / f"{name}.png", style.picture(experiment, measured))
     if hasattr(experiment, "animate"):
         experiment.animate(measured, docs / "figures" / f"{name}.gif")
-    pages.write_section(docs, name, checks)
+    pages.write_checks(docs, name, checks)
     return []
 
 
@@ -75,7 +75,7 @@ def main(config: DictConfig) -> None:
             verdict = "does not hold" if failed else "holds"
             progress.console.print(f"{name:<22} {verdict} ({time.perf_counter() - start:.1f} s)", highlight=False)
             progress.advance(task)
-    pages.write_index(docs)
+    pages.write_maps(docs)
     if failures:
         sys.exit("\n".join(failures))
 

@@ -1,21 +1,26 @@
 """Every claim of the lecture, measured in a short form with the seeds of the figures; and what breaks one is seen."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from optim import lmo, polar
 from scripts.lecture import descend, gpt
-from scripts.lecture.experiment import TOPIC_OF, load
+from scripts.lecture.experiment import TOPIC_OF, Check, load
 from scripts.lecture.slides import METHODS
 
 optimizer = descend.optimizer
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "lecture"
 
 
-def failures(name: str) -> list[str]:
+def checks_of(name: str) -> list[Check]:
     torch.manual_seed(0)
-    experiment = load(name)
-    checks = experiment.check(experiment.measure(short=True))
-    assert checks
+    return load(name).check(load(name).measure(short=True))
+
+
+def failures(checks: list[Check]) -> list[str]:
     return [str(check) for check in checks if not check.holds]
 
 
@@ -23,7 +28,12 @@ def failures(name: str) -> list[str]:
 def test_claim(name, monkeypatch):
     used, resolve = set(), descend.resolve_target
     monkeypatch.setattr(descend, "resolve_target", lambda settings, where: used.add(where) or resolve(settings, where))
-    assert not failures(name)
+    checks = checks_of(name)
+    assert checks and not failures(checks)
+    page = (DOCS / f"{TOPIC_OF[name]}.md").read_text(encoding="utf-8")
+    table = page.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+    shown = re.findall(r"^\| (.+?) \| [^|]+ \| [^|]+ \|$", table, re.M)[2:]
+    assert [what.replace(r"\|", "|") for what in shown] == [check.what for check in checks]
     assert used <= set(load(name).METHODS), "METHODS leads readers from a method to its experiments"
 
 
@@ -105,6 +115,6 @@ def test_a_broken_claim_is_seen(case, monkeypatch):
 def failures_of_a_broken(name: str) -> list[str]:
     """As failures(), but an exception is not a claim that was seen to fail."""
     try:
-        return failures(name)
+        return failures(checks_of(name))
     except (ValueError, TypeError) as error:
         pytest.fail(f"the experiment broke instead of its claim: {error}")

@@ -7,17 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "AdaDelta"
-CLAIM = r"""AdaGrad's sum makes its steps fade like $1/\sqrt k$. AdaDelta (Zeiler, arXiv 1212.5701) averages instead,
-and multiplies by the root mean square of its own past steps,
-$$\Delta = -\frac{\sqrt{d + \epsilon}}{\sqrt{v + \epsilon}}\,g,\qquad d \leftarrow \rho d + (1-\rho)\Delta^2,$$
-so that a step has the units of $x$: multiplying the loss by a constant changes nothing, and there is no $\alpha$."""
-CAPTION = """Left: step lengths under a constant gradient, relative to the first. Right: a quadratic of two dimensions
-(curvatures 1 and 30) times a constant c; AdaDelta with its own α = 1 for every c, SGD with one α for all."""
 METHODS = ("adagrad", "rmsprop", "adadelta", "sgd")
-CORRECTION = r""""No learning rate" is paid for by $\epsilon$, which sets the first steps (about $\sqrt\epsilon$):
-AdaDelta starts slowly, and PyTorch's implementation has an `lr` again. Nor do its steps fade by themselves: on the
-right it passes the minimum and rises again, to 10⁻³. On Rosenbrock's function with the lecture's 0.003 it hardly
-moves."""
 SIZE = (9.2, 3.8)
 
 SCALES = (0.1, 1.0, 10.0)

@@ -7,16 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "AdaGrad on sparse features"
-CLAIM = r"""$$v^{(k)} = v^{(k-1)} + (g^{(k)})^2, \qquad x^{(k)} = x^{(k-1)} -
-\alpha\,\frac{g^{(k)}}{\sqrt{v^{(k)}+\epsilon}}$$
-The step of a rare feature shrinks slowly, so that AdaGrad can be far better than SGD on sparse problems."""
-CAPTION = """Linear regression, 50 features, the j-th present with probability j^(−1.5); batch 1, 4000 samples, mean
-over independent runs. Left: error of each weight at each method's best step (all weights start at an error of 1).
-Right: the loss in the end against the step."""
 METHODS = ("sgd", "adagrad")
-CORRECTION = r""""AdaGrad needs no tuning of the step" says too much: $\alpha$ is still there, and over the range
-drawn the loss in the end changes by the factor in the table. The step that works is less delicate than SGD's, which
-diverges at the right of the range."""
 SIZE = (9.2, 3.8)
 
 RATES = {"sgd": (0.03, 0.06, 0.125, 0.25, 0.5, 1.0), "adagrad": (0.06, 0.125, 0.25, 0.5, 1.0, 2.0)}

@@ -7,14 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Adam and its bias correction"
-CLAIM = r"""$$m^{(k)} = \beta_1 m^{(k-1)} + (1-\beta_1)g^{(k)},\quad v^{(k)} = \beta_2 v^{(k-1)} +
-(1-\beta_2)(g^{(k)})^2,\quad \hat m = \frac{m}{1-\beta_1^k},\quad \hat v = \frac{v}{1-\beta_2^k},\quad x^{(k)} =
-x^{(k-1)} - \alpha\frac{\hat m}{\sqrt{\hat v}+\epsilon}$$
-Both averages start at zero. Divided by $1-\beta^k$ they are exact for a constant gradient from the first step on,
-whatever its size; RMSProp, which does not correct, begins with steps $\frac1{\sqrt{1-\gamma^k}}$ times too long."""
-CAPTION = """Step lengths under a constant gradient, β₁ = 0.9, β₂ = γ = 0.99. Dashed: α/√(1 − γᵏ)."""
 METHODS = ("adam", "rmsprop")
-CORRECTION = ""
 SIZE = (7.6, 3.6)
 
 GRADIENTS = (1e-3, 1.0, 1e3)

@@ -7,15 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "AdamW against Adam with an L2 penalty"
-CLAIM = r"""An $\ell_2$ penalty adds $\lambda x$ to the gradient, and Adam divides it by $\sqrt{\hat v}$: weights with
-large gradients hardly decay. AdamW takes the decay out of the division,
-$$x^{(k)} = x^{(k-1)} - \alpha\left(\frac{\hat m}{\sqrt{\hat v}+\epsilon} + \lambda x^{(k-1)}\right),$$
-and every weight shrinks by $(1-\alpha\lambda)$ a step."""
-CAPTION = """Weights that start at 1 under gradients of pure noise, of size 0.1 and 10; α = 0.01, λ = 0.03; mean over
-independent runs. AdamW's two curves differ by chance alone."""
 METHODS = ("adam", "adamw")
-CORRECTION = r"""The slide adds $\lambda\|x\|^2$ to the loss and gets the gradient $\lambda x$; the penalty of that
-gradient is $\frac\lambda2\|x\|^2$."""
 SIZE = (7.6, 3.8)
 
 SCALES = (0.1, 10.0)

@@ -7,14 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Adam fails on a convex problem; AMSGrad does not"
-CLAIM = r"""On $[-1, 1]$ let the gradient be $3$ in every third step and $-1$ in the others (Reddi, Kale and Kumar,
-arXiv 1904.09237). The sum falls towards $x = -1$. With $\beta_1 = 0$, $\beta_2 = 0.1$ and $\alpha_k = 0.1/\sqrt k$,
-Adam forgets the large gradient within two steps, scales it down and the small ones up, and ends at $x = +1$, the
-worst point. AMSGrad divides by the root of the largest $v$ so far and ends at $-1$."""
-CAPTION = """The iterate, projected on [−1, 1] after every step, against the number of steps."""
 METHODS = ("adam", "amsgrad", "sgd")
-CORRECTION = r""""Does not converge even on some convex problems" is a statement about *given* $\beta_2$: the same
-Adam with $\beta_2 = 0.999$ ends at the right point of this one; for every $\beta_2 < 1$ there is another problem."""
 SIZE = (7.6, 3.8)
 
 CASES = {

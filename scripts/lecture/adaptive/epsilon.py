@@ -7,14 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "The place of ε"
-CLAIM = r"""The slides divide by $\sqrt{v + \epsilon}$, with $\epsilon$ "usually $10^{-6}$"; PyTorch, and the papers
-it follows, by $\sqrt v + \epsilon$. Inside the root $\epsilon = 10^{-6}$ acts like $10^{-3}$ outside."""
-CAPTION = """Length of the first step, relative to α, against the size of the gradient, for ε = 10⁻⁶. The gradient of
-a weight of a language model, averaged over a batch, is about 10⁻⁴ (shaded)."""
 METHODS = ("adagrad", "adagrad_inside", "rmsprop", "rmsprop_inside")
-CORRECTION = r"""With the slide's formula and the slide's constant, a gradient of $10^{-4}$ gets a tenth of the step
-that the method is meant to give it: it is SGD with a long step. `adagrad_inside` and `rmsprop_inside` are the slide's
-formulas, with $\epsilon = 10^{-12}$ in their presets; `adagrad` and `rmsprop` are PyTorch's."""
 SIZE = (7.6, 3.8)
 
 LABELS = {

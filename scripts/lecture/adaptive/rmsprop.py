@@ -7,14 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "RMSProp on a moving target"
-CLAIM = r"""$$v^{(k)} = \gamma v^{(k-1)} + (1-\gamma)(g^{(k)})^2, \qquad x^{(k)} = x^{(k-1)} -
-\alpha\,\frac{g^{(k)}}{\sqrt{v^{(k)}+\epsilon}}$$
-A moving average forgets, where AdaGrad's sum only grows: RMSProp suits problems that change."""
-CAPTION = """½(x − x*(k))² with unit noise on the gradient; x* moves by 6 every 200 steps. Each method has the step of
-a grid that is best over the first five stretches. Left: the end of the first run. Right: mean squared distance to x*
-over 64 runs, by stretch between two moves."""
 METHODS = ("adagrad", "rmsprop")
-CORRECTION = ""
 SIZE = (9.2, 3.8)
 
 PERIOD = 200

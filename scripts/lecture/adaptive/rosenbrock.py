@@ -14,12 +14,6 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, RC, guide, write
 
 TITLE = "Rosenbrock's function, learning rate 0.003"
-CLAIM = r"""$f(x, y) = (1-x)^2 + 100(y-x^2)^2$ from $(-1.5, 2)$, exact gradients, every method with the learning rate
-0.003 and otherwise PyTorch's usual settings. SGD and momentum diverge (the curvature at the start allows $\alpha <
-0.001$); the adaptive methods, whose first steps do not depend on the size of the gradient, run down into the valley,
-and differ by how long they keep their speed along it."""
-CAPTION = """Left: paths of the first 3000 steps, a dot where each of them has come to; the star is the minimum. Right:
-f along 10,000 steps; Adamax and NAdam, whose steps do not shrink, burst out of the minimum now and then."""
 METHODS = (
     "sgd",
     "sgd_momentum",
@@ -33,9 +27,6 @@ METHODS = (
     "torch.optim.Adamax",
     "torch.optim.NAdam",
 )
-CORRECTION = r"""A common learning rate compares nothing but this learning rate: 0.003 means a step of about 0.003 for
-Adam, a hundredth of that after a while for AdaGrad, and divergence for SGD. AdamW ends above Adam because its weight
-decay moves the minimum."""
 SIZE = (10.0, 4.4)
 
 BETAS = dict(betas=(0.9, 0.999))

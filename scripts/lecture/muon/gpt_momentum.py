@@ -9,19 +9,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Momentum's part in Muon"
-CLAIM = r"""The last slide's update, $W - \eta UV^\top$ of the gradient itself, is not yet Muon, which orthogonalizes
-the *momentum*. $UV^\top$ has no small singular values: the noise of a batch, averaged away in no direction, enters
-every one of them at full length."""
-CAPTION = """Left: a fixed gradient of rank 4 (32×48, of Frobenius norm 1) plus fresh Gaussian noise in every step;
-how much of the fall ‖G‖* that one step of unit spectral norm can bring Muon's steps bring, by momentum. Right: a GPT
-of 2 layers and 64 channels on the sample text, 256 bytes a step, 200 steps: the loss in the end by learning rate, the
-line through the mean of two seeds (dots). All but the momentum is the same in both; embedding, head and gains have
-AdamW."""
 METHODS = ("muon",)
-CORRECTION = r"""The slide leaves the momentum out. In the NanoGPT speedrun's track 3 it is worth 8225 against 3250
-steps. On our small model, whose training is short, it is worth a few hundredths of a nat, and only where each has a
-learning rate of its own: with momentum the loss depends more on it, and where it is too long (right, 0.02 and
-0.04) nothing is left of the gain."""
 SIZE = (9.8, 4.0)
 
 MOMENTA = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)

@@ -7,14 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Newton–Schulz and Polar Express"
-CLAIM = r"""$UV^\top$ can be had from matrix products alone: an odd polynomial $X \leftarrow aX + bXX^\top X +
-c(XX^\top)^2X$ leaves $U$ and $V$ alone and moves every singular value of $X/\|X\|_F$ towards 1."""
-CAPTION = """Left: what five steps make of every singular value σ of X/‖X‖_F. Right: distance to the polar factor of a
-Gaussian 64×192 matrix after k steps, in float64."""
 METHODS = ("muon",)
-CORRECTION = r"""Newton–Schulz as Muon made it popular, five times (3.4445, −4.7750, 2.0315), does *not* converge to
-$UV^\top$, however many steps are taken: singular values keep moving within about [0.68, 1.13] (up to 1.2 where they
-have just arrived). Polar Express is made for a few steps and then converges; `muon` uses it, `torch_muon` does not."""
 SIZE = (10.0, 4.0)
 
 METHODS_DRAWN = {

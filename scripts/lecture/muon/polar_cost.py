@@ -10,15 +10,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "The cost of a polar factor"
-CLAIM = r"""The full SVD in every step is the bottleneck; iterations that only multiply matrices remove it."""
-CAPTION = """Left: arithmetic for matrices of m×4m (SVD and eigh: textbook estimates). Right: time on one CPU core for
-256×1024, in units of Polar Express's, least of several runs, rounded to one digit: this figure was measured on the
-machine that wrote the page, and is the one that differs from machine to machine."""
 METHODS = ("muon",)
-CORRECTION = r"""On a CPU the slide's point holds against the *full SVD* only. The eigendecomposition of $GG^\top$,
-$m\times m$, takes about as long as Jordan's five steps there, although `polar=eigh` works in float64 and is exact;
-Polar Express in its Gram form is quicker, and is not exact. What speaks for products is a GPU: they run on its tensor
-cores in bfloat16, decompositions do not."""
 SIZE = (9.6, 3.8)
 
 CONTENDERS = {

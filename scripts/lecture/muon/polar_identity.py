@@ -9,16 +9,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Muon is Shampoo without accumulation"
-CLAIM = r"""With $G = USV^\top$,
-$$(GG^\top)^{-1/4}\,G\,(G^\top G)^{-1/4} = US^{-1/2}\,S\,S^{-1/2}V^\top = UV^\top,$$
-so Shampoo whose statistics are those of one gradient takes the step of Muon without momentum. With statistics over
-many gradients it does not."""
-CAPTION = """Singular values of Shampoo's update after 60 independent Gaussian gradients of 24×32, for several
-memories β₂ of the statistics, relative to their mean; dotted: those of the last gradient itself."""
 METHODS = ("shampoo", "muon", "steepest")
-CORRECTION = r"""The derivation takes inverse fourth roots of matrices that are singular unless $G$ is square and of
-full rank: $G^\top G$ of a wide $G$ has zero eigenvalues. It is right with pseudo-inverse roots, zero eigenvalues
-staying zero (`eps=0` here); with $\epsilon > 0$ it is damped. The one-sided form $(GG^\top)^{-1/2}G$ gives the same."""
 SIZE = (7.8, 3.9)
 
 BETAS = (0.0, 0.5, 0.9, 0.99)

@@ -10,16 +10,7 @@ from trainer.attention import Attention
 from trainer.model import GPT
 
 TITLE = "QK-clip"
-CLAIM = r"""Muon's updates have full rank, and can make the logits of attention, $S_h = \max \frac{q\cdot k}{\sqrt d}$
-of head $h$, grow without limit. Kimi K2 (arXiv 2507.20534) rescales after every step in which $S_h > \tau$: with
-$\gamma_h = \min(1, \tau/S_h)$, $W_q$ and $W_k$ of that head are multiplied by $\sqrt{\gamma_h}$, so that the logits
-become $\tau$ at most."""
-CAPTION = """The small GPT under Muon with learning rate 0.08, four times what is good for it, with and without
-QK-clip at τ = 10. Left: the largest logit of all heads in the forward pass. Right: validation loss."""
 METHODS = ("muon",)
-CORRECTION = r"""QK-clip bounds the logits of the *next* pass on the same data; a pass on new data may exceed τ a
-little, as the figure shows. It is a rule on the weights, not an optimizer: nothing of Muon changes. (Kimi K2's τ is
-100; this model is small.)"""
 SIZE = (9.4, 3.8)
 
 TAU, RATE = 10.0, 0.08

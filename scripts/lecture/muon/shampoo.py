@@ -7,16 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Shampoo against Adam"
-CLAIM = r"""$$L_k = \beta L_{k-1} + (1-\beta)\,G_kG_k^\top,\quad R_k = \beta R_{k-1} + (1-\beta)\,G_k^\top G_k,\quad
-W_{k+1} = W_k - \alpha\,L_k^{-1/4}\,G_k\,R_k^{-1/4}.$$
-Two small factors stand for AdaGrad's full preconditioner. A step costs more than Adam's and can be worth several."""
-CAPTION = """Left: f(W) = ½ tr(A W B Wᵀ), W 16×24, A and B of condition number 1000 in turned axes; step lengths fall
-linearly to 0, each method at its best first length. Right: length of Shampoo's step under a constant gradient."""
 METHODS = ("shampoo", "adam", "muon")
-CORRECTION = r"""One slide has sums, $L \approx \sum_k G_kG_k^\top$, and the next moving averages. They are different
-methods: under a constant gradient the sum's steps fade like $1/\sqrt k$, as AdaGrad's do, the average's do not. Both
-are `statistics=` here. As written, the length of a step is whatever the statistics make it; in practice Shampoo takes
-the direction from its factors and the length from Adam ("grafting", the preset's default and used on the left)."""
 SIZE = (9.8, 4.0)
 
 RATES = {"adam": (0.1, 0.3, 1.0), "shampoo": (0.1, 0.3, 1.0), "muon": (0.3, 1.0, 3.0)}

@@ -9,13 +9,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Balls of vector and matrix norms"
-CLAIM = r"""A norm is known by its ball $\{\|x\| \le 1\}$. The spectral, Frobenius and nuclear norms of a matrix are
-the $\ell_\infty$, $\ell_2$ and $\ell_1$ norms of its singular values."""
-CAPTION = """Left: balls in the plane. Middle: the same picture for the singular values of diagonal matrices diag(a,
-b). Right: another slice of the same three balls, the symmetric matrices (a b; b a), whose singular values are |a + b|
-and |a − b|: the corners have moved."""
 METHODS = ()
-CORRECTION = ""
 SIZE = (10.0, 3.7)
 
 VECTOR = {"l1": "ℓ₁", "l2": "ℓ₂", "linf": "ℓ∞"}

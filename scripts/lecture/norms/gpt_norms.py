@@ -5,13 +5,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "The family on a small GPT"
-CLAIM = r"""Weight matrices of a network are maps, and matrix norms measure them as such: the normalised step of the
-spectral norm, $-UV^\top$, moves every direction alike, where $-G/\|G\|_F$ moves almost along a few of them."""
-CAPTION = """Weight matrices of a GPT (2 layers, 64 channels, sample text, 1024 bytes a step) under steepest descent
-without momentum, in each norm at the best learning rate of a coarse grid; embedding, head and gains have AdamW in
-all."""
 METHODS = ("steepest",)
-CORRECTION = ""
 SIZE = (8.0, 4.0)
 
 CASES = {

@@ -7,15 +7,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide, note
 
 TITLE = "Oracles and dual norms"
-CLAIM = r"""$$\|g\|^* = \sup_{\|x\|=1}\langle g, x\rangle, \qquad \mathrm{LMO}(g) = \arg\min_{\|x\|=1}\langle g,
-x\rangle, \qquad \langle g, \mathrm{LMO}(g)\rangle = -\|g\|^*.$$
-For the spectral norm and $G = U\Sigma V^\top$, $\mathrm{LMO}(G) = -UV^\top$ and the dual norm is the nuclear one."""
-CAPTION = """Left: a gradient and where the oracles of three norms go on their balls. Right: ⟨G, X⟩/‖G‖* of random X
-on the unit spheres of all norms of `optim/lmo.py`, for one 6×9 matrix G. None is below −1, where the oracle is."""
 METHODS = ("steepest",)
-CORRECTION = r"""The slide calls $-UV^\top$ the oracle "in the max formulation"; it is that of the minimum, which all
-other slides use (a maximum would give $+UV^\top$). On the sphere $\|x\| = 1$ both definitions are meant for $g \ne
-0$; this repository's oracles give 0 for 0."""
 SIZE = (9.6, 4.2)
 
 

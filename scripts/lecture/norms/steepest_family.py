@@ -9,19 +9,7 @@ from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "One family: steepest descent under a norm"
-CLAIM = r"""The regularised step is the minimum of the linear model with a penalty,
-$$x_{k+1} = \arg\min_x\ f(x_k) + \langle g, x-x_k\rangle + \frac1{2\alpha}\|x-x_k\|^2 = x_k +
-\alpha\|g\|^*\,\mathrm{LMO}(g),$$
-the normalised step its minimum at a distance,
-$$x_{k+1} = \arg\min_{\|x-x_k\|=\alpha}\ f(x_k) + \langle g, x-x_k\rangle = x_k + \alpha\,\mathrm{LMO}(g).$$
-$\ell_2$: (normalised) gradient descent; $\ell_\infty$: sign descent; spectral: $W - \alpha UV^\top$."""
-CAPTION = """f(W) = ½‖W A − B‖² over 8×12 matrices, with inputs A of condition number 30. Left: normalised steps, the
-length falling linearly to 0, each norm at its best first length. Right: regularised steps with the largest α that the
-norm's own smoothness allows for every start, so that f never rises."""
 METHODS = ("steepest", "sgd", "signum")
-CORRECTION = r"""The slides find the normalised step on the sphere $\|x-x_k\| = \alpha$. It has the length $\alpha$
-even next to the minimum, so a constant $\alpha$ cannot converge: it needs a schedule (left) or the dual norm as its
-length (right)."""
 SIZE = (9.6, 4.0)
 
 KINDS = {"frobenius": "ℓ₂ (Frobenius)", "linf": "ℓ∞ (sign)", "spectral": "spectral"}

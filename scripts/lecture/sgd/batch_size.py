@@ -8,13 +8,7 @@ from scripts.lecture.problems import logistic, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Batch size"
-CLAIM = r"""The variance of the mean over a batch of size $b$ (drawn with replacement) is $\frac1b$ of one term's, so
-the height at which a constant step stays is proportional to $\frac1b$."""
-CAPTION = """Logistic regression with m = 200, n = 10, μ = 1, α = 0.1; mean over independent runs, against iterations
-and against gradients of terms computed: on a machine that computes a batch at once the left axis is time, on one that
-does not the right one is."""
 METHODS = ("sgd",)
-CORRECTION = ""
 SIZE = (9.2, 3.8)
 
 BATCHES = (1, 4, 16, 64, 256)

@@ -10,17 +10,7 @@ from scripts.lecture.problems import FiniteSum, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Convex, not smooth: the average of the iterates"
-CLAIM = r"""For a convex $f$ with $\mathbb E\|\nabla f_{i_k}(x_k)\|^2 \le \sigma^2$, $R = \|x_0 - x^*\|$ and the
-average $\bar x_k$ of the iterates weighted by their steps: a constant $\alpha = \frac{R}{\sigma\sqrt k}$ gives
-$$\mathbb E[f(\bar x_k) - f^*] \le \frac{R^2}{2\alpha k} + \frac{\alpha\sigma^2}{2} = \frac{R\sigma}{\sqrt k},$$
-and $\alpha_k = \frac{\alpha_0}{\sqrt{k+1}}$ gives
-$$\mathbb E[f(\bar x_k) - f^*] \le \frac{5R^2}{4\alpha_0\sqrt k} + 5\alpha_0\sigma^2\frac{\log(k+1)}{\sqrt k}.$$"""
-CAPTION = """Least absolute deviations, 100 terms in 5 dimensions, batch 1, mean over independent runs. A point is a
-run of its own length k with the constant step made for it. Dashed: the bounds."""
 METHODS = ("sgd",)
-CORRECTION = r"""The slides' headings say "smooth convex", the first theorem says "not necessarily smooth", and the
-second asks for $\alpha_0 \le \frac1{4L}$. Smoothness is not needed in either: the function here has none ($L =
-\infty$), and both bounds hold, with $\alpha_0 = R/\sigma$."""
 SIZE = (8.0, 4.2)
 
 

@@ -8,14 +8,7 @@ from scripts.lecture.problems import logistic, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "A decreasing step converges like 1/k"
-CLAIM = r"""With $\alpha_k = \frac{2k+1}{2\mu(k+1)^2}$, under the assumptions of the constant step,
-$$\mathbb E[f(x_{k+1}) - f^*] \le \frac{L\sigma^2}{2\mu^2(k+1)}.$$"""
-CAPTION = """Logistic regression with m = 200, n = 10, μ = 1, batch 1; mean over independent runs. The constant step
-is shown for comparison."""
 METHODS = ("sgd",)
-CORRECTION = r"""$\sigma^2$ is again a second moment, taken along the trajectory. The first step is $\alpha_0 =
-\frac1{2\mu}$ whatever $L$: on an ill-conditioned problem it throws the iterate far away, and $\sigma^2$ with it, so
-practice starts with $\min(\alpha_k, 1/L)$."""
 SIZE = (8.0, 4.0)
 
 

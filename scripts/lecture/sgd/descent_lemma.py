@@ -8,14 +8,7 @@ from scripts.lecture.problems import logistic, sampler
 from scripts.lecture.style import COLOURS, guide, note
 
 TITLE = "A mini-batch as a gradient with an error"
-CLAIM = r"""Write the batch gradient as $\nabla f(x_k) + e_k$. With $\alpha = \frac1L$, for any error,
-$$f(x_{k+1}) \le f(x_k) - \frac1{2L}\|\nabla f(x_k)\|^2 + \frac1{2L}\|e_k\|^2.$$
-A step can only fail to descend where the error is longer than the gradient."""
-CAPTION = """Logistic regression, every step of SGD with α = 1/L from 32 starts. Left: what a step changed against
-what the inequality allows; no point may lie above the diagonal. Right: share of steps that ascend, by batch size, for
-errors longer and shorter than the gradient."""
 METHODS = ("sgd",)
-CORRECTION = ""
 SIZE = (9.2, 3.9)
 
 SIZES = (1, 5, 25, 100)

@@ -8,15 +8,7 @@ from scripts.lecture.problems import logistic, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Finite sums: an unbiased gradient, n times cheaper"
-CLAIM = r"""For $f = \frac1n\sum_i f_i$ and $i_k$ uniform, $\mathbb E\,\nabla f_{i_k}(x) = \nabla f(x)$. A step of SGD
-costs one term where gradient descent pays for all $n$, but the rate falls from $\mathcal O(\log\frac1\varepsilon)$
-iterations to $\mathcal O(\frac1\varepsilon)$ (PL, hence strongly convex $f$)."""
-CAPTION = """Logistic regression, 200 terms, μ = 0.05. Left: the gradients of all terms at one point, two of ten
-coordinates; their mean is the gradient. Right: f − f* against the gradients of terms computed (200 are one pass);
-gradient descent with α = 1/L, SGD with the decreasing step, mean over independent runs."""
 METHODS = ("sgd",)
-CORRECTION = r"""The slide's formulas for GD and for the batch estimate carry $\nabla f_i(x)$ and an $x_k$ without
-index by turns; the gradient is taken at $x_k$ throughout."""
 SIZE = (9.2, 3.8)
 
 MU = 0.05

@@ -1,5 +1,7 @@
 """Momentum speeds gradient descent up, but does not change the rate of SGD."""
 
+import math
+
 import torch
 
 from scripts.lecture.descend import descend, moments, optimizer, parameter, slope
@@ -8,13 +10,7 @@ from scripts.lecture.problems import least_squares, logistic, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Momentum does not improve the rate of SGD"
-CLAIM = r"""With exact gradients Polyak's and Nesterov's momentum replace the condition number $\kappa$ by
-$\sqrt\kappa$ in the rate. With stochastic gradients the bottleneck is their variance: every one of them stays at
-$\mathcal O(1/k)$, and momentum can only change the constant."""
-CAPTION = """Left: exact gradients, least squares with κ = 1000. Right: batch 1, logistic regression with μ = 1, the
-step α_k = (2k+1)/(2μ(k+1)²), times 1 − β for the methods with momentum β = 0.9; mean over independent runs."""
 METHODS = ("sgd", "sgd_momentum", "nesterov")
-CORRECTION = ""
 SIZE = (9.2, 3.8)
 
 NAMES = {"sgd": "no momentum", "sgd_momentum": "Polyak", "nesterov": "Nesterov"}
@@ -22,7 +18,7 @@ KAPPA = 1000.0
 
 
 def exact(steps: int) -> dict[str, list[tuple[int, float]]]:
-    root = torch.logspace(0, -1.5, 10, dtype=torch.float64)  # eigenvalues 1 … 1/κ of the Hessian, L = 1
+    root = torch.logspace(0, -math.log10(KAPPA) / 2, 10, dtype=torch.float64)  # eigenvalues 1 … 1/κ, L = 1
     problem = least_squares(root.diag() * 10**0.5, torch.zeros(10, dtype=torch.float64))
     beta = ((KAPPA**0.5 - 1) / (KAPPA**0.5 + 1)) ** 2
     settings = {

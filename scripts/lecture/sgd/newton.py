@@ -9,18 +9,7 @@ from scripts.lecture.problems import FiniteSum, logistic, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Two-phase Newton method"
-CLAIM = r"""Averaged SGD with a constant step stalls on a function that is not quadratic: its average converges, but
-to a point a little off the minimum. Use the first half of the $k$ gradients to find $\tilde x$ that way, the second
-half for averaged SGD, with the same constant step, on the quadratic model of $f$ at $\tilde x$, whose stochastic
-gradient is $\nabla f_i(\tilde x) + \nabla^2 f_i(\tilde x)(x - \tilde x)$. The result converges like $\mathcal
-O(\frac1k)$, with a constant that has no $\frac1\mu$ in it (Bach and Moulines, arXiv 1306.2119)."""
-CAPTION = """Logistic regression without a penalty, 5 dimensions, batch 1, mean over independent runs. Each point of
-the two-phase method is a run of its own length."""
 METHODS = ("sgd",)
-CORRECTION = r"""What is measured is the rate $\frac1k$ and the stall of the averaged method. That the rate survives
-*without* strong convexity is the theorem's; a finite sum in 5 dimensions is locally strongly convex, and shows
-nothing about it. How early the average stalls depends on the data: on three other draws of the same kind (seeds 18, 19
-and 1017 for 17) two phases are ahead by factors of 3.3, 2.5 and 1.9 after 16,384 gradients."""
 SIZE = (8.0, 4.0)
 
 

@@ -10,17 +10,7 @@ from scripts.lecture.problems import logistic, sampler
 from scripts.lecture.style import COLOURS, MUTED, guide
 
 TITLE = "A constant step ends in a noise ball"
-CLAIM = r"""For an $L$-smooth, $\mu$-strongly convex (or PL) $f$ with $\mathbb E\|\nabla f_i(x_k)\|^2 \le \sigma^2$
-and a constant step $\alpha < \frac1{2\mu}$,
-$$\mathbb E[f(x_k) - f^*] \le (1-2\alpha\mu)^k\,[f(x_0)-f^*] + \frac{L\sigma^2\alpha}{4\mu}.$$
-The first term vanishes linearly, the second never: SGD with a constant step does not converge, and halving the step
-halves the height at which it stays."""
-CAPTION = """Logistic regression with m = 200, n = 10, μ = 1, batch 1. Solid: the mean of f − f* over independent
-runs. Dashed: the bound. Black: gradient descent with the largest of the steps."""
 METHODS = ("sgd",)
-CORRECTION = r"""The slide calls $\sigma^2$ a bound of the variance; $\mathbb E\|\nabla f_i\|^2$ is the *second
-moment*, which is not bounded over the whole space for any strongly convex $f$. The bound is right with the supremum
-along the trajectory, which is what the dashed lines use."""
 SIZE = (8.0, 4.2)
 
 RATES = (0.2, 0.1, 0.05, 0.025)

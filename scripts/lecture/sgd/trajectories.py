@@ -8,14 +8,7 @@ from scripts.lecture.problems import least_squares, sampler
 from scripts.lecture.style import COLOURS, guide
 
 TITLE = "Trajectories with batches of two"
-CLAIM = r"""Far from the minimum the gradient of any batch points the right way; near it, batches disagree more than
-the gradient is long, and a constant step $\alpha$ keeps the iterates wandering at $\mathbb E\|x_k-x^*\|^2 \propto
-\alpha$."""
-CAPTION = """A line fitted to 60 points. Left: the data, with the lines that the batches of three steps would fit best
-by themselves. Right: levels of f over intercept and slope, gradient descent (black), two runs of SGD with batch 2 at
-α = 0.24 and one at α = 0.03, all from the same start."""
 METHODS = ("sgd",)
-CORRECTION = ""
 SIZE = (9.2, 4.0)
 
 RATES = (0.24, 0.12, 0.06, 0.03)

@@ -7,19 +7,7 @@ from scripts.speedrun.report import published
 from scripts.speedrun.style import LIGHT, SHAPES, looks
 
 TITLE = "The NanoGPT speedrun"
-CLAIM = r"""Training GPT-2 124M on FineWeb to a validation loss of 3.28, Muon needs fewer steps and less time than
-Adam(W)."""
-CAPTION = """Published results of others, redrawn from their numbers (github.com/KellerJordan/modded-nanogpt; 524,288
-tokens a step, the first 10,485,760 validation tokens, 8×H100): above left against steps, above right against minutes
-(AdamW's 45 minutes shared evenly among its steps). Triangles: the four optimizers of 2024-10 at the same 5100 steps;
-circles: records of track 1 in their order, which change more than the optimizer. Below: this repository's own CPU
-track, `experiment=cpu_speedrun`, a small model on embedded text and one CPU core: another model, other data, another
-scale; what it shows is our optimizers at work, not who wins on GPT-2. Its curves are those of
-`docs/results/cpu_curves.csv`; where that file is missing, the figure says so."""
 METHODS = ("adam", "adamw", "muon", "shampoo", "soap")
-CORRECTION = r"""A record's time is that of a whole program. From 45 to 10.8 minutes the model and the code changed
-too; the 2024-10 runs, where the optimizer alone changes, are the fairer picture, and their Adam is not claimed to be
-tuned. Against *tuned* AdamW expect at most 1.4 times fewer steps (arXiv 2509.02046)."""
 SIZE = (10.4, 4.6)
 
 # Milliseconds a step of the 2024-10 logs, and (minutes, final loss) of track 1's first records, from the README there.
