@@ -34,7 +34,7 @@ def check(measured: dict) -> list[Check]:
     return [
         Check("Adam + L2, gradients of 0.1: what is left of the weight", ends["Adam + L2"][0], high=0.3),
         Check("Adam + L2, gradients of 10", ends["Adam + L2"][1], low=0.9),
-        Check("AdamW, gradients of 0.1 (exact: 0.74)", ends["AdamW"][0], kept - 0.05, kept + 0.05),
+        Check(f"AdamW, gradients of 0.1 (exact: {kept:.2f})", ends["AdamW"][0], kept - 0.05, kept + 0.05),
         Check("AdamW, gradients of 10", ends["AdamW"][1], kept - 0.05, kept + 0.05),
     ]
 
