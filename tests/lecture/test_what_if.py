@@ -16,11 +16,23 @@ from scripts.lecture.what_if import constants, what_if
 from tests.errors import check_names
 
 ROOT = Path(__file__).resolve().parents[2]
-QUOTED = [  # (command, what the page quotes of its output)
-    (command.replace("\\\n", ""), output.splitlines())
+BLOCK = re.compile(r"^```console\n\$ (.*?)^```$", re.M | re.S)
+
+
+def quoted(block: str) -> tuple[str, list[str]]:
+    """(command, lines of its output): the command ends with the first line that closes its quotation marks."""
+    lines = block.splitlines()
+    for end in range(1, len(lines)):
+        command = "\n".join(lines[:end])
+        if command.count('"') % 2 == 0:
+            return command, lines[end:]
+    raise ValueError(f"no output: {block}")
+
+
+QUOTED = [
+    quoted(block)
     for page in sorted((ROOT / "docs/lecture").glob("*.md"))
-    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
-    for command, output in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
+    for block in BLOCK.findall(page.read_text(encoding="utf-8"))
 ]
 
 
@@ -57,7 +69,7 @@ def test_a_wrong_knob_is_one_line(words, parts, monkeypatch):
     check_names(str(stop.value), "error: ", *parts)
 
 
-@pytest.mark.parametrize(("command", "output"), QUOTED, ids=[command[:70] for command, _ in QUOTED])
+@pytest.mark.parametrize(("command", "output"), QUOTED, ids=[command.splitlines()[0][:70] for command, _ in QUOTED])
 def test_a_solution_quotes_its_command(command, output):
     """Its knobs exist; under NANOMUON_SOAK=1 it is run, and prints every line that the page quotes."""
     words = shlex.split(command)
