@@ -14,7 +14,6 @@ from torch import nn
 from optim import Shampoo
 from tests.errors import raises_naming
 from tests.optim.reference import relative, seeded, svd_polar
-from tests.trainer import track3_formulas as track3
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1), (6, 4)]
@@ -90,13 +89,40 @@ def test_formula(settings, root):
         assert relative(weight, torch.from_numpy(want)) < 1e-8
 
 
+class Record21:
+    """Track 3's #21 in plain float64; changes the weight."""
+
+    def __init__(self):
+        self.m, self.v, self.grams, self.roots = 0.0, 0.0, [0.0, 0.0], []
+
+    def __call__(self, w, g, t):
+        n, c = t + 1, 1 - 0.95 ** (t + 1)
+        self.m, self.v = 0.9 * self.m + 0.1 * g, 0.95 * self.v + 0.05 * g**2
+        self.grams = [0.95 * gram + 0.05 * outer for gram, outer in zip(self.grams, (g @ g.mT, g.mT @ g), strict=True)]
+        if n % 5 == 0:
+            self.roots = [self.root(gram / c) for gram in self.grams]
+        mean = self.m / (1 - 0.9**n)
+        p = mean / ((self.v / c).sqrt() + 1e-10)
+        if n >= 5:
+            x = self.roots[0] @ mean @ self.roots[1]
+            p = x * p.norm() / (x.norm() + 1e-16)
+        w.sub_(0.0015 * (p + 0.2 * w))
+
+    @staticmethod
+    def root(gram):
+        values, vectors = torch.linalg.eigh(gram)
+        if values.min() < 1e-12:
+            values = values - values.min() + 1e-12
+        return vectors @ values.pow(-0.25).diag() @ vectors.mT
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
 def test_it_can_be_that_of_track_3(shape):
     """#21: Adam until the first roots, in step 5, when the factors have full rank, and lr, as every other setting."""
     preset = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/optim/track3/shampoo.yaml").optim.matrix)
     assert preset.pop("_target_") == "optim.Shampoo"
     weight = nn.Parameter(seeded(shape, 0, 0, dtype=torch.float64))
-    optimizer, formula, want = Shampoo([weight], **preset), track3.Shampoo(lambda t: 0.0015), weight.detach().clone()
+    optimizer, formula, want = Shampoo([weight], **preset), Record21(), weight.detach().clone()
     for t in range(24):
         weight.grad = gradient(shape, t, 0)
         optimizer.step()

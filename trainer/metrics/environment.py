@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -70,12 +69,12 @@ def describe(parallel: Parallel) -> str:
     return f"{ranks} ({parallel.mode}) on {device_name(parallel.device)}"
 
 
-def environment(parallel: Parallel) -> dict[str, Any]:
-    """Versions, device, commit, command.  No environment variables, no paths."""
+def environment(parallel: Parallel, source: str) -> dict[str, Any]:
+    """Versions, device, command.  No environment variables, no paths."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git": git_state(),
+        "source": source,
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
         "platform": platform.platform(),
@@ -91,19 +90,6 @@ def installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout, and whether tracked files differ from it; None outside of git."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout
-
-    try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno").strip())}
-    except (OSError, subprocess.SubprocessError):
         return None
 
 

@@ -22,6 +22,7 @@ from trainer.metrics.console import Display, duration
 from trainer.metrics.environment import describe, environment, header, peak_flops
 from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
+from trainer.metrics.source import keep_source
 from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
 from trainer.schedules.config import eval_is_due
@@ -93,6 +94,8 @@ class Metrics:
             self.message(f"run directory {self.directory}, {describe(self.parallel)}")
             if table:
                 self.display.table(table)
+            if self.source.startswith("not "):
+                self.message(f"source {self.source}")
             if early := self.config.schedule.early_end(self.config.train.steps):
                 self.message(f"warning: {early}")
         if self.config.logger.kind == LoggerKind.wandb:
@@ -110,7 +113,8 @@ class Metrics:
             lines = []
         try:
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-            write_json(self.directory / "environment.json", environment(self.parallel))
+            self.source = keep_source(self.directory)
+            write_json(self.directory / "environment.json", environment(self.parallel, self.source))
             self.file = JsonLines(path, lines)
         except OSError as error:
             raise UserError(
@@ -176,7 +180,8 @@ class Metrics:
             self._try("wandb", lambda: self.parallel.accelerator.log(line, step=step))
 
     def _header(self) -> dict[str, Any]:
-        return header(self.config, self.parallel, self.split) | ({"branch": self.branch} if self.branch else {})
+        known = header(self.config, self.parallel, self.split) | {"source": self.source}
+        return known | ({"branch": self.branch} if self.branch else {})
 
     def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
         """Since the line before."""
