@@ -21,6 +21,7 @@ from .mars import MARS
 from .matrix import MatrixOptimizer
 from .muon import Muon
 from .normuon import NorMuon
+from .qk_clip import qk_clip
 from .routing import build
 from .schedule_free import ScheduleFreeAdamW
 from .scion import Scion
@@ -36,4 +37,5 @@ __all__ = [
     "ADOPT", "AdEMAMix", "AdaMuon", "AdagradInside", "AdamH", "Combined", "Dion2", "KLSOAP", "Lion", "MARS",
     "MatrixOptimizer", "Muon", "NorDion2", "NorMuon", "PSGDKron", "RMSpropInside", "SOAP", "SOAPMuon",
     "ScheduleFreeAdamW", "Scion", "Shampoo", "Signum", "Steepest", "UncorrectedAdam", "build",
+    "qk_clip",
 ]  # fmt: skip

@@ -91,6 +91,15 @@ def region_of(shape: tuple[int, ...], cuts: Sequence[tuple[int, int, int]]) -> R
     return tuple(region)
 
 
+def local_region(param: Tensor) -> Region:
+    """What this rank holds of a parameter."""
+    if not isinstance(param, DTensor):
+        return tuple((0, size) for size in param.shape)
+    at = param.device_mesh.get_coordinate()
+    assert at is not None
+    return region_of(tuple(param.shape), _cuts(param, _cutting_dims(param, "the parameter"), at))
+
+
 def cuts_rows(shape: tuple[int, ...], regions: tuple[Region, ...] | None, conv1d: bool, stacked: bool) -> bool:
     """Whether ranks hold different columns of a block, a row being what makes one output."""
     if regions is None:

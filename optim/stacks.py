@@ -85,14 +85,11 @@ def block_parts(
     stacked = len(whole) > 2
     if group["conv1d"] and not stacked and len(shape) > 2:  # a view: what is written into blocks is written into it
         local, offset = local.view(len(local), -1), offset[:1] + (0,)
-    matrices = list(local.flatten(0, -3)) if stacked else [local]
-    begin = offset[0] * math.prod(shape[1:-2]) if stacked else 0
+    matrices = local.flatten(0, -3) if stacked else [local]
     at = offset[-1] if group["conv1d"] else offset[-2 if stacked else 0]
     sizes = split_sizes(group, whole[-1 if group["conv1d"] else -2])
     parts = []
-    for number in range(math.prod(whole[:-2])):
-        here = begin <= number < begin + len(matrices)
-        matrix = matrices[number - begin] if here else local.new_empty(0, 0)
+    for matrix in matrices:
         rows, start = matrix.mT if group["conv1d"] else matrix, 0
         for size in sizes:
             parts.append((max(0, at - start), rows[max(0, start - at) : max(0, start + size - at)]))

@@ -43,6 +43,12 @@ class Attention(nn.Module):
         self.n_head, self.head_dim, self.qk_norm = n_head, n_embd // n_head, qk_norm
         self.norm_eps, self.scale = norm_eps, scale
         self.q, self.k, self.v, self.o = (nn.Linear(n_embd, n_embd, bias=bias) for _ in range(4))
+        self.largest: Tensor | None = None
+
+    def note_largest(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """From now on passes in training raise this, (H,), to the largest score of every head."""
+        self.largest = torch.zeros(self.n_head, device=device, dtype=dtype)
+        return self.largest
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: KVCache | None = None
@@ -55,7 +61,10 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=self.scale)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if self.largest is not None and self.training:
+            self.largest.copy_(torch.maximum(self.largest, largest_scores(q, k, mask, self.scale)))
+        y = attend(q, k, v, mask, scale=self.scale)
         return self.o(y.transpose(1, 2).reshape(x.shape))
 
 
@@ -66,6 +75,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | No
         return _compiled(flex_attention)(q, k, v, block_mask=mask, scale=scale, enable_gqa=gqa)
     causal = mask is None and q.shape[2] == k.shape[2]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa)
+
+
+@torch.no_grad()
+def largest_scores(q: Tensor, k: Tensor, mask: Mask | None, scale: float | None = None) -> Tensor:
+    """Each head's largest score (H,) that the mask lets through, of queries and keys (B, H, T, D); by blocks of
+    queries, so that no T × T scores exist at once."""
+    found, (batch, _, length, head_dim), device = [], q.shape, q.device
+    example = torch.arange(batch, device=device).view(-1, 1, 1, 1)
+    for start in range(0, length, 128):
+        end = min(start + 128, length)
+        query, key = torch.arange(start, end, device=device)[:, None], torch.arange(end, device=device)
+        if isinstance(mask, BlockMask):
+            visible = mask.mask_mod(example, torch.zeros_like(key), query, key)
+        else:
+            visible = query >= key if mask is None else mask[:, :, start:end, :end]
+        scores = q[:, :, start:end] @ k[:, :, :end].mT
+        found.append(scores.masked_fill(~visible, -torch.inf).amax((0, 2, 3)))
+    return torch.stack(found).amax(0) * (head_dim**-0.5 if scale is None else scale)
 
 
 def rotation(position: str, head_dim: int, length: int, like: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:

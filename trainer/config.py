@@ -30,6 +30,7 @@ from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, Sched
 ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
     *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
+    "optim.qk_clip",
     *("eval.sample_tokens", "eval.target", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
     *("eval.task_examples", "logger.every", "parallel.timeout_minutes"),
 )
@@ -130,6 +131,7 @@ class OptimConfig:
 
     name: str = MISSING
     lr_scale: float = 1.0  # multiplies the learning rate of every role
+    qk_clip: float | None = None  # attention logit above which a head's queries and keys shrink; default: no clipping
     tune: dict[str, Any] = field(default_factory=dict)  # what scripts/tune.py searches; a run has none of it
     matrix: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, Any] = field(default_factory=dict)

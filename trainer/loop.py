@@ -20,6 +20,7 @@ from trainer.guard import NonFiniteGuard, check_replicas
 from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
+from trainer.qk_clip import QKClip
 from trainer.run.checkpoint import Checkpoints
 from trainer.run.directory import acquire_run_dir, run_id
 from trainer.run.initial import load_initial
@@ -54,6 +55,7 @@ class Trainer:
         bare = unwrap(self.model)
         self.optimizers = routing.build_from_config(bare, asdict(config.optim), self.parallel.replicas, bare.head)
         self.schedules = Schedules(config, bare, self.optimizers)
+        self.qk_clip = QKClip(config.optim.qk_clip, bare, self.parallel)
         self.loader = Loader(
             self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
             order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
@@ -129,6 +131,7 @@ class Trainer:
         sums = self.parallel.sum(torch.stack([loss, norm.double()]))
         loss, norm = sums[0] / self.config.train.batch_tokens, sums[1] / self.parallel.world_size
         skipped = self.guard.step(self.optimizers, step + 1, loss, norm)
+        self.qk_clip.step(skipped)
         self.schedules.end_step(step)
         self.optimizers.zero_grad()
         measured = {"train/loss": loss, "grad_norm": norm, "skipped": skipped}
@@ -160,10 +163,7 @@ class Trainer:
         return self.schedules.eval_is_due(step) and self.progress.val_step != step
 
     def evaluate(self) -> dict[str, Any]:
-        """What is measured on the validation set; off the clock.
-
-        Raises Preempted: all ranks agreed to stop in the middle.
-        """
+        """What is measured on the validation set; off the clock.  Raises Preempted: all ranks agreed to stop."""
         with self.clock.paused(), self.schedules.evaluated(self.progress.step):
             check_replicas(self.model, self.parallel)
             batches = self.preemption.interruptible(validation_batches(self.config, self.split, self.parallel))

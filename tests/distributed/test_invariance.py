@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import read_record, train
+from tests.runs import TINY, read_losses, read_record, train
 
 pytestmark = pytest.mark.slow
 SMALL = [
@@ -87,3 +87,19 @@ def test_losses_of_a_model_of_ones_own_do_not_depend_on_the_number_of_processes(
     for line, reference in zip(read_record(tmp_path / "run"), own_alone, strict=True):
         for name in {"train/loss", "val/loss"} & set(reference):
             assert line[name] == pytest.approx(reference[name], rel=1e-9), (line["step"], name)
+
+
+CLIPPED = [*TINY, "optim=muon", "optim.matrix.lr=0.3", "optim.qk_clip=0.8", "schedule=constant", "train.dtype=float64",
+           "train.steps=4", "eval.every=2", "train.micro_batch=3", "logger.every=1"]  # fmt: skip
+
+
+def test_heads_are_clipped_by_the_logits_of_all_ranks(tmp_path, template):
+    template.run([*CLIPPED, "parallel=single", f"run.dir={tmp_path / 'alone'}"])
+    free = [word for word in CLIPPED if not word.startswith("optim.qk_clip")]
+    template.run([*free, "parallel=single", f"run.dir={tmp_path / 'free'}"])
+    alone = read_losses(tmp_path / "alone")
+    assert abs(alone[-1][2] - read_losses(tmp_path / "free")[-1][2]) > 1e-4
+    for mode, processes in (("ddp", 2), ("fsdp", 3), ("hsdp", 4)):
+        template.run([*CLIPPED, f"parallel={mode}", f"run.dir={tmp_path / mode}"], processes)
+        for line, reference in zip(read_losses(tmp_path / mode), alone, strict=True):
+            assert line == pytest.approx(reference, rel=1e-9), (mode, line[0])

@@ -17,6 +17,7 @@ import optim
 from tests.errors import raises_naming
 from tests.optim.reference import seeded
 from tests.optim.test_measure import Floored
+from tests.optim.test_sharded_law import RULES as EVERY_RULE
 from tests.optim.threads import run_threads
 
 
@@ -40,8 +41,8 @@ RULES = {
     "shampoo": (optim.Shampoo, dict(update_freq=2, eps=0.1)),
     "soap": (optim.SOAP, dict(update_freq=2, max_dim=0)),
 }
-STEPS = 3
-EXAMPLES = 100 if "NANOMUON_SOAK" in os.environ else 6
+STEPS, SHARED = 3, ["always", "never"]
+EXAMPLES = 100 if "NANOMUON_SOAK" in os.environ else 4
 
 
 @st.composite
@@ -57,18 +58,39 @@ def cases(draw):
         own["split"] = draw(st.sampled_from([1, fan_out, [cut, fan_out - cut] if 0 < cut < fan_out else 1]))
         dims = st.sampled_from([None, *range(len(shape))])
         params.append((shape, own, draw(st.lists(dims, min_size=len(mesh), max_size=len(mesh)))))
-    share = draw(st.sampled_from(["always", "never"]))
+    share = draw(st.sampled_from(SHARED))
     return {"mesh": mesh, "params": params, "bucket_bytes": draw(st.integers(1, 3000)), "share": share}
 
 
-def train(rule, case, place=lambda full, dims: full):
-    cls, hyper = RULES[rule]
+# On a mesh of 2 x 3: the dimension that each of its two cuts. None: replicas, which share the work or repeat it.
+PLACED = {
+    2: [(0, None), (None, 0), (1, None), (None, 1), (0, 0), (0, 1), (1, 0), (None, None)],
+    3: [(0, None), (None, 0), (0, 1), (2, 0)],  # experts over 2 and over 3 ranks, and cut further
+}
+
+
+@st.composite
+def placed(draw):
+    """Matrices and experts of any sizes, one for every way in which the mesh can hold them."""
+    params, sizes = [], st.sampled_from([5, 1, 2, 3, 4, 6])  # the first is what the simplest case is made of
+    for ndim, ways in PLACED.items():
+        for dims in ways:
+            shape = tuple(draw(st.lists(sizes, min_size=ndim, max_size=ndim)))
+            cut = draw(st.integers(0, shape[-2]))
+            own = {"split": [cut, shape[-2] - cut] if 0 < cut < shape[-2] else 1}
+            params.append((shape, own, dims))
+    chosen = {"share": draw(st.sampled_from(SHARED)), "replicas": draw(st.sampled_from([0, 1]))}
+    return {"params": params, "bucket_bytes": draw(st.integers(1, 3000)), **chosen}
+
+
+def train(rule, case, place=lambda full, dims: full, **engine):
+    cls, hyper = (EVERY_RULE | RULES)[rule]
     weights = [
         nn.Parameter(place(seeded(shape, 0, i, dtype=torch.float64), dims))
         for i, (shape, _, dims) in enumerate(case["params"])
     ]
     groups = [{"params": [w], **own} for w, (_, own, _) in zip(weights, case["params"], strict=True)]
-    optimizer = cls(groups, **hyper, bucket_bytes=case["bucket_bytes"], share=case.get("share", "auto"))
+    optimizer = cls(groups, **hyper, **engine, bucket_bytes=case["bucket_bytes"], share=case.get("share", "auto"))
     for step in range(STEPS):
         for i, (weight, (shape, _, dims)) in enumerate(zip(weights, case["params"], strict=True)):
             weight.grad = place(seeded(shape, 1 + step, i, dtype=torch.float64), dims)
@@ -99,6 +121,25 @@ def test_any_placement_gives_the_weights_of_one_process(rule, case):
             assert (weight.to_local() - want).norm() <= 1e-10 * whole.norm(), (shape, dims)
 
     run_threads(math.prod(case["mesh"]), on_rank)
+
+
+@pytest.mark.parametrize("rule", EVERY_RULE)
+@settings(deadline=None, max_examples=EXAMPLES // 2, suppress_health_check=[HealthCheck.too_slow])
+@given(case=placed())
+def test_every_rule_in_every_placement_and_over_2_or_3_replicas(rule, case):
+    expected = train(rule, case)
+
+    def on_rank(rank):
+        mesh = init_device_mesh("cpu", (2, 3))
+        place = on_mesh(mesh)
+        for got, whole, (shape, _, dims) in zip(train(rule, case, place), expected, case["params"], strict=True):
+            want = place(whole, dims).to_local()
+            assert (got.to_local() - want).norm() <= 1e-12 * whole.norm(), (shape, dims)
+        replicated = train(rule, case, process_group=mesh.get_group(case["replicas"]))
+        for got, whole, (shape, *_) in zip(replicated, expected, case["params"], strict=True):
+            assert (got - whole).norm() <= 1e-12 * whole.norm(), shape
+
+    run_threads(6, on_rank)
 
 
 def fsdp_of_tp(full, mesh, dim):

@@ -1,12 +1,9 @@
 """QK-clip keeps attention's logits bounded where a large learning rate of Muon lets them grow."""
 
-import torch
-from torch import Tensor
-
+from optim import qk_clip
 from scripts.lecture import gpt
 from scripts.lecture.experiment import Check
 from scripts.lecture.style import COLOURS, guide
-from trainer.attention import Attention
 from trainer.model import GPT
 
 TITLE = "QK-clip"
@@ -16,51 +13,21 @@ SIZE = (9.4, 3.8)
 TAU, RATE = 10.0, 0.08
 
 
-class Watch:
-    """Records every head's largest causal logit of the last forward pass of each attention layer."""
-
-    def __init__(self) -> None:
-        self.seen: dict[Attention, dict[str, Tensor]] = {}
-
-    def attach(self, model: GPT) -> None:
-        for layer in (block.attn for block in model.blocks):
-            self.seen[layer] = {}
-            for name in ("q", "k"):
-                getattr(layer, name).register_forward_hook(
-                    lambda _module, _inputs, output, at=self.seen[layer], name=name: at.update({name: output.detach()})
-                )
-
-    def largest(self, layer: Attention) -> Tensor:
-        """[heads]"""
-        heads = (layer.n_head, layer.head_dim)
-        q, k = (self.seen[layer][name].unflatten(-1, heads).transpose(1, 2) for name in ("q", "k"))
-        logits = q @ k.mT / layer.head_dim**0.5  # [B, H, T, T]
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-        return logits.masked_fill(future, -torch.inf).amax((0, 2, 3))
-
-
-@torch.no_grad()
-def clip(layer: Attention, largest: Tensor, tau: float) -> None:
-    """Scale W_q and W_k of every head by sqrt(min(1, tau / largest[head]))."""
-    root = (tau / largest.clamp_min(tau)).sqrt().repeat_interleave(layer.head_dim).unsqueeze(1)
-    layer.q.weight.mul_(root)
-    layer.k.weight.mul_(root)
-
-
 def measure(short: bool) -> dict:
     steps, found = 45 if short else 250, {}
     for label, tau in (("without", None), ("with", TAU)):
-        watch, logits = Watch(), []
+        noted, logits = {}, []
 
-        def after_step(step: int, model: GPT, watch=watch, logits=logits, tau=tau) -> None:
-            if not watch.seen:
-                watch.attach(model)
+        def after_step(step: int, model: GPT, noted=noted, logits=logits, tau=tau) -> None:
+            if not noted:
+                for layer in (block.attn for block in model.blocks):
+                    noted[layer] = layer.note_largest(layer.q.weight.device, layer.q.weight.dtype)
                 return
-            largest = {layer: watch.largest(layer) for layer in watch.seen}
-            logits.append((step, max(s.max().item() for s in largest.values())))
-            if tau:
-                for layer, s in largest.items():
-                    clip(layer, s, tau)
+            logits.append((step, max(s.max().item() for s in noted.values())))
+            for layer, largest in noted.items():
+                if tau:
+                    qk_clip(layer.q.parameters(), layer.k.parameters(), largest, tau)
+                largest.zero_()
 
         losses = gpt.train(
             "optim=muon",
