@@ -60,8 +60,12 @@ def load_named(optimizer: Combined, tensors: Mapping[str, Tensor], numbers: Mapp
     State that an optimizer creates in its first step must exist: see :func:`init_state`.
     """
     held: dict[str, dict[str, Tensor]] = {}
+    names = {name for member in optimizer.members.values() for _, name in _named(member)}
     for full, tensor in tensors.items():
         name, _, key = full.removeprefix("state.").rpartition(".")
+        if name not in names:  # row_mean_square.64, of blocks of unequal sizes
+            name, _, more = name.rpartition(".")
+            key = f"{more}.{key}"
         held.setdefault(name, {})[key] = tensor
     for role, member in optimizer.members.items():
         for parameter, name in _named(member):

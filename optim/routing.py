@@ -93,7 +93,8 @@ def resolve_target(settings: Mapping[str, Any], where: str) -> tuple[type, dict[
     accepted = settings_of(optimizer)
     for key, value in kwargs.items():
         if key == BY_NAME:
-            kwargs[key] = typed_by_name(value, accepted, where)
+            more = getattr(optimizer, "group_settings", {})
+            kwargs[key] = typed_by_name(value, {k: v for k, v in (accepted | more).items() if k != "step"}, where)
             continue
         if RENAMED.get(key) in accepted and key not in accepted:
             raise ValueError(f"{where}.{key}={value}: this setting is now called {RENAMED[key]}")
@@ -156,7 +157,7 @@ def build(
         try:
             params = split_by_name(params, settings.pop(BY_NAME, {}))
         except ValueError as error:
-            raise ValueError(f"{role}: {error}") from None
+            raise ValueError(f"{role}.{error}") from None
         groups.append({"name": role, **settings, "params": params})
     return Combined(groups)
 

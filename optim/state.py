@@ -29,7 +29,7 @@ class OwnerState(Optimizer):
 
     _layouts: list[ParamLayout]
     _shard_keys: set[str]  # names of the state that is sharded like its parameter
-    _consolidated: States = {}
+    _consolidated: States | None = None  # what other ranks' owners hold; None while everything is as it was built
 
     def shard_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -60,7 +60,7 @@ class OwnerState(Optimizer):
     def consolidate_state_dict(self, to: int | None = 0) -> None:
         """Bring the state of replicated matrices together on rank ``to`` of the group, or (None) on every rank, for a
         ``state_dict`` there before the next step.  All ranks call, as with torch's ZeroRedundancyOptimizer."""
-        self._consolidated = {}
+        consolidated = self._consolidated = {}
         for layout in self._layouts:
             exchange = layout.exchange
             for i, shapes in _owner_shapes(self, layout).items() if exchange.layout == "replicated" else ():
@@ -70,7 +70,7 @@ class OwnerState(Optimizer):
                     whole = self.state[param][key] if owner == exchange.rank else empty
                     dist.broadcast(whole, group=exchange.group, group_src=owner)
                     if to in (None, exchange.rank):
-                        self._consolidated.setdefault(param, {})[key] = whole
+                        consolidated.setdefault(param, {})[key] = whole
 
     def saved_state(self) -> States:
         """Per parameter, its state as in a state dict; of replicated matrices, what this rank holds."""
@@ -150,7 +150,11 @@ def _with_owner_state(rule: Any, state_dict: dict[str, Any]) -> None:
         for i, shapes in _owner_shapes(rule, layout).items():
             ref, owner = layout.refs[i], layout.exchange.plan.owners[i]
             state = states.get(ref.param, {})
-            state |= rule._consolidated.get(ref.param, {})
+            if rule._consolidated is None:  # Accelerate asks before the first step
+                like = dict(dtype=state_dtype(layout), device=ref.param.device)
+                state |= {key: torch.zeros(shape, **like) for key, shape in shapes.items() if key not in state}
+            else:
+                state |= rule._consolidated.get(ref.param, {})
             if ref.param in states and shapes.keys() - state.keys():
                 raise RuntimeError(
                     f"the state of {ref.name} is held by rank {owner} alone: on every rank, call "

@@ -3,6 +3,8 @@
     torchrun --nproc-per-node 2 scripts/benchmark_optim.py            # 12 layers of (3D,D), (D,D), (4D,D), (D,4D)
     torchrun --nproc-per-node 1 scripts/benchmark_optim.py            # also against the bare products
     PYTHONPATH=DION torchrun --nproc-per-node 4 scripts/benchmark_optim.py   # DION: a checkout of microsoft/dion
+    torchrun --nproc-per-node 4 scripts/benchmark_optim.py --layout tp       # FSDP2 over tensor parallelism of 2
+    PYTHONPATH=DION torchrun --nproc-per-node 2 scripts/benchmark_optim.py --layout experts   # (E,2D,D), (E,D,2D)
 
 Floor: the products of 5 Newton-Schulz steps, 5 (4 s^2 l + 2 s^3) FLOPs a matrix (s <= l its sides), shared by the W
 ranks, and 2 S (W-1)/W^2 elements sent by each.  All contenders take the same weights, gradients (seeded) and, unless
@@ -26,7 +28,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -43,6 +45,11 @@ DION_BFLOAT16 = "dion, sends bfloat16"  # as it does by itself: half of the othe
 OURS_BFLOAT16 = "ours, sends bfloat16"  # the same iteration
 PACKAGES = ("muon-fsdp2", "pytorch-optimizer", "heavyball")  # of PyPI
 SLOW = ("torch.optim.Muon", *PACKAGES, EVERYWHERE)  # timed in the first rounds only
+LAYOUTS = {  # and what can take them, beside ours; none of the packages of PyPI
+    "fsdp": None,
+    "tp": ("torch.optim.Muon", EVERYWHERE),
+    "experts": (DION, DION_EXPRESS, EVERYWHERE),
+}
 TARGETS = [  # (world sizes, ours, against the fastest of, largest ratio)
     ((2, 4), SAME, (DION,), 0.75),
     ((2, 4), DEFAULT, (DION_EXPRESS,), 0.60),  # at the polar errors printed with it
@@ -59,14 +66,22 @@ class Matrices(nn.Module):
         self.weights = nn.ParameterList([nn.Parameter(torch.randn(s)) for s in shapes])
 
 
-def shapes_of(layers: int, dim: int) -> list[tuple[int, int]]:
+def shapes_of(layers: int, dim: int, layout: str) -> list[tuple[int, ...]]:
+    if layout == "experts":
+        return [(8, 2 * dim, dim), (8, dim, 2 * dim)] * layers
     return [(3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)] * layers
 
 
-def sharded(shapes) -> list[nn.Parameter]:
+def sharded(shapes, layout: str) -> list[nn.Parameter]:
     torch.manual_seed(0)
-    model = Matrices(shapes)
-    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    model, mesh = Matrices(shapes), init_device_mesh("cpu", (dist.get_world_size(),))
+    if layout == "tp":  # rows and columns in turn
+        mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("fsdp", "tp"))
+        for i, weight in enumerate(model.weights):
+            cut = distribute_tensor(weight.detach(), mesh["tp"], [Shard(i % 2)], src_data_rank=None)
+            model.weights[i] = nn.Parameter(cut)
+        mesh = mesh["fsdp"]
+    fully_shard(model, mesh=mesh)
     for index, weight in enumerate(model.weights):
         torch.manual_seed(1 + index)
         full = torch.randn(weight.shape)
@@ -194,11 +209,11 @@ BUILDERS = {
 }
 
 
-def contender(name: str, shapes):
+def contender(name: str, shapes, layout: str):
     """Its step, or None with a note where its package is not installed."""
     if name == FLOOR:
         return bare_products(shapes)
-    params = sharded(shapes)
+    params = sharded(shapes, layout)
     grads = [p.grad for p in params]
     try:
         optimizer = BUILDERS[name](params)
@@ -222,16 +237,18 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--slow-rounds", type=int, default=3, help=f"rounds of {', '.join(SLOW)}")
+    parser.add_argument("--layout", choices=LAYOUTS, default="fsdp", help="tp takes an even number of ranks")
     parser.add_argument("--only", nargs="+", help="contenders by name, beside ours")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo")
-    shapes = shapes_of(args.layers, args.dim)
+    shapes = shapes_of(args.layers, args.dim, args.layout)
     names = [*BUILDERS, *([FLOOR] if dist.get_world_size() == 1 else [])]
-    chosen = [name for name in names if not args.only or name in (SAME, DEFAULT, *args.only)]
-    steps = {name: step for name in chosen if (step := contender(name, shapes))}
+    allowed = [args.only or names, LAYOUTS[args.layout] or names]
+    chosen = [name for name in names if name in (SAME, DEFAULT) or all(name in few for few in allowed)]
+    steps = {name: step for name in chosen if (step := contender(name, shapes, args.layout))}
     first = {name: first_step(name, step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name, seconds in first.items() if seconds is not None}
     work: dict[str, list[float]] = {name: [] for name in times}
@@ -249,7 +266,8 @@ def main() -> None:
             work[name].append(busiest.item())
     if dist.get_rank() == 0:
         report("s a step", times, first)
-        report_targets(times)
+        if args.layout == "fsdp":
+            report_targets(times)
         report("CPU s a step on the busiest rank, whatever else ran", work, first)
         report_errors(shapes)
     dist.destroy_process_group()

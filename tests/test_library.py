@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from optim import Combined, Muon
+from optim import Combined, Muon, NorMuon, build
 from tests.distributed.harness import run_workers
+from tests.errors import raises_naming
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/library.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
@@ -212,6 +213,45 @@ def test_blocks_of_several_processes(worker, tmp_path, float64):
         names["model"].load_state_dict(saved["model"])
         names["optimizer"].load_state_dict(saved["optimizer"])
         assert_close(train(names, range(3, 5)), expected)
+
+
+def accelerated_replicas(rank, world_size, folder):
+    """Two steps, saved; then from there to four, as it was built before: state that owners hold, under DDP."""
+    from accelerate import Accelerator
+
+    os.chdir(folder)
+    torch.set_default_dtype(torch.float64)
+    accelerator, names = Accelerator(cpu=True), names_of()
+    for steps in (range(2), range(2, 4)):
+        matrix = dict(optimizer=NorMuon, lr=0.02)
+        scalar = dict(optimizer=torch.optim.AdamW, lr=1e-3)
+        own = names_of()["model"]
+        optimizer = build(own, matrix=matrix, scalar=scalar, process_group=dist.group.WORLD)
+        model, optimizer = accelerator.prepare(own, optimizer)
+        if steps.start:
+            accelerator.load_state("saved")
+        for tokens in names["batches"](steps):
+            optimizer.zero_grad()
+            accelerator.backward(model(tokens))
+            optimizer.step()
+        if not steps.start:
+            with raises_naming(RuntimeError, "consolidate_state_dict(to=None)"):
+                accelerator.save_state("saved")
+            optimizer.optimizer.consolidate_state_dict(to=None)
+            accelerator.save_state("saved")
+            accelerator.free_memory()
+    return [parameter.detach() for parameter in own.parameters()]
+
+
+@pytest.mark.slow
+def test_accelerate_with_state_at_the_owners(tmp_path, float64):
+    pytest.importorskip("accelerate")
+    names = names_of()
+    matrix, scalar = dict(optimizer=NorMuon, lr=0.02), dict(optimizer=torch.optim.AdamW, lr=1e-3)
+    names["optimizer"] = build(names["model"], matrix=matrix, scalar=scalar)
+    expected = train(names, range(4))
+    for weights in run_workers(accelerated_replicas, 2, tmp_path, folder=str(tmp_path)):
+        assert_close(weights, expected)
 
 
 def test_no_block_is_left_out():

@@ -285,7 +285,7 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         settings |= {BY_NAME: patterns} if patterns else {}
         try:
             for own in ({}, *patterns.values()):
-                try_optimizer(role, optimizer, arguments | own)
+                try_optimizer(role, optimizer, arguments, own)
         except Exception as error:  # of any author's class
             raise UserError(f"optim.{role}, {optimizer.__name__}: {one_line(error)}") from None
 

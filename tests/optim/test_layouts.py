@@ -263,7 +263,7 @@ def half_way(cls, place, states=None, share="auto"):
     return kept, [weight.detach() for weight in weights]
 
 
-@pytest.mark.parametrize(("cls", "share"), [(optim.NorMuon, "never"), (optim.Shampoo, "always")])
+@pytest.mark.parametrize(("cls", "share"), [(optim.NorMuon, "always"), (optim.Shampoo, "never")])
 def test_state_dicts_of_any_layout_are_those_of_one_process(cls, share):
     def on_rank(rank):
         place = on_mesh(init_device_mesh("cpu", (2, 2)))

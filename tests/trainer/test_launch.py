@@ -76,6 +76,23 @@ def test_a_name_that_no_parameter_has_is_told_with_near_ones(pattern, words):
         load_config(["experiment=smoke", own])
 
 
+@pytest.mark.parametrize(
+    ("own", "words"),
+    {
+        "split: 3": ["split=3", "blocks.0.attn.q.weight", "fan-out of 128"],
+        "split: [64,32]": ["split=(64, 32)", "128"],
+        "head_dim: 32, split: 2": ["head_dim=32"],
+        "split: abc": ["split=abc", "whole number"],
+        "splitt: 2": ["splitt", "split"],
+        "step: 2": ["no setting step"],
+        "dtype: bfloat16": ["dtype", "of a group"],
+    }.items(),
+)
+def test_by_name_says_how_a_parameter_is_cut_as_a_group_does(own, words):
+    with raises_naming(UserError, "optim.matrix", *words):
+        load_config(["experiment=smoke", "optim=muon", f"optim.matrix.by_name={{*.attn.q.weight: {{{own}}}}}"])
+
+
 def test_overrides_are_a_list():
     with raises_naming(UserError, "['experiment=smoke']"):
         load_config("experiment=smoke")

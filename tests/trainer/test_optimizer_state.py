@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from optim import NorMuon
 from optim.combined import Combined
 from optim.named_state import init_state, load_named, named_numbers, named_tensors
 
@@ -53,3 +54,25 @@ def test_optimizer_state_returns(kind, steps):
     two_steps(other, again, 9)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_state_of_blocks_of_unequal_sizes_returns():
+    """Whose names end with a size, behind a point: row_mean_square.1 and row_mean_square.3."""
+
+    def steps(optimizers, parameter, seed):
+        parameter.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        optimizers.step()
+
+    parameter, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3))
+    both = []
+    for weight in (parameter, other):
+        params = [{"params": [("block.0.weight", weight)], "split": (1, 3)}]
+        both.append(Combined([dict(name="matrix", optimizer=NorMuon, params=params)]))
+    optimizers, again = both
+    steps(optimizers, parameter, 0)
+    load_named(again, {k: v.clone() for k, v in named_tensors(optimizers).items()}, named_numbers(optimizers))
+    with torch.no_grad():
+        other.copy_(parameter)
+    steps(optimizers, parameter, 1)
+    steps(again, other, 1)
+    assert torch.equal(parameter, other)

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from operator import attrgetter
 
 import hydra
@@ -14,8 +15,8 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from common import UserError
-from optim.by_name import BY_NAME, split_by_name
-from optim.routing import ROLES, assign_roles
+from optim.by_name import BY_NAME
+from optim.routing import ROLES, build_from_config
 from trainer.config import OPEN_SECTIONS, Config, register, validate
 from trainer.language_model import model_class
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, check_unknown_keys, choices, explain, new_name
@@ -73,18 +74,16 @@ def check(composed: DictConfig, world_size: int) -> Config:
 
 
 def check_by_name(config: Config) -> None:
-    """Raises UserError: a pattern of ``optim.ROLE.by_name`` is no parameter's of the model."""
-    patterns = {role: own for role in ROLES if (own := getattr(config.optim, role).get(BY_NAME))}
-    if not patterns:
+    """Raises UserError: a pattern of ``optim.ROLE.by_name`` is no parameter's of the model, or says what cannot be of
+    one that it is."""
+    if not any(BY_NAME in getattr(config.optim, role) for role in ROLES):
         return
     with torch.device("meta"):  # how many tokens there are does not change what parameters are called
         model = model_class(config.model._target_)(config.model, 1, config.train.seq_len)
-    roles = assign_roles(model, model.head)
-    for role, own in patterns.items():
-        try:
-            split_by_name([{"params": [(name, None) for name, its in roles.items() if its == role]}], own)
-        except ValueError as error:
-            raise UserError(f"optim.{role}.{error}") from None
+    try:
+        build_from_config(model, asdict(config.optim), head_module=model.head)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def check_choices(composed: DictConfig, overrides: Sequence[str]) -> None:

@@ -117,8 +117,12 @@ class ScheduleConfig:
                     raise UserError(f"schedule.{role}.{key}: it cannot change during a run; give optim.{role}.{key}")
 
 
-def try_optimizer(role: str, optimizer: type, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-    """Build it and take a step with a small parameter: some settings contradict each other only there."""
+def try_optimizer(
+    role: str, optimizer: type, arguments: dict[str, Any], own: dict[str, Any] | None = None
+) -> torch.optim.Optimizer:
+    """Build it and take a step with a small parameter: some settings contradict each other only there.  Of a group's
+    ``own`` settings those of the parameter's layout are left out: they are for its shape."""
+    arguments = arguments | {k: v for k, v in (own or {}).items() if k not in getattr(optimizer, "group_settings", {})}
     parameter = torch.nn.Parameter(torch.zeros(2) if role == "scalar" else torch.zeros(2, 2))
     parameter.grad = torch.zeros_like(parameter)
     built: torch.optim.Optimizer = optimizer([parameter], **arguments)
