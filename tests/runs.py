@@ -24,10 +24,10 @@ def read_record(directory: Path | str) -> list[dict[str, Any]]:
     return found
 
 
-def read_losses(directory: Path | str) -> list[tuple]:
+def read_losses(directory: Path | str, missing: float | None = None) -> list[tuple]:
     """Step, training loss, validation loss and gradient norm of every line: what must not depend on how it ran."""
     keys = ("step", "train/loss", "val/loss", "grad_norm")
-    return [tuple(line.get(key) for key in keys) for line in read_record(directory)]
+    return [tuple(line.get(key, missing) for key in keys) for line in read_record(directory)]
 
 
 def cut_record(directory: Path | str, lines: int, torn: int = 0) -> str:

@@ -75,4 +75,7 @@ def train(
 @torch.no_grad()
 def validation_loss(model: GPT, split, config: Config) -> float:
     batches = eval_batches(split.val, seq_len=config.train.seq_len, tokens=config.eval.tokens, micro_batch=64)
-    return sum(model(inputs, targets).item() for inputs, targets in batches) / config.eval.tokens
+    model.eval()
+    loss = sum(model(inputs, targets).item() for inputs, targets in batches) / config.eval.tokens
+    model.train()
+    return loss
