@@ -16,11 +16,10 @@ from optim import routing
 from trainer.config import Config
 from trainer.evaluate.measure import evaluate
 from trainer.evaluate.validation import validation_batches
-from trainer.guard import NonFiniteGuard, check_replicas
+from trainer.guard import NonFiniteGuard, QKClip, check_replicas
 from trainer.metrics.clock import Clock
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
-from trainer.qk_clip import QKClip
 from trainer.run.checkpoint import Checkpoints
 from trainer.run.directory import acquire_run_dir, run_id
 from trainer.run.initial import load_initial
