@@ -13,8 +13,9 @@ import matplotlib
 import pytest
 import torch
 
+from scripts.lecture.topics import TOPICS
+
 ROOT = Path(__file__).resolve().parents[2]
-TOPICS = sorted(path.stem for path in (ROOT / "docs/lecture").glob("*.ipynb"))
 
 
 def cells(topic: str) -> list[dict]:
