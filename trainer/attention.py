@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, C = n_embd channels, H heads of D = C / H dimensi
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: KVCache | None = None
     ) -> Tensor:
         heads = (*x.shape[:2], self.n_head, self.head_dim)
-        q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
+        q, k, v = (y.view(heads) for y in outputs(x, self.q, self.k, self.v))
         if self.qk_norm:
             q, k = (F.rms_norm(x, heads[-1:], eps=self.norm_eps) for x in (q, k))
         if rotation is not None:
@@ -66,6 +66,21 @@ class Attention(nn.Module):
             self.largest.copy_(torch.maximum(self.largest, largest_scores(q, k, mask, self.scale)))
         y = attend(q, k, v, mask, scale=self.scale)
         return self.o(y.transpose(1, 2).reshape(x.shape))
+
+
+def outputs(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
+    """What each layer makes of x (…, C)."""
+    if not as_one_product(x):
+        return [layer(x) for layer in layers]
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], -1)
+
+
+def as_one_product(x: Tensor) -> bool:
+    """A GPU has one large product done before three small ones, forward and backward.  A CPU gains less than the sum of
+    three gradients being rounded otherwise is worth."""
+    return x.is_cuda
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | None = None) -> Tensor:

@@ -1,9 +1,11 @@
-"""Documents by blocks, as FlexAttention takes them on CUDA, against the mask of every query and key."""
+"""What attention does on CUDA alone, on a CPU: documents by blocks against the mask of every query and key; q, k and v
+as one product against three."""
 
 import pytest
 import torch
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples.grouped_query_gpt import GroupedQueryConfig, GroupedQueryGPT
 from trainer import attention
@@ -24,16 +26,45 @@ def blocks(monkeypatch):
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
 
 
-def trained(build, recompute: bool) -> list[torch.Tensor]:
+def trained(build, recompute: bool, length: int = LENGTH) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model = build()
     for name, parameter in model.named_parameters():
-        parameter.data = model.init_parameter(name, 0)
+        parameter.data.copy_(model.init_parameter(name, 0))
     model.recompute = recompute
-    tokens = torch.randint(VOCABULARY, (2, LENGTH))
+    tokens = torch.randint(VOCABULARY, (2, length))
     loss = model(tokens, tokens.roll(-1, 1))
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices, attention's own left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._schema.name in ("aten::mm", "aten::addmm")
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_one_product_makes_what_three_make(bias, recompute, monkeypatch):
+    """To the last bits of float64, gradients of every single parameter included."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=32, bias=bias, qk_norm=True, position="rope")
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr(attention, "as_one_product", lambda x, fused=fused: fused)
+        with Products() as products:
+            found.append(trained(lambda: GPT(config, VOCABULARY, 16).double(), recompute, 16))
+        found[-1].insert(0, products.count)
+    (three, *expected), (one, *values) = found
+    assert three - one == (8 if recompute else 6), "2 products less forward, 4 backward, 2 where forward is made again"
+    for a, b in zip(values, expected, strict=True):
+        assert (a - b).norm() <= 1e-13 * b.norm()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples.grouped_query_gpt import GroupedQueryConfig
+from trainer import attention
 from trainer.language_model import ModelConfig
 from trainer.mesh import ParallelConfig, build_mesh
 from trainer.model import GPTConfig
@@ -79,7 +80,9 @@ def low(arithmetic: list[tuple]) -> list[tuple]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-def test_every_mode_computes_alike(config, recompute):
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_mode_computes_alike(config, recompute, fused, monkeypatch):
+    monkeypatch.setattr(attention, "as_one_product", lambda x: fused)  # as on CUDA
     single, *others = (run(mode, config, recompute) for mode in MODES)
     for other in others:
         assert other["modules"] == single["modules"] and low(other["arithmetic"]) == low(single["arithmetic"])
