@@ -10,8 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from .guarded import COUNTERS, settle, step_unless, unscale
-from .guarded import local as local
 from .precision import full_float32
 from .settings import settings_of, typed
 
@@ -19,6 +17,8 @@ Group = dict[str, Any]
 """A parameter group: ``params`` and the settings in force for them."""
 Tensors = list[Tensor]
 
+COUNTERS = ("step", "lr_max", "weight_sum")
+"""What steps change in a group by themselves."""
 _OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
@@ -31,8 +31,6 @@ NEVER_NEGATIVE = (
 class Optimizer(torch.optim.Optimizer):
     """Base of both families, :class:`MatrixOptimizer` and :class:`Elementwise`, which fill in the other methods.
 
-    torch.amp.GradScaler's ``step`` takes it as it takes torch's fused optimizers: no host waits for the device.
-
     Raises:
         ValueError: a setting that does not exist or is out of range, at construction, when a state dict is loaded, or
             in the step after it was changed; a parameter that cannot be trained so; in ``step``, before anything
@@ -42,8 +40,6 @@ class Optimizer(torch.optim.Optimizer):
 
     group_settings: dict[str, Any] = {}
     """Types of the settings that groups have and the constructor has not."""
-    _step_supports_amp_scaling = True  # GradScaler asks for that, and then gives the next, and grad_scale
-    found_inf: Tensor | None = None  # where it is not 0, the step changes nothing; the same on all ranks
     _stepped = False
     _loading: dict[str, Any] | None = None  # the state dict that is being loaded, as the user's hooks have left it
 
@@ -87,13 +83,8 @@ class Optimizer(torch.optim.Optimizer):
                 self._check_settings(group, self.defaults)
                 self.settings_changed()
                 self._in_force[index] = _settings(group)
-        settle(self)
-        unscale(self, getattr(self, "grad_scale", None))
         with full_float32():
-            if self.found_inf is None:
-                self.update_params()
-            else:
-                step_unless(self.found_inf, self, self.update_params)
+            self.update_params()
         self._stepped = True
         return loss
 
@@ -169,10 +160,6 @@ class Optimizer(torch.optim.Optimizer):
             self._remember()
         self._in_force = [_settings(group) for group in self.param_groups]
 
-    def state_dict(self) -> dict[str, Any]:
-        settle(self)
-        return super().state_dict()
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's.
 
@@ -206,6 +193,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def rename_settings(self, group: Group, defaults: Group) -> None:
         """Give settings of earlier versions their present names."""
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor (a view), or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 _BUILD = "build the optimizer after fully_shard, to_empty, to and the like, from model.parameters()"

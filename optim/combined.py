@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from .base import Group, Optimizer, named
-from .guarded import settle, step_unless, unscale
+from .guarded import step_unless, unscale
 from .matrix import MatrixOptimizer
 
 
 class Combined(torch.optim.Optimizer):
     """One optimizer per dict, each for its own parameters, stepped as one.
+
+    torch.amp.GradScaler's ``step`` takes it as it takes torch's fused optimizers: no host waits for the device.
 
         Combined([
             dict(optimizer=Muon, params=matrices, lr=0.02),
@@ -30,12 +32,13 @@ class Combined(torch.optim.Optimizer):
         ValueError: no class is given, a parameter has two optimizers, or what a class says of its settings.
     """
 
-    _step_supports_amp_scaling = True  # see Optimizer
-    found_inf: Tensor | None = None
+    _step_supports_amp_scaling = True  # GradScaler asks for that, and then gives the next, and grad_scale
+    found_inf: Tensor | None = None  # where it is not 0, the step changes nothing; the same on all ranks
 
     def __init__(self, params: Iterable[Mapping[str, Any]]):
         self.members: dict[str, torch.optim.Optimizer] = {}
         self._started = False
+        self._unsettled: list[Callable[[], None]] = []  # what the host still has to ask about the last step
         super().__init__([dict(group) for group in params], {})
 
     def add_param_group(self, param_group: Group) -> None:
@@ -89,17 +92,17 @@ class Combined(torch.optim.Optimizer):
         if not self._has_started() and self._is_blank():
             self._create_state()
         else:
+            self.settle()
             for member in self.members.values():
                 self._step(member)
         self._started = True
         return loss
 
     def _step(self, member: Any) -> None:
-        settle(member)
         scale = getattr(self, "grad_scale", None)
         if self.found_inf is None:
             member.step()
-        elif getattr(member, "_step_supports_amp_scaling", False):
+        elif getattr(member, "_step_supports_amp_scaling", False):  # torch's fused ones
             member.grad_scale, member.found_inf = scale, self.found_inf
             try:
                 member.step()
@@ -107,12 +110,13 @@ class Combined(torch.optim.Optimizer):
                 del member.grad_scale, member.found_inf
         else:
             unscale(member, scale)
-            step_unless(self.found_inf, member, member.step)
+            self._unsettled.append(step_unless(self.found_inf, member))
 
     def settle(self) -> None:
-        """Before groups and state are read otherwise than by ``state_dict``: see :func:`guarded.settle`."""
-        for member in self.members.values():
-            settle(member)
+        """Before groups and state are read otherwise than by ``state_dict``: counters on the host become those of the
+        device, which may have taken the last step back."""
+        while self._unsettled:
+            self._unsettled.pop()()
 
     def _has_started(self) -> bool:
         """Members may be stepped, and given state, one by one."""
@@ -157,6 +161,7 @@ class Combined(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError for the state of another optimizer; nothing is changed then."""
+        self.settle()
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict

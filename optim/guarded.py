@@ -1,40 +1,27 @@
-"""Steps that a flag on the device takes back: ``found_inf``, as torch's fused optimizers have it from a GradScaler."""
+"""A step that a flag on the device takes back, of optimizers that have no ``found_inf`` of their own."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-COUNTERS = ("step", "lr_max", "weight_sum")
-"""What steps change in a group by themselves."""
+from .base import COUNTERS, local
+
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass
-class Pending:
-    """What the host has counted in a guarded step, and whether the device took that step back."""
-
-    was_taken_back: Callable[[], bool]
-    counters: list[tuple[dict[Any, Any], Any, Any]]  # (holder, key, value before)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor (a view), or the tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer, step: Callable[[], Any]) -> None:
-    """``step()``, but where ``found_inf``, a number on the device, is not 0, weights and state have the bits of before;
-    the host does not wait.
+def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """``optimizer.step()``, but where ``found_inf``, a number on the device, is not 0, weights and state have the bits
+    of before; the host does not wait.
 
     Gradients become zero there first, so that no rule meets a NaN.  A copy of weights and state lives as long as the
-    step, and what was counted on the host is put back by ``settle``.  State that begins in this step stays, at zero.
+    step.  State that begins in this step stays, at zero.
+
+    Returns:
+        What puts back the counters on the host too, to be called before anything reads them.
     """
-    settle(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for dtype, grads in _bits(p.grad for p in params).items():
         torch._foreach_mul_(grads, (found_inf == 0).to(dtype))
@@ -53,22 +40,20 @@ def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer, step: Calla
     for dtype, tensors in before.items():
         before[dtype] = [torch.empty_like(tensor) for tensor in tensors]
         torch._foreach_copy_(before[dtype], tensors)
-    answer = read_later(found_inf)
-    step()
+    was_taken_back = read_later(found_inf)
+    optimizer.step()
     for dtype, tensors in _bits(holder[key] for holder, key in live).items():
         # As integers, which wrap: what is put back is exact, NaNs and signed zeros included.
         torch._foreach_sub_(before[dtype], tensors)
         torch._foreach_mul_(before[dtype], (found_inf != 0).to(dtype))
         torch._foreach_add_(tensors, before[dtype])
-    optimizer._pending = Pending(answer, counters)  # type: ignore[attr-defined]
 
+    def settle() -> None:
+        if was_taken_back():
+            for holder, key, value in counters:
+                holder[key] = value
 
-def settle(optimizer: torch.optim.Optimizer) -> None:
-    """Take back what the host counted in a guarded step that the device took back; before anything reads counters."""
-    pending: Pending | None = vars(optimizer).pop("_pending", None)
-    if pending is not None and pending.was_taken_back():
-        for holder, key, value in pending.counters:
-            holder[key] = value
+    return settle
 
 
 def read_later(flag: Tensor) -> Callable[[], bool]:

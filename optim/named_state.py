@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Group, Optimizer, named
+from .base import COUNTERS, Group, Optimizer, named
 from .combined import Combined
-from .guarded import COUNTERS
 from .matrix import MatrixOptimizer
 
 

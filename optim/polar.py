@@ -108,14 +108,13 @@ def _normalise(x: Tensor, safety: float, out: Tensor) -> None:
 
 
 def power_of_two(x: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
-    """The factor that brings squares of x's entries back into the range of float32 (or x's wider dtype), with x's
-    dimensions ``dims`` reduced to 1: 1 where the norm is ordinary, else the power of two for which the largest entry is
-    about 1.  Multiplying by it rounds nothing; nothing waits for the device."""
+    """The power of two that brings x's largest entry to between 1/2 and 1, so that squares stay in the range of float32
+    (or x's wider dtype), with x's dimensions ``dims`` reduced to 1.  Multiplying by it rounds nothing."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    limits, norm = torch.finfo(wide), torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
-    largest = torch.linalg.vector_norm(x, math.inf, dim=dims, keepdim=True, dtype=wide)
-    power = (torch.frexp(largest).mantissa / largest).clamp(limits.tiny, 1 / limits.tiny).nan_to_num_(1.0)  # of 0, inf
-    return torch.where((norm >= limits.tiny**0.5) & norm.isfinite(), 1.0, power)
+    tiny, largest = torch.finfo(wide).tiny, torch.linalg.vector_norm(x, math.inf, dim=dims, keepdim=True, dtype=wide)
+    largest = largest.clamp(tiny, 0.5 / tiny)  # of 0 and inf too there is a power
+    power: Tensor = torch.frexp(largest).mantissa / largest
+    return power
 
 
 def _apply(segments: Segments, x: Tensor, y: Tensor, r: Tensor, p: Tensor, *more: Tensor) -> None:

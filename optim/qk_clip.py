@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .guarded import local
+from .base import local
 from .regions import local_region
 
 

@@ -26,6 +26,7 @@ from trainer.language_model import ModelConfig, by_family, check_needs, model_cl
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
 from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig, try_optimizer
+from trainer.schedules.due import profiled
 
 ABOVE_ZERO = (
     *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
@@ -101,6 +102,7 @@ class TrainConfig:
     non_finite: NonFinite = NonFinite.stop  # when a loss or gradient is not finite: end the run, or skip the update
     max_skips: int = 10  # updates in a row that may be skipped
     max_minutes: float | None = None  # of wall-clock time, after which the run saves and ends; default: no limit
+    profile: str | None = None  # updates, such as 10-13, of which every rank writes a trace; default: none
     timeout_minutes: float = 10.0  # of a collective after the first update; before it, parallel.timeout_minutes
 
 
@@ -215,6 +217,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     except ValueError as error:
         raise UserError(str(error)) from None
     fit_batch(config, world_size)
+    profiled(config.train.profile, config.train.steps)
     config.schedule.check(config.train.steps, {role: getattr(config.optim, role) for role in ROLES})
     config.lookahead.check()
     config.average.check()

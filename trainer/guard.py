@@ -29,49 +29,53 @@ class NonFiniteGuard:
         self.stops, self.max_skips = train.non_finite == NonFinite.stop, train.max_skips
         self.on_host = device.type == "cpu"
         self.tripped = torch.tensor(False, device=device)  # with non_finite=stop, after the first
-        # updates skipped in a row, the most of them, and step, loss and norm of the last (with stop: of the first)
-        self.counters = torch.zeros(5, dtype=torch.float64, device=device)
+        self.in_a_row = self.longest = torch.zeros((), dtype=torch.float64, device=device)  # updates skipped
+        # The last skipped update (with stop: the first), its loss and norm.
+        self.at = torch.zeros((), dtype=torch.int64, device=device)
+        self.measured = torch.zeros(2, dtype=torch.float64, device=device)
 
-    def step(self, optimizers: Combined, step: int, loss: Tensor, norm: Tensor) -> Tensor:
+    def step(self, optimizers: Combined, step: int, measured: Tensor) -> Tensor:
         """Apply update number ``step``, from 1, or skip it.
 
         Args:
-            loss, norm: float64 scalars on the device, the same on all ranks.
+            measured: loss and gradient norm, float64 [2] on the device, the same on all ranks.
 
         Returns:
             How many updates in a row have been skipped by now: a scalar on the device, 0 if this one is applied.
         """
-        bad = ~torch.isfinite(torch.stack([loss, norm])).all()
-        first, skip = bad & ~self.tripped, bad | self.tripped
-        self.tripped = skip if self.stops else self.tripped
+        noted = skip = bad = ~torch.isfinite(measured).all()
+        if self.stops:
+            noted, skip = bad & ~self.tripped, bad | self.tripped
+            self.tripped = skip
         if not self.on_host:
             guarded_step(optimizers, skip)
         elif not skip:
             optimizers.step()
-        in_a_row, longest = torch.where(bad, self.counters[0] + 1, 0.0), self.counters[1]
-        now = torch.stack([in_a_row, torch.maximum(longest, in_a_row), torch.full_like(loss, step), loss, norm])
-        self.counters = torch.where(first, now, torch.stack([in_a_row, *self.counters[1:]]))
-        return in_a_row
+        self.in_a_row = (self.in_a_row + 1) * bad
+        self.longest = torch.maximum(self.longest, self.in_a_row)
+        self.at, self.measured = torch.where(noted, step, self.at), torch.where(noted, measured, self.measured)
+        return self.in_a_row
 
     @property
     def skipped(self) -> int:
         """Updates in a row, up to the last one; waits for the device."""
-        return int(self.counters[0])
+        return int(self.in_a_row)
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        self.counters[0] = count
+        self.in_a_row = torch.full_like(self.in_a_row, count)
 
     def check(self) -> None:
         """Waits for the device.  Raises DivergedError: the run must not go on."""
-        _, longest, step, loss, norm = self.counters.tolist()
+        longest = int(self.longest)
         if not longest or not (self.stops or longest > self.max_skips):
             return
+        step, (loss, norm) = int(self.at), self.measured.tolist()
         if self.stops:
             mend = "the update was not applied; lower optim.*.lr, or set train.clip=1.0 or train.non_finite=skip"
         else:
-            mend = f"{longest:.0f} updates in a row were skipped, train.max_skips={self.max_skips}"
-        raise DivergedError(f"step {step:.0f} has loss {loss} and gradient norm {norm}: {mend}")
+            mend = f"{longest} updates in a row were skipped, train.max_skips={self.max_skips}"
+        raise DivergedError(f"step {step} has loss {loss} and gradient norm {norm}: {mend}")
 
 
 def guarded_step(optimizers: Combined, bad: Tensor) -> None:

@@ -18,6 +18,7 @@ from trainer.evaluate.measure import evaluate
 from trainer.evaluate.validation import validation_batches
 from trainer.guard import NonFiniteGuard, QKClip, check_replicas
 from trainer.metrics.clock import Clock
+from trainer.metrics.profile import Profile
 from trainer.metrics.record import Metrics
 from trainer.parallel import setup, unwrap
 from trainer.run.checkpoint import Checkpoints
@@ -28,6 +29,7 @@ from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
 from trainer.run.warmup import warm_up
 from trainer.schedules.config import loss_scale
+from trainer.schedules.due import is_time
 from trainer.schedules.steps import Schedules
 
 
@@ -61,8 +63,10 @@ class Trainer:
             rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
         )  # fmt: skip
         self.divisor = train.batch_tokens // loss_scale(train) / self.parallel.world_size
+        self.shares = torch.tensor([train.batch_tokens, self.parallel.world_size], device=self.parallel.device)
         self.guard = NonFiniteGuard(train, self.parallel.device)
         self.clock = Clock(self.parallel.synchronize)
+        self.profile = Profile(config, self.parallel, self.clock)
         self.preemption = Preemption(self.parallel.world_size, train.max_minutes, config.checkpoint.minutes)
         self.metrics = Metrics(config, self.parallel, run_id(config.run.path), self.split)
         state = self.model, self.optimizers, self.schedules.state()
@@ -107,7 +111,8 @@ class Trainer:
                 self.save()
             self.poll_async_save()
             self.clock.start()
-            reason, save = self.train_step(step)
+            with self.profile.update(step + 1):
+                reason, save = self.train_step(step)
             self.progress.step = step + 1
             if self.guard.on_host or self.metrics.is_due(step + 1):
                 self.check_guard()
@@ -127,13 +132,12 @@ class Trainer:
         loss = self.forward_backward(step)
         norm = self.parallel.clip(self.model, self.config.train.clip, loss_scale(self.config.train))
         self.preemption.start_poll()
-        sums = self.parallel.sum(torch.stack([loss, norm.double()]))
-        loss, norm = sums[0] / self.config.train.batch_tokens, sums[1] / self.parallel.world_size
-        skipped = self.guard.step(self.optimizers, step + 1, loss, norm)
+        means = self.parallel.sum(torch.stack([loss, norm.double()])) / self.shares
+        skipped = self.guard.step(self.optimizers, step + 1, means)
         self.qk_clip.step(skipped)
         self.schedules.end_step(step)
         self.optimizers.zero_grad()
-        measured = {"train/loss": loss, "grad_norm": norm, "skipped": skipped}
+        measured = {"train/loss": means[0], "grad_norm": means[1], "skipped": skipped}
         self.metrics.add(step + 1, measured | {f"lr/{role}": lr for role, lr in lrs.items()})
         return self.preemption.finish_poll()
 
@@ -191,8 +195,3 @@ class Trainer:
         if fault := self.checkpoints.poll(wait):
             self.metrics.message(f"warning: a checkpoint failed, the one before it stays: {fault}")
             self.metrics.note(**{"checkpoint/failed": fault})
-
-
-def is_time(every: int | None, step: int, last: int) -> bool:
-    """Whether what happens every so many updates, and after the last, happens after update ``step``."""
-    return every is not None and (step % every == 0 or step == last)

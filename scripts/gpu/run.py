@@ -16,13 +16,12 @@ from trainer.parallel import Parallel, unwrap
 class Run:
     """A model, its optimizers and a batch of random tokens."""
 
-    def __init__(self, parallel: Parallel, config: Any):
-        on_gpu = parallel.device.type == "cuda"
+    def __init__(self, parallel: Parallel, config: Any, small: bool, document_start: int | None = None):
         self.parallel = parallel
-        self.sequences, self.length = (32, 1024) if on_gpu else (2, 32)
-        vocabulary = 50257 if on_gpu else 250
+        self.sequences, self.length = (2, 32) if small else (32, 1024)
+        vocabulary = 250 if small else 50257
         torch.manual_seed(parallel.rank)
-        self.model = parallel.wrap(config.model, vocabulary, self.length)
+        self.model = parallel.wrap(config.model, vocabulary, self.length, document_start)
         self.optimizers = routing.build_from_config(unwrap(self.model), asdict(config.optim), parallel.replicas)
         self.guard = NonFiniteGuard(TrainConfig(non_finite="skip"), parallel.device)  # type: ignore[arg-type]
         self.guard.on_host, self.count = False, 0
@@ -57,7 +56,8 @@ class Run:
     def step(self, loss: torch.Tensor | None = None) -> None:
         self.count += 1
         norm = self.parallel.clip(self.model, 1.0).double()
-        self.guard.step(self.optimizers, self.count, self.loss if loss is None else loss, norm)
+        measured = torch.stack([self.loss if loss is None else loss, norm])
+        self.guard.step(self.optimizers, self.count, measured)
 
     def update(self, passes: int = 1) -> torch.Tensor:
         self.backward(passes)

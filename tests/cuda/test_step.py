@@ -47,7 +47,7 @@ def test_guard_clip_and_optimizer_with_every_preset(name, layout):
             go_on_from(4, member)  # no new roots are due
         with Kernels() as gpu:
             norm = parallel.clip(model, 1.0)
-            skipped = guard.step(optimizers, 5, loss, norm.double())
+            skipped = guard.step(optimizers, 5, torch.stack([loss, norm.double()]))
         assert skipped.device == norm.device == parallel.device
         assert [(p.device, p.dtype, p.shape) for p in model.parameters()] == before
         assert not gpu.crossings

@@ -30,12 +30,16 @@ def test_the_polar_factor_does_not_depend_on_a_power_of_two(method, power, dtype
     assert torch.equal(polar(beside, method), polar(x, method))
 
 
-def test_ordinary_matrices_are_not_scaled():
-    for power in (0, 40, -40, 60):
-        assert power_of_two(seeded((3, 4, 5), 0) * 2.0**power).eq(1).all()
+def test_the_largest_entry_is_scaled_to_below_one():
+    for power in (0, 40, -40, 60, 120, -120):
+        x = seeded((3, 4, 5), 0) * 2.0**power
+        factor = power_of_two(x)
+        assert factor.frexp().mantissa.eq(0.5).all() and torch.equal(x * factor / factor, x)
+        largest = (x * factor).abs().amax((1, 2))
+        assert largest.ge(0.5).all() and largest.lt(1).all()
     odd = torch.zeros(3, 2, 2)
     odd[1], odd[2] = torch.inf, torch.nan
-    assert power_of_two(odd).eq(1).all()
+    assert power_of_two(odd)[:2].isfinite().all()
     assert torch.equal(polar(torch.zeros(2, 2)), torch.zeros(2, 2)) and polar(odd)[1:].isnan().all()
 
 

@@ -119,8 +119,8 @@ def guarding(**settings) -> NonFiniteGuard:
     return NonFiniteGuard(TrainConfig(**settings), torch.device("cpu"))
 
 
-def scalars(*values: float) -> list[torch.Tensor]:
-    return [torch.tensor(value, dtype=torch.float64) for value in values]
+def measured(loss: float, norm: float) -> torch.Tensor:
+    return torch.tensor([loss, norm], dtype=torch.float64)
 
 
 def error_of(guard: NonFiniteGuard) -> str:
@@ -137,7 +137,7 @@ def test_skipped_updates_are_counted_and_limited():
     errors = []
     for step, loss in enumerate([5.0, math.nan, 4.0, math.inf, math.nan, math.nan], start=1):
         give_gradients(model, step)
-        skipped = guard.step(optimizers, step, *scalars(loss, 2.0))
+        skipped = guard.step(optimizers, step, measured(loss, 2.0))
         assert skipped.item() == guard.skipped == {2: 1, 4: 1, 5: 2, 6: 3}.get(step, 0)
         errors.append(error_of(guard))
     assert errors[:5] == [""] * 5
@@ -150,7 +150,7 @@ def test_skips_before_a_resume_count():
     guard = guarding(non_finite="skip", max_skips=2)
     guard.skipped = 2
     give_gradients(model, 0)
-    guard.step(optimizers, 9, *scalars(math.nan, 2.0))
+    guard.step(optimizers, 9, measured(math.nan, 2.0))
     check_names(error_of(guard), "step 9", "3 updates", "train.max_skips=2")
 
 
@@ -161,11 +161,11 @@ def test_after_a_stop_nothing_is_applied(on_host):
     guard = guarding(non_finite="stop")
     guard.on_host = on_host
     give_gradients(model, 0)
-    assert guard.step(optimizers, 1, *scalars(math.nan, 1.0)).item() == 1
+    assert guard.step(optimizers, 1, measured(math.nan, 1.0)).item() == 1
     before = everything(model, optimizers)
     for step, loss in ((2, 3.0), (3, math.nan)):
         give_gradients(model, step)
-        guard.step(optimizers, step, *scalars(loss, 1.0))
+        guard.step(optimizers, step, measured(loss, 1.0))
     for a, b in zip(everything(model, optimizers), before, strict=True):
         assert torch.equal(a, b)
     check_names(error_of(guard), "step 1 ", "loss nan", "norm 1.0", "train.non_finite=skip", "train.clip", "optim.*.lr")

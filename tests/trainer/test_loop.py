@@ -1,5 +1,7 @@
 """The Trainer as a Python prompt or a notebook uses it: a config from ``load_config``, no launcher."""
 
+import gzip
+import json
 import math
 
 import pytest
@@ -45,6 +47,21 @@ def test_every_line_has_what_was_measured_at_its_step(tmp_path):
     assert [line["step"] for line in found if "val/loss" in line] == [0, 3, 6]
     assert all("train/loss" in line and "lr/matrix" in line for line in found[1:])
     assert all("perf/peak_memory_bytes" in line for line in found if "val/loss" in line)
+
+
+def test_updates_are_traced_for_perfetto(tmp_path):
+    Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}", "train.steps=4", "train.profile=2-3"])).run()
+    (trace,) = (tmp_path / "run" / "profile").iterdir()
+    assert trace.name == "updates-2-3-rank0.json.gz"
+    with gzip.open(trace) as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"update 2", "update 3", "Optimizer.step#Combined.step", "aten::mm"} <= names and "update 4" not in names
+
+
+@pytest.mark.parametrize("updates", ["0-2", "5-7", "4-3", "two", "1-2-3"])
+def test_updates_that_do_not_exist_cannot_be_traced(updates):
+    with raises_naming(UserError, f"train.profile={updates}", "1-6", "10-13"):
+        load_config([*SHORT, f"train.profile={updates}"])
 
 
 def test_a_schedule_free_run_is_evaluated_and_saved_at_its_average(tmp_path):

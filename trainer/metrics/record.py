@@ -25,7 +25,7 @@ from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.source import keep_source
 from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
-from trainer.schedules.config import eval_is_due
+from trainer.schedules.due import eval_is_due
 
 Value = float | str | Tensor
 

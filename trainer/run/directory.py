@@ -25,6 +25,7 @@ from trainer.config import Config, Resume
 NOT_IDENTITY = (
     *("run", "sweep", "eval", "checkpoint", "parallel", "logger", "data.download", "data.workers"),
     *("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes"),
+    "train.profile",
 )
 SHOWN = 8  # differences that an error lists
 FORMAT = 2  # of run.json: settings have other names than in 1

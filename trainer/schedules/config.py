@@ -181,10 +181,3 @@ def _check_lengths(section: str, config: Any, *names: str) -> None:
 def loss_scale(train: Any) -> int:
     """Of a TrainConfig: by what the mean loss is multiplied before it is differentiated."""
     return int(train.batch_tokens) if train.loss == Loss.sum else 1
-
-
-def eval_is_due(config: Any, step: int) -> bool:
-    """Whether the weights after ``step`` updates of a run with this Config are evaluated."""
-    steps, late = config.train.steps, config.eval.late_every
-    every = late if late and step / config.schedule.end(steps) >= 0.9 else config.eval.every
-    return step % every == 0 or step == steps

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from optim.combined import Combined
 from trainer.config import Config
-from trainer.schedules.config import eval_is_due
+from trainer.schedules.due import eval_is_due
 from trainer.schedules.weights import Average, Lookahead
 
 
