@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +31,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as usual on Hopper; deterministic products ask for it
 
 from common import write_json, write_text  # noqa: E402
 from optim import Muon, layout  # noqa: E402
@@ -37,6 +39,8 @@ from optim.matrix import local  # noqa: E402
 from optim.polar import POLAR_METHODS, Iteration, polar, polar_flops  # noqa: E402
 from optim.precision import full_float32  # noqa: E402
 from optim.regions import Place  # noqa: E402
+from scripts.gpu.choices import CHOICES, Choice  # noqa: E402
+from scripts.gpu.program import train_twice  # noqa: E402
 from scripts.gpu.report import Figures, estimate, require, section, table  # noqa: E402
 from scripts.gpu.run import Run, same  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
@@ -84,12 +88,13 @@ class Check:
 
     # Parts ------------------------------------------------------------------------------------------------------
 
-    def parallel(self, mode: str, dtype: torch.dtype, compiled: bool) -> Parallel:
-        config = ParallelConfig(mode=mode, compile=compiled)
+    def parallel(self, mode: str, dtype: torch.dtype, compiled: bool, recompute: bool = False) -> Parallel:
+        config = ParallelConfig(mode=mode, compile=compiled, activation_checkpointing=recompute)
         mesh = build_mesh(config, mode, self.device.type, self.ranks)
         return Parallel(config, mode, self.processes, mesh, dtype, 0)  # type: ignore[arg-type]
 
-    def run(self, model: str, dtype: torch.dtype | None = None, compiled: bool | None = None, **settings: Any) -> Run:
+    def run(self, model: str, dtype: torch.dtype | None = None, compiled: bool | None = None, recompute: bool = False,
+            document_start: int | None = None, **settings: Any) -> Run:  # fmt: skip
         mode = "single" if self.ranks == 1 else "fsdp"
         compiled = self.on_gpu if compiled is None else compiled
         small = [] if self.on_gpu else ["model.n_layer=2", "model.n_embd=64", "model.n_head=2"]
@@ -98,7 +103,7 @@ class Check:
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")  # as the trainer does
         changes += ["optim.matrix.dtype=float32"] if dtype == torch.float32 else []
         config = load_config([f"model={model}", "optim=muon", "logger=jsonl", *small, *changes])
-        return Run(self.parallel(mode, dtype, compiled), config)
+        return Run(self.parallel(mode, dtype, compiled, recompute), config, not self.on_gpu, document_start)
 
     def milliseconds(self, work: Callable[[], Any], repeats: int = 10) -> float:
         """Median, after one call that is not counted."""
@@ -205,35 +210,34 @@ class Check:
         passes = max(1, BATCH_TOKENS // self.ranks // run.tokens_of_a_pass) if self.on_gpu else 2
         took = self.milliseconds(lambda: run.update(passes), 3)
         run.backward()
-        optimizer = self.milliseconds(run.step)
+        optimizer, unguarded = self.milliseconds(run.step), self.milliseconds(run.optimizers.step)
         speed = passes * run.tokens_of_a_pass * self.ranks / took * 1e3
-        found = dict(ms=took, optimizer_ms=optimizer, passes=passes, sequences_of_a_pass=run.sequences,
-                     tokens_per_s=speed, recompilations=counters["unique_graphs"] - graphs)  # fmt: skip
+        found = dict(ms=took, optimizer_ms=optimizer, unguarded_ms=unguarded, passes=passes,
+                     sequences_of_a_pass=run.sequences, tokens_per_s=speed,
+                     recompilations=counters["unique_graphs"] - graphs)  # fmt: skip
         if self.peak:
             found["mfu"] = unwrap(run.model).flops_per_token() * speed / (self.peak * self.ranks)
         if self.on_gpu:
             found["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return require(found["recompilations"] == 0, **found)
 
-    def choices(self) -> Figures:
-        """Each choice of the step against its other side, in this process."""
-        found: Figures = {}
-        for name, settings in {
-            "as it is": {}, "not compiled": dict(compiled=False), "float32": dict(dtype=torch.float32),
-            "all logits at once": dict(loss_chunk=2**20), "logits by 2048": dict(loss_chunk=2048),
-        }.items():  # fmt: skip
-            try:
-                run = self.run("gpt2_124m", **settings)
+    def choice(self, choice: Choice) -> Figures:
+        """An update of one pass; what a card cannot do is left out."""
+        if choice.gpu_only and not self.on_gpu:
+            return dict(left_out="needs CUDA")
+        try:
+            with choice.within():
+                run = self.run("gpt2_124m", **choice.settings)
                 run.update()
-                found[f"{name} ms"] = self.milliseconds(run.update, 3)
-            except torch.OutOfMemoryError:
-                found[name] = "out of memory"
-        return found
+                return dict(ms=self.milliseconds(run.update, 3))
+        except RuntimeError as error:  # no such kernel, out of memory
+            return dict(left_out=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
     def profile(self) -> Figures:
         """Share of three updates in which the device has nothing to do."""
         if not self.on_gpu:
             return dict(left_out="needs CUDA")
+        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         run = self.run("gpt2_124m")
@@ -244,7 +248,8 @@ class Check:
                 run.update(2)
             self.wait()
             took = time.perf_counter() - start
-        busy = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
+        busy = sum(event.self_device_time_total for event in seen.key_averages()
+                   if event.device_type == DeviceType.CUDA and not event.is_user_annotation) / 1e6  # fmt: skip
         return dict(idle=max(0.0, 1 - busy / took), ms=1e3 * took / 3, under_profiler=True)
 
     def not_finite(self) -> Figures:
@@ -261,7 +266,15 @@ class Check:
         return require(kept and not same(before, run.snapshot()), unchanged=kept)
 
     def save_and_load(self) -> Figures:
-        """Weights and state written, read by another run, and gone on with: bit for bit the same."""
+        """Weights and state written, read by another run, and gone on with: bit for bit the same, where attention's
+        backward pass adds up in a fixed order."""
+        torch.use_deterministic_algorithms(True)
+        try:
+            return self._save_and_load()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def _save_and_load(self) -> Figures:
         one, other = (self.run("gpt2_124m", n_layer=2, compiled=False) for _ in range(2))
         one.update()
         other.update()
@@ -272,6 +285,9 @@ class Check:
         other.load(torch.load(file, weights_only=True))
         other.update()
         return require(same(one.snapshot(), other.snapshot()), bitwise=True)
+
+    def program(self) -> Figures:
+        return train_twice(self.on_gpu) if self.ranks == 1 else dict(left_out="for one process")
 
     def as_on_the_cpu(self) -> Figures:
         """Ten float32 losses of a small model, against those of this machine's CPU."""
@@ -299,9 +315,9 @@ def main() -> None:
         "not finite": check.not_finite, "saved and loaded": check.save_and_load,
         "as on the CPU": check.as_on_the_cpu, "GPT-2 124M": lambda: check.steps("gpt2_124m"),
         "track 3": lambda: check.steps("track3_124m"), "polar factors": check.polar_factors,
-        "profile": check.profile, "choices": check.choices,
-        "on 8 devices": lambda: estimate(results),
+        "profile": check.profile, "train.py": check.program, "on 8 devices": lambda: estimate(results),
     }  # fmt: skip
+    sections |= {f"choice: {name}": partial(check.choice, choice) for name, choice in CHOICES.items()}
     for name, act in sections.items():
         left = 60 * args.minutes - (time.perf_counter() - begin)
         agreed = torch.tensor(left, device=check.device)

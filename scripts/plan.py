@@ -6,7 +6,7 @@
 Takes the overrides of train.py. Starts nothing and creates nothing: the model lies on the meta device, and who owns
 which matrix follows from shapes. Exact are parameters, states, FLOPs by the model's and the rules' own count, and
 bytes and collectives. Activations, logits and what is gathered are estimates; the allocator's losses, temporaries of
-elementwise optimizers and workspace of kernels are not in them. Times are projected.
+elementwise optimizers and workspace of kernels are not in them. Times are projected: planning/step.py says from what.
 """
 
 import argparse
@@ -18,16 +18,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from planning.costs import Costs, sequences  # noqa: E402
+from planning.step import DEVICES, step_time  # noqa: E402
 
 from common import UserError  # noqa: E402
 from data.shards import open_shard  # noqa: E402
 from optim.matrix import MatrixOptimizer  # noqa: E402
-from trainer.loop import is_time  # noqa: E402
 from trainer.metrics.console import duration  # noqa: E402
 from trainer.metrics.environment import PEAK_FLOPS  # noqa: E402
-from trainer.schedules.config import eval_is_due  # noqa: E402
+from trainer.schedules.due import eval_is_due, is_time  # noqa: E402
 
-MEMORY = {"h100": 80e9, "h200": 141e9, "a100": 80e9}  # bytes of a card (the larger A100), by NVIDIA's data sheets
 USABLE = 0.9  # of it; the rest is the context's and the communication library's, or lost between blocks
 
 
@@ -48,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-    parser.add_argument("--device", choices=[*MEMORY, "cpu"], default="h100", help="of every rank (default: h100)")
+    parser.add_argument("--device", choices=[*DEVICES, "cpu"], default="h100", help="of every rank (default: h100)")
     parser.add_argument("--ranks", type=int, default=8, help="processes, eight a node (default: 8)")
-    parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak FLOP/s (default: 0.4)")
+    parser.add_argument("--efficiency", type=float, default=0.6,
+                        help="share of the peak FLOP/s that products of matrices reach (default: 0.6)")  # fmt: skip
     return parser.parse_intermixed_args(arguments)
 
 
@@ -63,7 +63,7 @@ def show(costs: Costs, efficiency: float) -> None:
     print_rows("memory of the fullest rank", memory(costs))
     print_rows("an update", update(costs))
     print_rows("the run", run(costs))
-    print_rows(f"projected, at {efficiency:g} of the peak", time(costs, efficiency))
+    print_rows(f"projected, products at {efficiency:g} of the peak", time(costs, efficiency))
 
 
 def print_parameters(costs: Costs) -> None:
@@ -89,7 +89,9 @@ def memory(costs: Costs) -> dict[str, str]:
 
 def device_bytes(costs: Costs) -> float:
     """Memory of one rank: of a card, or an equal share of this machine's."""
-    return MEMORY.get(costs.device) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / costs.ranks
+    if costs.device in DEVICES:
+        return DEVICES[costs.device].memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / costs.ranks
 
 
 def update(costs: Costs) -> dict[str, str]:
@@ -142,13 +144,14 @@ def time(costs: Costs, efficiency: float) -> dict[str, str]:
     peak = PEAK_FLOPS.get(costs.device.upper())
     if peak is None or costs.width != 2:
         return {"time": "not projected: a peak is known for bfloat16 on GPUs only"}
-    forward_backward, _, busiest = costs.flops()
-    step = (forward_backward / costs.ranks + busiest) / (peak * efficiency)
+    parts = step_time(costs, efficiency)
+    step = sum(parts.values())
     forward = costs.model.flops_per_token() / 3 * costs.config.eval.tokens / costs.ranks / (peak * efficiency)
     training, evaluating = step * costs.train.steps, forward * evaluations(costs)
     total = training + evaluating
     return {
-        "an update": f"{step * 1e3:>12,.1f} ms  of {peak / 1e12:.0f} TFLOP/s; all that travels is hidden behind work",
+        **{name: f"{seconds * 1e3:>12,.1f} ms" for name, seconds in parts.items()},
+        "an update": f"{step * 1e3:>12,.1f} ms  {costs.train.batch_tokens / step:,.0f} tokens/s",
         "training": f"{duration(training):>15}",
         "evaluations": f"{duration(evaluating):>15}  forward passes alone",
         "all": f"{duration(total):>15}  {total / 3600 * costs.ranks:,.2f} GPU-hours, without start and compilation",

@@ -27,6 +27,7 @@ from trainer.parallel import Parallel, unwrap
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import plan  # noqa: E402
 from planning.costs import Costs  # noqa: E402
+from planning.step import ATTENTION, HOP, SENT, STREAMED, TOUCHED, step_time  # noqa: E402
 
 CALLS = {"alltoall_base_": "all_to_all", "broadcast_": "broadcast", "_allgather_base_": "all_gather",
          "_reduce_scatter_base_": "reduce_scatter"}  # fmt: skip
@@ -186,11 +187,30 @@ def test_what_fits_and_what_is_projected(capsys):
     peaks = [costs.memory(n)["peak"] for n in (1, 2, 4, 8, 16, 32)]
     assert peaks == sorted(peaks) and costs.largest_micro_batch(peaks[3]) == 8
     assert costs.largest_micro_batch(peaks[3] - 1) == 4 and costs.largest_micro_batch(1e6) is None
-    model, _, busiest = costs.flops()
-    assert f"{(model / 8 + busiest) / 989e12 / 0.5 * 1e3:.1f} ms" in printed and "projected, at 0.5" in printed
+    parts = step_time(costs, 0.5)
+    assert f"{sum(parts.values()) * 1e3:.1f} ms" in printed and "projected, products at 0.5" in printed
     assert "162,354,816" in printed and "1,703,936,000" in printed
     assert plan.main(["experiment=smoke", "--device", "cpu", "--ranks", "2"]) == 0
     assert "GPU-hours" not in capsys.readouterr().out
+
+
+def test_the_time_of_an_update_is_that_of_its_parts():
+    """GPT-2 124M by hand: 6 FLOPs a weight in products, causal attention with the scores once more, one pass of 34
+    bytes a token, layer and dimension, and what travels hidden but for a unit's part."""
+    one, eight = (Costs([], "h100", ranks) for ranks in (1, 8))
+    parts, shared = step_time(one, 0.5), step_time(eight, 0.5)
+    weights = 12 * 12 * 768**2 + 50257 * 768
+    assert parts["products"] == pytest.approx(6 * weights * 524288 / (0.5 * 989e12))
+    assert parts["attention"] == pytest.approx(7 / 12 * 12 * 12 * 768 * 1024 * 524288 / (ATTENTION * 989e12))
+    assert parts["activations"] == pytest.approx(TOUCHED * 34 * 12 * 768 * 524288 / (3.35e12 * STREAMED))
+    assert parts["travel"] == parts["exchange"] == 0
+    for part in ("products", "attention", "activations", "logits"):
+        assert shared[part] == pytest.approx(parts[part] / 8)
+    sent, calls = eight.model_traffic()
+    assert shared["travel"] == pytest.approx((sent / (450e9 * SENT) + calls.total() * 7 * HOP) / 13)
+    assert step_time(eight, 0.6)["products"] < shared["products"]
+    crowded = step_time(Costs(["train.batch_tokens=1048576"], "h100", 1024), 0.6)
+    assert crowded["travel"] > crowded["products"], "a thousand ranks with a sequence each wait for the network"
 
 
 def test_a_thousand_ranks(monkeypatch, tmp_path):
