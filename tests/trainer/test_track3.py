@@ -48,7 +48,7 @@ def test_losses_are_those_of_the_records_own_code(configure, tmp_path, no_plot, 
     words = [*PROBLEM, *golden["overrides"], f"optim=track3/{name}", f"run.dir={tmp_path / 'run'}"]
     trainer = Trainer(configure(*words))
     if "stock" in golden:
-        begin_with_factors(trainer.optimizers.members["matrix"])
+        begin_with_factors(trainer)
     lines = lines_of(trainer)
     assert [line["train/loss"] for line in lines[1:]] == pytest.approx(golden["train"], rel=1e-9)
     found = {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}
@@ -57,8 +57,9 @@ def test_losses_are_those_of_the_records_own_code(configure, tmp_path, no_plot, 
         assert [line[f"lr/{role}"] for role in ROLES] == pytest.approx(rates, rel=1e-12)
 
 
-def begin_with_factors(optimizer):
+def begin_with_factors(trainer):
     """The bases of factors of low rank are rounding: the figures begin with factors that have a basis."""
+    optimizer = trainer.optimizers.members["matrix"]
     for group in optimizer.param_groups:
         group["step"] = 1
     for state in optimizer.state.values():
