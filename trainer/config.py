@@ -22,6 +22,7 @@ from common import UserError
 from data.config import DataConfig
 from optim.by_name import BY_NAME
 from optim.routing import ROLES, resolve_target
+from trainer import mup
 from trainer.language_model import ModelConfig, by_family, check_needs, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
@@ -214,6 +215,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         writes = config.eval.sample is not None or bool(config.eval.tasks)
         check_needs(model_class(config.model._target_), writes, config.parallel.activation_checkpointing)
         resolve_optim(config.optim, config.model)
+        mup.check_lines(config.schedule, config.model.width_ratio)
     except ValueError as error:
         raise UserError(str(error)) from None
     fit_batch(config, world_size)
@@ -285,6 +287,10 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         patterns = arguments.pop(BY_NAME, {})
         for own in patterns.values():
             own |= {"lr": own["lr"] * optim.lr_scale} if "lr" in own else {}
+        if model.width_ratio != 1:
+            at_width = mup.follow_width(role, optimizer, arguments, patterns, model.width_ratio)
+            settings |= at_width
+            arguments |= at_width
         settings |= {BY_NAME: patterns} if patterns else {}
         try:
             for own in ({}, *patterns.values()):

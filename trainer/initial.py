@@ -21,7 +21,20 @@ def initial_value(config: Any, name: str, shape: torch.Size, seed: int) -> Tenso
     torch (#2): torch's own linear layer, uniform within 1/sqrt(fan_in), biases too.
     muonh (#37): attn.o 1.25 times, mlp.proj 3 times, mlp.fc 1.5 times as wide.
     soap_muon (#44): as torch; mlp.fc smaller by up to 0.3 towards the last layer; gains 1 -+ 0.125, see ``signs``.
+
+    Under muP these are the values at ``base_width``; at another width a block's matrices are as wide as 1/sqrt(fan_in)
+    and everything else is as wide as there (Yang et al., arXiv 2203.03466, table 8).
     """
+    value = standard_value(config, name, shape, seed)
+    if config.width_ratio == 1 or (len(shape) == 1 and not name.endswith(".bias")):
+        return value
+    follows = config.init != "gpt2" and not name.startswith(("wte.", "wpe."))  # its standard width is 1/sqrt(fan_in)
+    hidden = name.startswith("blocks.") and len(shape) > 1
+    return value * config.width_ratio ** (0.5 * (follows - hidden))
+
+
+def standard_value(config: Any, name: str, shape: torch.Size, seed: int) -> Tensor:
+    """The value in the standard parametrisation."""
     owner, kind = name.rpartition(".")[::2]
     matrix = owner.split(".", 2)[-1] if owner.startswith("blocks.") else owner  # such as attn.o
     zero = config.zero_init_proj and (matrix in ("attn.o", "mlp.proj") or owner == "lm_head")

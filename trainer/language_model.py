@@ -45,6 +45,12 @@ class ModelConfig:
         the default of train.micro_batch. 0, unknown: a rank's whole share goes through in one pass."""
         return 0
 
+    @property
+    def width_ratio(self) -> float:
+        """Width over the one for which the learning rates were tuned: under muP they follow it, see mup.py. 1: they do
+        not."""
+        return 1.0
+
 
 class LanguageModel(nn.Module, ABC):
     """A model that the trainer can train: `model._target_=my.module.MyModel`, a class that extends this one.

@@ -51,6 +51,9 @@ class GPTConfig(ModelConfig):
     init: str = "fan_in"  # gpt2 | fan_in | torch | muonh | soap_muon: see initial.py
     zero_init_proj: bool = False  # attention output, MLP output and an untied head start at zero
     loss_chunk: int = 8192  # tokens whose logits exist at once
+    param: str = "standard"  # standard | mup: what n_embd changes beside the shapes, see mup.py
+    base_width: int | None = None  # with mup: the n_embd at which both are the same, that of the tuned learning rates
+    base_head_dim: int | None = None  # with mup: n_embd/n_head there; null: as here, so that heads grow in number
 
     def check(self) -> None:
         choices = {
@@ -58,12 +61,13 @@ class GPTConfig(ModelConfig):
             "norm": ("layernorm", "rmsnorm"),
             "activation": tuple(ACTIVATIONS),
             "init": INITS,
+            "param": ("standard", "mup"),
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"model.{key}={getattr(self, key)} is unknown: choose one of {', '.join(allowed)}")
-        for key in ("n_layer", "n_head", "n_embd", "loss_chunk"):
-            if getattr(self, key) < 1:
+        for key in ("n_layer", "n_head", "n_embd", "loss_chunk", "base_width", "base_head_dim"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
         if self.n_head > self.n_embd:
             raise ValueError(f"model.n_head={self.n_head} is more heads than model.n_embd={self.n_embd} dimensions: "
@@ -79,10 +83,23 @@ class GPTConfig(ModelConfig):
         for key in ("softcap", "attention_scale", "norm_eps"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be positive, or null for none")
+        if self.param == "mup" and self.base_width is None:
+            raise ValueError("model.base_width=null: with model.param=mup give the n_embd of the tuned learning rates")
 
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def width_ratio(self) -> float:
+        return self.n_embd / self.base_width if self.param == "mup" and self.base_width else 1.0
+
+    @property
+    def score_scale(self) -> float | None:
+        """Of attention's scores, None for 1/sqrt(d); under muP it falls as 1/d (arXiv 2203.03466, definition 4.1)."""
+        if self.param != "mup" or self.base_head_dim in (None, self.head_dim):
+            return self.attention_scale
+        return (self.attention_scale or self.base_head_dim**-0.5) * self.base_head_dim / self.head_dim
 
     def activation_bytes(self, seq_len: int, width: int) -> int:
         """A transformer layer keeps about 34 bytes per token and dimension in 16 bit with fused attention (Korthikanti
@@ -122,7 +139,7 @@ class Block(nn.Module):
         self.norm1 = Norm(config)
         self.attn = Attention(
             config.n_embd, config.n_head, bias=config.bias, qk_norm=config.qk_norm, norm_eps=config.norm_eps,
-            scale=config.attention_scale,
+            scale=config.score_scale,
         )  # fmt: skip
         self.norm2, self.mlp = Norm(config), MLP(config)
 
@@ -232,6 +249,8 @@ class GPT(LanguageModel):
         for i, block in enumerate(self.blocks):
             x = block(x, turn, mask, self.recompute, None if cache is None else cache[i])
         x = self.norm(x)
+        if self.config.width_ratio != 1:
+            x = x / self.config.width_ratio  # muP's output multiplier
         if targets is None:
             return self.logits(x)
         x, targets, head, size = x.flatten(0, 1), targets.flatten(), self.output(), self.config.loss_chunk

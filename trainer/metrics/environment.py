@@ -18,6 +18,8 @@ from data import TrainValSplit
 from trainer.config import Config
 from trainer.parallel import Parallel
 
+# Settings that came later: with these values the model is that of the records before them, and has their hash.
+LATER = {"param": "standard", "base_width": None, "base_head_dim": None}
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "numpy", "tiktoken", "wandb", "hydra-core")
 
 # Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first that fits counts.
@@ -44,7 +46,8 @@ PEAK_FLOPS = {
 def header(config: Config, parallel: Parallel, split: TrainValSplit | None = None) -> dict[str, Any]:
     """What a comparison of records must know of a run and of the conditions that it runs under."""
     named = ("name", "family", "presets")  # what a model is called does not change it
-    model = json.dumps({k: v for k, v in asdict(config.model).items() if k not in named}, sort_keys=True, default=str)
+    own = {k: v for k, v in asdict(config.model).items() if k not in named and (k, v) not in LATER.items()}
+    model = json.dumps(own, sort_keys=True, default=str)
     train = config.train
     return {
         "name": config.run.name,

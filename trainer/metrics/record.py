@@ -24,6 +24,7 @@ from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.source import keep_source
 from trainer.metrics.summary import summary
+from trainer.mup import with_multipliers
 from trainer.parallel import Parallel
 from trainer.schedules.due import eval_is_due
 
@@ -93,7 +94,7 @@ class Metrics:
             self._open(step, unfinished)
             self.message(f"run directory {self.directory}, {describe(self.parallel)}")
             if table:
-                self.display.table(table)
+                self.display.table(with_multipliers(table, self.config))
             if self.source.startswith("not "):
                 self.message(f"source {self.source}")
             if early := self.config.schedule.early_end(self.config.train.steps):

@@ -42,7 +42,7 @@ def check_gpt2(config: GPTConfig) -> None:
         raise ValueError(f"model._target_={config._target_}: only {GPTConfig._target_} exchanges weights with "
                          "GPT2LMHeadModel")  # fmt: skip
     wanted = dict(position="learned", norm="layernorm", activation="gelu", tied=True, embed_norm=False,
-                  qk_norm=False, attention_scale=None, softcap=None)  # fmt: skip
+                  qk_norm=False, attention_scale=None, softcap=None, param="standard")  # fmt: skip
     for key, value in wanted.items():
         if getattr(config, key) != value:
             raise ValueError(f"model.{key}={getattr(config, key)}, but GPT2LMHeadModel has {key}={value}: "
