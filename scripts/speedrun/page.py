@@ -20,6 +20,7 @@ from .style import DARK, LIGHT
 from .table import Row
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page_record.js", "page_view.js", "page.js", "page_traces.js", "page_controls.js")  # one scope
 
 
 def render(
@@ -46,7 +47,7 @@ def render(
         notes=f'<p class="note">{"<br>".join(escape(note) for note in notes)}</p>' if notes else "",
         plotly=get_plotlyjs(),
         data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        script=_asset("page.js"),
+        script="\n".join(map(_asset, SCRIPTS)),
     )
 
 

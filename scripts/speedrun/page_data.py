@@ -5,6 +5,7 @@ has none. A curve's `axis` is its place in `axes`, since metrics that were writt
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from . import table
@@ -26,6 +27,7 @@ def build(comparison: Comparison, rows: list[Row], published: list[dict[str, Any
     look = looks([row.label for row in rows] + [str(run.label) for run, _, _ in runs], baseline)
     metrics = _metrics([run for run, _, _ in runs])
     axes: dict[tuple, int] = {}
+    place = {Path(run.shown_path).parent.name: i for i, (run, _, _) in enumerate(runs)}
     return {
         "target": comparison.target,
         "baseline": baseline,
@@ -39,6 +41,7 @@ def build(comparison: Comparison, rows: list[Row], published: list[dict[str, Any
         "runs": [
             {
                 **_run(run, look[str(run.label) if group is None else rows[group].label]),
+                "branch": _branch(run, place),
                 "group": group,
                 "reasons": reasons,
                 "curves": [_run_curve(run, metric, axes) for metric in metrics],
@@ -82,7 +85,14 @@ def _run(run: Run, look: tuple[int, int]) -> dict[str, Any]:
         "seed": "–" if run.seed is None else str(run.seed),
         "details": [str(value) for value in (*run.setting[:2], run.device) if value is not None],
         "shown_path": run.shown_path,
+        "planned": run.planned_steps,
     }
+
+
+def _branch(run: Run, place: dict[str, int]) -> dict[str, Any] | None:
+    """Where a run left its trunk, and that one's place in the list, None if it is not on the page."""
+    trunk, at, step = str(run.header.get("branch") or "").rpartition("@")
+    return {"of": trunk, "step": int(step), "trunk": place.get(trunk)} if at and step.isdecimal() else None
 
 
 def _group_curve(group: Group, metric: str, axes: dict[tuple, int]) -> dict[str, Any] | None:
