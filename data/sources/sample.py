@@ -31,8 +31,11 @@ class SampleText:
 
     @cached_property
     def texts(self) -> list[str]:
-        texts = [text for text in map(_text, _files()) if text]
+        texts = self.read()
         return texts[::VAL_EVERY] + [text for i, text in enumerate(texts) if i % VAL_EVERY]
+
+    def read(self) -> list[str]:
+        return [text for text in map(_text, _files()) if text]
 
     @property
     def val_documents(self) -> int:
