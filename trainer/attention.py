@@ -155,16 +155,18 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)  # as it is, it would hold what it is here to avoid
 
 
-def mask_after(tokens: Tensor, start: int | None, cache: KVCache) -> Tensor | None:
-    """As `same_document`, of tokens (B, T) that go on after those whose document ids the cache keeps: bool
-    (B, 1, T, all so far).  None: the usual causal mask, or for a single token everything so far."""
-    before = cache.length
-    ids = torch.zeros_like(tokens) if start is None else document_ids(tokens, start)
+def mask_after(tokens: Tensor, before: int, start: int | None, cache: KVCache) -> Tensor | None:
+    """As `same_document`, of tokens (B, T) that go on after `before` others, whose document ids the cache keeps: bool
+    (…, T, all so far).  None: the usual causal mask, or for a single token everything so far."""
+    length = tokens.shape[1]
+    if start is None:
+        if before == 0 or length == 1:
+            return None
+        return torch.ones(length, before + length, dtype=torch.bool, device=tokens.device).tril(before)
+    ids = document_ids(tokens, start)
     if before:
         ids = ids + cache.kept[0][:, before - 1 : before]
     (everything,) = cache.append(ids)
-    if start is None and (before == 0 or tokens.shape[1] == 1):
-        return None
     return (ids[:, None, :, None] == everything[:, None, None, :]).tril(before)
 
 

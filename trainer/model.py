@@ -228,22 +228,26 @@ class GPT(LanguageModel):
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, self.padded_vocab, bias=config.bias)
         self.loss = ChunkLoss(vocab_size, config.softcap, self.padded_vocab if config.padded_softmax else vocab_size)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:  # fmt: skip
         """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
 
-        With a cache, of `new_cache`, the tokens go on after those of the calls before.
+        With a cache, of `new_cache`, the tokens go on after those of the calls before. As in transformers,
+        logits_to_keep asks for the logits of the last so many tokens alone; 0: of all.
 
         The sum is a float32 scalar (float64 for float64 weights) and leaves out targets of -100. At most
         `config.loss_chunk` tokens have logits at a time, in the forward and in the backward pass.
         Raises ValueError where T exceeds the learned positions.
         """
-        start = 0 if cache is None else cache[-1].length
+        start = 0 if cache is None else cache[0].length
         x = self.embed(tokens, start)
         at = self.config.position, self.config.head_dim, tokens.shape[1]
         turn = rotation(*at, x, start) if self.wpe is None else None
         mask: Mask | None = None
         if cache is not None:
-            mask = mask_after(tokens, self.document_start, cache[-1])
+            mask = mask_after(tokens, start, self.document_start, cache[-1])
         elif self.document_start is not None:
             mask = document_mask(tokens, self.document_start, self.config.head_dim)
         for i, block in enumerate(self.blocks):
@@ -252,7 +256,7 @@ class GPT(LanguageModel):
         if self.config.width_ratio != 1:
             x = x / self.config.width_ratio  # muP's output multiplier
         if targets is None:
-            return self.logits(x)
+            return self.logits(x[:, -logits_to_keep:])
         x, targets, head, size = x.flatten(0, 1), targets.flatten(), self.output(), self.config.loss_chunk
         if len(x) > size and x.requires_grad:
             return LossByChunks.apply(self.loss, size, x, targets, *head)

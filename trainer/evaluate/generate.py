@@ -3,8 +3,9 @@
 Shapes: B texts side by side, T tokens, V tokens in the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,18 +69,19 @@ def generate(
     generator, tokens, first = torch.Generator().manual_seed(seed), prompt, 0
     room = room or model.seq_len
     done = torch.zeros(len(prompt), dtype=torch.bool)
-    new_cache = getattr(model, "new_cache", None) if cached else None
+    new_cache = getattr(model, "new_cache", None)  # GPT has one, and leaves out logits that nobody reads
+    forward: Callable[..., Tensor] = partial(model, logits_to_keep=1) if new_cache else model
     cache = None
     for _ in range(count):
         if tokens.shape[1] - first > room:
             first, cache = tokens.shape[1] - max(1, room // 2), None
-        if new_cache is None:
-            logits = model(tokens[:, first:])[:, -1]
-        else:
+        if new_cache and cached:
             fresh = tokens[:, first:] if cache is None else tokens[:, -1:]
             cache = new_cache(room) if cache is None else cache
-            logits = model(fresh, cache=cache)[:, -1]
-        drawn = sampling.draw(logits.cpu(), generator)
+            logits = forward(fresh, cache=cache)
+        else:
+            logits = forward(tokens[:, first:])
+        drawn = sampling.draw(logits[:, -1].cpu(), generator)
         yield drawn
         done |= drawn == stop
         if done.all():
