@@ -25,6 +25,7 @@ from trainer.launch import cli, load_config
 from trainer.run.directory import identity
 
 ROOT = Path(__file__).resolve().parents[2]
+WAIT = 0.3, 1.0  # seconds before a kill: an undisturbed study takes several
 
 
 @pytest.mark.parametrize(
@@ -88,15 +89,19 @@ def check_whole(study: Study) -> None:
 
 
 @pytest.mark.slow
-def test_killed_five_times_and_finished_by_two(tmp_path):
-    fork, draw = multiprocessing.get_context("fork"), random.Random(0)
+@pytest.mark.parametrize("seed", range(10 if "NANOMUON_SOAK" in os.environ else 1))
+def test_killed_five_times_and_finished_by_two(tmp_path, seed):
+    """All of the budget, no trial twice; where one process finishes it, trials and best of a study that none killed."""
+    fork, draw = multiprocessing.get_context("fork"), random.Random(seed)
     killed = tmp_path / "killed"
     for _ in range(5):
         process = fork.Process(target=tune_worker.main, args=(killed,))
         process.start()
-        time.sleep(draw.uniform(0.5, 1.5))
+        time.sleep(draw.uniform(*WAIT))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+        assert process.exitcode == -signal.SIGKILL, "it had ended by itself: the work is too short for this machine"
+    assert any(study.spent < study.plan.total for study in tune_worker.studies(killed)), "nothing was left to do"
     shutil.copytree(killed, tmp_path / "alone")
     pair = [fork.Process(target=tune_worker.main, args=(killed,)) for _ in range(2)]
     for process in pair:
@@ -109,6 +114,8 @@ def test_killed_five_times_and_finished_by_two(tmp_path):
     tune_worker.main(tmp_path / "alone")
     tune_worker.main(tmp_path / "undisturbed")
     assert str(tune_worker.trials(tmp_path / "alone")) == str(tune_worker.trials(tmp_path / "undisturbed"))
+    for pair in zip(*(tune_worker.studies(tmp_path / name) for name in ("alone", "undisturbed")), strict=True):
+        assert len({str((study.best.number, study.best.params, study.best.values)) for study in pair}) == 1
 
 
 def test_a_trial_whose_process_lives_is_left_to_it(tmp_path):
