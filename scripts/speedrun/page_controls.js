@@ -10,7 +10,9 @@ function refresh() {
   if (note) note.hidden = state.unit !== "seconds";
   [metricChoice.value, acrossChoice.value] = [state.metric, NAMES[state.unit] ? "" : state.unit];
   const link = viewLink.write(named(), initial);
-  if (link !== location.hash.slice(1)) history.replaceState(null, "", link ? `#${link}` : location.pathname + location.search);
+  try {
+    if (link !== location.hash.slice(1)) history.replaceState(null, "", link ? `#${link}` : location.pathname + location.search);
+  } catch { /* inside of another page there is no address bar to write into */ }
   draw();
 }
 const toggle = (set, item) => (set.has(item) ? set.delete(item) : set.add(item));

@@ -96,7 +96,7 @@ def test_mistakes_give_one_line(run, tmp_path, monkeypatch, words, named):
 @pytest.mark.slow
 def test_a_study_that_stops_goes_on(run, tmp_path, no_plot, monkeypatch):
     """A wild rate diverges and counts; what is there is not trained again; one seed more is only that seed."""
-    grid = ["optim=adamw", "widths=16,32", "depths=1", "lr=0.5,1,2,1e30", "head_dim=16", *SMALL]
+    grid = ["optim=adamw", "widths=16,32", "depths=1", "lr=0.5,1,1e30", "head_dim=16", *SMALL]
     grid.append(f"folder={tmp_path / 't'}")
     transfer = importlib.import_module("transfer")
     trained, train = [], transfer.Study.train
@@ -113,14 +113,14 @@ def test_a_study_that_stops_goes_on(run, tmp_path, no_plot, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(*grid, "seeds=1")
     status, said, _ = run(*grid, "seeds=1")
-    assert status == 0 and "projected: " in said and "7 of 12 runs" in said
-    assert len(trained) == 13 and len(set(trained)) == 13
-    assert run(*grid, "seeds=1,2")[1].startswith("12 of 24 runs")
+    assert status == 0 and "projected: " in said and "4 of 9 runs" in said
+    assert len(trained) == 10 and len(set(trained)) == 10
+    assert run(*grid, "seeds=1,2")[1].startswith("9 of 18 runs")
     results = Results(tmp_path / "t")
     wild = results.read(Cell("adamw", "mup", 1, None, 32, 1e30, 2))
     assert math.isnan(wild["loss"]) and wild["lr"] == pytest.approx(0.0015e30)
     lines = (tmp_path / "t/transfer.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 16 and lines[0].startswith("optim,param,depth,decay,width,lr_factor,seed,loss")
+    assert len(lines) == 1 + 2 * 12 and lines[0].startswith("optim,param,depth,decay,width,lr_factor,seed,loss")
     assert "| adamw, mup, 1 layers | 2 |" in (tmp_path / "t/transfer.md").read_text()
     assert (tmp_path / "t/transfer.png").stat().st_size > 10_000
     check_names(run(*grid, "seeds=1", "train.steps=4")[2].strip(), "error: ", "another study", "folder=")
