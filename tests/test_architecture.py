@@ -18,7 +18,7 @@ LAYERS = (
     ("data", "optim"),
     (
         *("trainer.attention", "trainer.config", "trainer.initial", "trainer.language_model", "trainer.mesh"),
-        *("trainer.model", "trainer.mup", "trainer.schedules"),
+        *("trainer.model", "trainer.schedules"),
     ),
     ("trainer.parallel",),
     ("trainer.evaluate", "trainer.guard", "trainer.metrics"),

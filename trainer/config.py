@@ -22,10 +22,10 @@ from common import UserError
 from data.config import DataConfig
 from optim.by_name import BY_NAME
 from optim.routing import ROLES, resolve_target
-from trainer import mup
 from trainer.language_model import ModelConfig, by_family, check_needs, model_class, one_line, resolve_model
 from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
 from trainer.model import GPTConfig
+from trainer.schedules import mup
 from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig, try_optimizer
 from trainer.schedules.due import profiled
 

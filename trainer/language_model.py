@@ -47,8 +47,7 @@ class ModelConfig:
 
     @property
     def width_ratio(self) -> float:
-        """Width over the one for which the learning rates were tuned: under muP they follow it, see mup.py. 1: they do
-        not."""
+        """Width over the one for which learning rates were tuned, which they follow: schedules/mup.py.  1: not."""
         return 1.0
 
 

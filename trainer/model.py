@@ -51,7 +51,7 @@ class GPTConfig(ModelConfig):
     init: str = "fan_in"  # gpt2 | fan_in | torch | muonh | soap_muon: see initial.py
     zero_init_proj: bool = False  # attention output, MLP output and an untied head start at zero
     loss_chunk: int = 8192  # tokens whose logits exist at once
-    param: str = "standard"  # standard | mup: what n_embd changes beside the shapes, see mup.py
+    param: str = "standard"  # standard | mup: what n_embd changes beside the shapes, see schedules/mup.py
     base_width: int | None = None  # with mup: the n_embd at which both are the same, that of the tuned learning rates
     base_head_dim: int | None = None  # with mup: n_embd/n_head there; null: as here, so that heads grow in number
 

@@ -10,10 +10,10 @@ from optim.routing import ROLES, build_from_config, resolve_target
 from tests.errors import raises_naming
 from tests.optim.test_configs import NAMES, settings
 from tests.runs import TINY
-from trainer import mup
 from trainer.metrics.console import Display
 from trainer.model import GPT, GPTConfig
 from trainer.run.huggingface import check_gpt2
+from trainer.schedules import mup
 
 WIDE = ["model.param=mup", "model.base_width=8"]
 

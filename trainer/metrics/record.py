@@ -24,9 +24,9 @@ from trainer.metrics.jsonl import FILE, JsonLines, read_lines
 from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.source import keep_source
 from trainer.metrics.summary import summary
-from trainer.mup import with_multipliers
 from trainer.parallel import Parallel
 from trainer.schedules.due import eval_is_due
+from trainer.schedules.mup import with_multipliers
 
 Value = float | str | Tensor
 
