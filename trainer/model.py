@@ -97,9 +97,10 @@ class GPTConfig(ModelConfig):
     @property
     def score_scale(self) -> float | None:
         """Of attention's scores, None for 1/sqrt(d); under muP it falls as 1/d (arXiv 2203.03466, definition 4.1)."""
-        if self.param != "mup" or self.base_head_dim in (None, self.head_dim):
+        base = self.base_head_dim or self.head_dim
+        if self.param != "mup" or base == self.head_dim:
             return self.attention_scale
-        return (self.attention_scale or self.base_head_dim**-0.5) * self.base_head_dim / self.head_dim
+        return (self.attention_scale or base**-0.5) * base / self.head_dim
 
     def activation_bytes(self, seq_len: int, width: int) -> int:
         """A transformer layer keeps about 34 bytes per token and dimension in 16 bit with fused attention (Korthikanti
