@@ -287,10 +287,9 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         patterns = arguments.pop(BY_NAME, {})
         for own in patterns.values():
             own |= {"lr": own["lr"] * optim.lr_scale} if "lr" in own else {}
-        if model.width_ratio != 1:
-            at_width = mup.follow_width(role, optimizer, arguments, patterns, model.width_ratio)
-            settings |= at_width
-            arguments |= at_width
+        at_width = mup.follow_width(role, optimizer, arguments, patterns, model.width_ratio)
+        settings |= at_width
+        arguments |= at_width
         settings |= {BY_NAME: patterns} if patterns else {}
         try:
             for own in ({}, *patterns.values()):

@@ -88,6 +88,8 @@ def follow_width(
 
     Raises ValueError: naming the role, for a rule whose steps follow no power of the width.
     """
+    if ratio == 1:
+        return {}
     try:
         found = _scaled(role, rule, settings, ratio)
         for own in patterns.values():
