@@ -134,6 +134,7 @@ def test_the_table_tells_drift_and_cost(tmp_path):
     widths, losses = planted(-1.0, 4, spread=0.001)
     row = report.Row("adamw", "standard", 2, None, widths, LRS, [1, 2, 3, 4], losses)
     text = report.to_markdown([row], ["experiment=x"])
-    assert "| adamw, standard, 2 layers | 4 | ×1" in text and "-1.0" in text
+    assert row.optima == pytest.approx([0, -1, -2], abs=0.05)
+    assert "| adamw, standard, 2 layers | 4 | ×" in text and drift(widths, row.optima) == pytest.approx(-1, abs=0.05)
     assert row.cost == pytest.approx(0.4, abs=0.02), "two powers of 2 too far, on a parabola of 1/10"
     assert report.draw([row]).startswith(b"\x89PNG")
