@@ -284,12 +284,9 @@ def resolve_optim(optim: OptimConfig, model: ModelConfig) -> None:
         settings |= {key: value for key, value in arguments.items() if isinstance(value, bool | int | float | str)}
         if "lr" in arguments:
             settings["lr"] = arguments["lr"] = arguments["lr"] * optim.lr_scale
-        patterns = arguments.pop(BY_NAME, {})
-        for own in patterns.values():
+        for own in (patterns := arguments.pop(BY_NAME, {})).values():
             own |= {"lr": own["lr"] * optim.lr_scale} if "lr" in own else {}
-        at_width = mup.follow_width(role, optimizer, arguments, patterns, model.width_ratio)
-        settings |= at_width
-        arguments |= at_width
+        settings |= mup.follow_width(role, optimizer, arguments, patterns, model.width_ratio)
         settings |= {BY_NAME: patterns} if patterns else {}
         try:
             for own in ({}, *patterns.values()):

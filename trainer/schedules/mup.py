@@ -82,9 +82,11 @@ def multipliers(role: str, rule: type, settings: Mapping[str, Any], ratio: float
 
 
 def follow_width(
-    role: str, rule: type, settings: Mapping[str, Any], patterns: Mapping[str, dict[str, Any]], ratio: float
+    role: str, rule: type, settings: dict[str, Any], patterns: Mapping[str, dict[str, Any]], ratio: float
 ) -> dict[str, float]:
-    """The lr and decays of a role at ``ratio`` times the width; those of ``patterns`` (by_name) are changed in place.
+    """Give the settings of a role, and ``patterns`` (by_name), their lr and decays at ``ratio`` times the width.
+
+    Returns those of the role.
 
     Raises ValueError: naming the role, for a rule whose steps follow no power of the width.
     """
@@ -97,6 +99,7 @@ def follow_width(
             own |= {key: value for key, value in scaled.items() if key in own or value != found[key]}
     except ValueError as error:
         raise ValueError(f"optim.{role}, {rule.__name__}: {error}") from None
+    settings |= found
     return found
 
 
