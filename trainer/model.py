@@ -97,10 +97,8 @@ class GPTConfig(ModelConfig):
     @property
     def score_scale(self) -> float | None:
         """Of attention's scores, None for 1/sqrt(d); under muP it falls as 1/d (arXiv 2203.03466, definition 4.1)."""
-        base = self.base_head_dim or self.head_dim
-        if self.param != "mup" or base == self.head_dim:
-            return self.attention_scale
-        return (self.attention_scale or base**-0.5) * base / self.head_dim
+        base = self.base_head_dim if self.param == "mup" else None
+        return self.attention_scale if base is None else (self.attention_scale or base**-0.5) * base / self.head_dim
 
     def activation_bytes(self, seq_len: int, width: int) -> int:
         """A transformer layer keeps about 34 bytes per token and dimension in 16 bit with fused attention (Korthikanti
@@ -254,8 +252,7 @@ class GPT(LanguageModel):
         for i, block in enumerate(self.blocks):
             x = block(x, turn, mask, self.recompute, None if cache is None else cache[i])
         x = self.norm(x)
-        if self.config.width_ratio != 1:
-            x = x / self.config.width_ratio  # muP's output multiplier
+        x = x / r if (r := self.config.width_ratio) != 1 else x  # muP's output multiplier
         if targets is None:
             return self.logits(x[:, -logits_to_keep:])
         x, targets, head, size = x.flatten(0, 1), targets.flatten(), self.output(), self.config.loss_chunk
