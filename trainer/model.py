@@ -228,13 +228,11 @@ class GPT(LanguageModel):
         self.loss = ChunkLoss(vocab_size, config.softcap, self.padded_vocab if config.padded_softmax else vocab_size)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None,
-        logits_to_keep: int = 0,
-    ) -> Tensor:  # fmt: skip
+        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None, logits_to_keep: int = 0
+    ) -> Tensor:
         """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
 
-        With a cache, of `new_cache`, the tokens go on after those of the calls before. As in transformers,
-        logits_to_keep asks for the logits of the last so many tokens alone; 0: of all.
+        With a cache, of `new_cache`, the tokens go on after those before. logits_to_keep: of the last alone; 0: of all.
 
         The sum is a float32 scalar (float64 for float64 weights) and leaves out targets of -100. At most
         `config.loss_chunk` tokens have logits at a time, in the forward and in the backward pass.
