@@ -13,7 +13,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -181,6 +181,20 @@ def resolve_model(section: Mapping[str, Any]) -> ModelConfig:
     assert isinstance(config, ModelConfig)
     config.name = config.name or cls.__name__.lower()
     return config
+
+
+def field_defaults(section: Any) -> dict[str, Any]:
+    """Key -> default of every setting of a section that has one, sections inside it included."""
+    found = {}
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            found[field.name] = field_defaults(value)
+        elif field.default not in (MISSING, "???"):  # of dataclasses, of configs/
+            found[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            found[field.name] = field.default_factory()
+    return found
 
 
 def by_family(settings: Mapping[str, Any], family: str, role: str, presets: str | None = None) -> dict[str, Any]:

@@ -81,8 +81,8 @@ class GPTConfig(ModelConfig):
             raise ValueError(f"model.position={self.position} needs a head dimension that {quantum} divides, but "
                              f"n_embd/n_head = {self.head_dim}: change model.n_head or model.n_embd")  # fmt: skip
         for key in ("softcap", "attention_scale", "norm_eps"):
-            if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise ValueError(f"model.{key}={getattr(self, key)} must be positive, or null for none")
+            if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be positive and finite, or null for none")
         if self.param == "mup" and self.base_width is None:
             raise ValueError("model.base_width=null: with model.param=mup give the n_embd of the tuned learning rates")
 

@@ -8,10 +8,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from .models import Header, differences, unify
 from .records import LOSS, SETTING, Run
 
 UNITS = ("seconds", "steps", "tokens")
 DIVERGED = "diverged"
+MODEL = SETTING.index("model_hash")
 
 
 class ComparisonError(ValueError):
@@ -78,6 +80,7 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
     Both are those of the baseline's runs or, without a baseline, those of most runs. `target` replaces the
     target of every run. Raises ComparisonError for a baseline without a comparable run.
     """
+    models = unify(run.header for run in runs)
     sound = [run for run in runs if not run.errors]
     voters = [run for run in sound if baseline in (run.label, _label_with_steps(run))] or sound
     setting = _most_common([run.setting for run in voters]) or (None,) * len(SETTING)
@@ -93,7 +96,7 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
         group = groups.setdefault(label, Group(label)) if label is not None else None
         reasons = [f"line {line}: {text}" if line else text for line, text in run.errors]
         if not reasons:
-            reasons = _reasons(run, setting, target if recorded else run.target)
+            reasons = _reasons(run, setting, target if recorded else run.target, models)
         if not reasons and any(run.seed == other.seed for other in group.runs):
             reasons = [f"seed {run.seed} of {label} is there already; the same seed is not another sample"]
         if not reasons:
@@ -114,13 +117,14 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
     return Comparison(dict(zip(SETTING, setting, strict=True)), target, usable, aside, chosen)
 
 
-def _reasons(run: Run, setting: tuple, target: float | None) -> list[str]:
+def _reasons(run: Run, setting: tuple, target: float | None, models: dict[str, Header]) -> list[str]:
     """Why a cleanly recorded run cannot be compared; empty if it can."""
-    reasons = [
-        f"{key} is {_text(mine)}, the others' {_text(theirs)}"
-        for key, mine, theirs in zip(SETTING, run.setting, setting, strict=True)
-        if mine != theirs
-    ]
+    pairs = dict(zip(SETTING, zip(run.setting, setting, strict=True), strict=True))
+    if run.setting[MODEL] in models and setting[MODEL] in models:  # what differs in a hash, where it is known
+        del pairs["model_hash"]
+        pairs |= differences(models[run.setting[MODEL]], models[setting[MODEL]])
+    differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    reasons = [f"{key} is {_text(mine)}, the others' {_text(theirs)}" for key, (mine, theirs) in differ.items()]
     if run.target != target:
         reasons.append("no target" if run.target is None else f"target is {run.target:g}, the others' {target:g}")
     bad = [step for step, loss in zip(run.steps, run.losses, strict=True) if not math.isfinite(loss)]
@@ -144,7 +148,7 @@ def _label_with_steps(run: Run) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "unknown"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _most_common(values: list) -> Any:

@@ -16,6 +16,8 @@ from typing import Any
 from trainer.metrics import jsonl
 from trainer.metrics.summary import AXES
 
+from .models import same_model
+
 LOSS = "val/loss"
 REQUIRED = ("optim", "model", "data", "seed", "steps")
 # Runs that differ in one of these were not measured on the same task, whatever their optimizers.
@@ -171,6 +173,8 @@ def _entries(raw: bytes, run: Run) -> Iterator[tuple[int, dict]]:
 def _take_header(run: Run, number: int, header: dict) -> None:
     """The first header names the run; later ones (a resumed run's) may change its length, target and device."""
     changed = [key for key in IDENTITY if run.header and header.get(key) != run.header.get(key)]
+    if "model_hash" in changed and same_model(header, run.header):  # its class has settings now that it had not then
+        changed.remove("model_hash")
     steps, target, device = header.get("steps"), header.get("target"), header.get("device")
     if changed:
         run.errors.append((number, f"a second run in the same record: {', '.join(changed)} changed"))

@@ -9,6 +9,7 @@ from scripts.speedrun import groups, records, statistics, table
 from scripts.speedrun.claims import claims
 from tests.errors import raises_naming
 from tests.scripts.compare_runs import lines, write_run, write_runs
+from trainer.metrics.environment import model_hash
 
 
 @pytest.mark.parametrize(
@@ -188,3 +189,40 @@ def test_statistics_reach_the_table(tmp_path):
              for label, finals in (("a", (2.7, 2.72, 2.75)), ("b", (2.9, 2.91, 2.93)))}  # fmt: skip
     expected = statistics.speedup(costs["b"], costs["a"])
     assert rows["a"].speedup["steps"].low == pytest.approx(expected.low, rel=1e-9)
+
+
+def model(defaults, **chosen):
+    """What a header says of a model."""
+    return {"model_hash": model_hash(defaults | chosen), "model_settings": chosen, "model_defaults": defaults}
+
+
+PLAIN = model({"bias": False, "norm": "rms"}, width=8)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (model({"bias": False, "norm": "rms", "cap": None, "eps": 1e-6}, width=8), None),
+        ({"model_hash": model_hash({"bias": False, "width": 8})}, None),  # from before there was norm, or a dictionary
+        (PLAIN | {"model_hash": "1f"}, None),
+        (model({"bias": False, "norm": "rms"}, width=8, cap=3), "model.cap is 3, the others' unknown"),
+        (model({"bias": False}, width=8, norm="layer"), "model.norm is layer, the others' rms"),
+        (model({"bias": True, "norm": "rms"}, width=8), "model.bias is True, the others' False"),
+        ({"model_hash": model_hash({"bias": False, "width": 9})}, "model_hash is"),
+        ({"model_hash": ["x"], "model_settings": 3, "model_defaults": None}, "model_hash is"),
+    ],
+)
+def test_a_model_is_the_same_where_its_class_has_more_settings_now(tmp_path, other, reason):
+    """A setting that the older record does not know has its default in the newer one."""
+    whole = write_runs(tmp_path, "a", [2.9, 2.8], **PLAIN)
+    odd = write_run(tmp_path / "odd", lines(optim="a", seed=3, **other))
+    comparison = groups.compare([odd, *whole])
+    assert len(comparison.groups[0].runs) == (2 if reason else 3)
+    assert [reason in "; ".join(reasons) for _, reasons in comparison.aside] == ([True] if reason else [])
+
+
+def test_a_run_goes_on_where_its_model_has_more_settings_now(tmp_path):
+    first, *rest = lines(model_hash=model_hash({"width": 8}))
+    for header, faults in ((PLAIN, 0), (model({"bias": False}, width=9), 1)):
+        again = json.dumps({"run": json.loads(first)["run"] | header})
+        assert len(write_run(tmp_path, [first, *rest[:2], again, *rest[2:]]).errors) == faults

@@ -211,18 +211,6 @@ def test_bad_input_is_one_line_with_key_value_and_mend(override):
         cli.compose_jobs([SMOKE, cli.to_hydra(override)])
 
 
-def test_a_record_s_schedule_is_not_lost_and_does_not_win_unsaid(configure):
-    assert configure("experiment=track3", "schedule.name=cosine", "schedule.decay=0").schedule.name == "cosine"
-    assert configure("experiment=track3", "optim=adamw", "schedule=cosine").schedule.name == "cosine"
-    register()
-    for load in (lambda *words: configure(*words), lambda *words: cli.compose_jobs(words)):
-        with raises_naming(UserError, "schedule=cosine", "warmdown", "schedule.name"):
-            load("experiment=track3", "schedule=cosine")
-        with raises_naming(UserError, "model=gpt2_124m", "fan_in", "model.init"):
-            load("model=gpt2_124m", "optim=track3/muon")
-    assert configure("model=gpt2_124m", "optim=track3/muon", "model.init=gpt2").model.init == "gpt2"
-
-
 def test_five_ranks_cannot_share_the_smoke_batch(configure):
     with raises_naming(UserError, "train.batch_tokens=3072", "5 ranks", "2560 or 3200"):
         configure(SMOKE, world_size=5)

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import UserError
 from optim.schedule import in_steps
+from tests.errors import check_names, raises_naming
+from trainer.config import register
+from trainer.launch import cli
 from trainer.loop import Trainer
 from trainer.model import GPT
 from trainer.parallel import initialise
+from trainer.schedules.config import brought
 
 DATA = Path(__file__).parent / "data"
 # The problem of the figures, as their files describe it.
@@ -131,3 +136,26 @@ def test_soap_muon_has_its_schedules(configure, number):
         assert (in_steps(tail.start, end), in_steps(tail.stop, end)) == (2400, 2900)
     else:
         assert not tail.blend
+
+
+def test_a_record_s_schedule_is_not_lost_and_does_not_win_unsaid(configure):
+    assert configure("experiment=track3", "schedule.name=cosine", "schedule.decay=0").schedule.name == "cosine"
+    assert configure("experiment=track3", "optim=adamw", "schedule=cosine").schedule.name == "cosine"
+    register()
+    for load in (lambda *words: configure(*words), lambda *words: cli.compose_jobs(words)):
+        with raises_naming(UserError, "schedule=cosine", "warmdown", "schedule.name"):
+            load("experiment=track3", "schedule=cosine")
+        with raises_naming(UserError, "model=gpt2_124m", "fan_in", "model.init"):
+            load("model=gpt2_124m", "optim=track3/muon")
+        for word, model, usual in (("experiment=smoke", "tiny", "fan_in"), ("data=sample", "gpt2_124m", "gpt2")):
+            with raises_naming(UserError, f"model={model}", "model.init=torch", f"in place of {usual}"):
+                load(word, "optim=track3/adam")
+    assert configure("model=gpt2_124m", "optim=track3/muon", "model.init=gpt2").model.init == "gpt2"
+    assert configure("experiment=track3_cpu", "optim=track3/adam").model.init == "torch"
+
+
+def test_what_a_record_brings_to_another_model_is_said(configure):
+    assert brought(configure("experiment=smoke", "optim=muon")) is None
+    assert brought(configure("experiment=track3_cpu")) is None
+    told = brought(configure("experiment=track3_cpu", "model.name=mine", "optim=track3/soap_muon_46")) or ""
+    check_names(told, "model.init=soap_muon", "loss=sum", "schedule.name=power", "lookahead.size=0.3", "average.blend")

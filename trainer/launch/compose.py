@@ -87,14 +87,15 @@ def check_by_name(config: Config) -> None:
 
 
 def check_choices(composed: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UserError: ``schedule=NAME`` or ``model=NAME`` was asked for, but the optimizer's preset is a record, with
-    its own schedule and initial weights."""
+    """Raises UserError: ``schedule=NAME`` was asked for, or the model is not the track's and has other initial weights,
+    but the optimizer's preset is a record, with its own schedule and initial weights."""
+
+    words = [override.lstrip("+~").partition("=") for override in overrides]
+    given = {name: value.strip("'") for name, _, value in words}
 
     def chosen(group: str, key: str) -> str | None:
         """NAME, if ``key`` is not given beside it."""
-        words = [override.lstrip("+~").partition("=") for override in overrides]
-        names = [value.strip("'") for name, _, value in words if name == group]
-        return names[-1] if names and all(name != f"{group}.{key}" for name, _, _ in words) else None
+        return given.get(group) if f"{group}.{key}" not in given else None
 
     name, brings = chosen("schedule", "name"), f"optim={composed.optim.name} brings"
     if name and composed.schedule.name != name:
@@ -103,12 +104,14 @@ def check_choices(composed: DictConfig, overrides: Sequence[str]) -> None:
             "give schedule.name and its settings"
         )
     name, init = chosen("model", "init"), composed.model.get("init")
+    if not name and not composed.model.get("name", "").startswith("track3_") and "model.init" not in given:
+        name = composed.model.get("name")  # the experiment's model, or the usual one
     own = CONFIGS / f"model/{name}.yaml"
     is_record = composed.optim.name.startswith("track3_")
-    if is_record and own.exists() and OmegaConf.select(OmegaConf.load(own), "init") != init:
+    if is_record and own.exists() and (usual := OmegaConf.select(OmegaConf.load(own), "init")) != init:
         raise UserError(
-            f"model={name}: {brings} the initial weights of its record, model.init={init}; say that you want them or "
-            "others by model.init, or give ~model.init for a model without such a key"
+            f"model={name}: {brings} the initial weights of its record, model.init={init}, in place of {usual}; say "
+            "which you want by model.init=…, or give ~model.init for a model without such a key"
         )
 
 

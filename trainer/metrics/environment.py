@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from data import TrainValSplit
 from trainer.config import Config
+from trainer.language_model import ModelConfig, field_defaults
 from trainer.parallel import Parallel
 
 # Settings that came later: with these values the model is that of the records before them, and has their hash.
@@ -45,15 +47,14 @@ PEAK_FLOPS = {
 
 def header(config: Config, parallel: Parallel, split: TrainValSplit | None = None) -> dict[str, Any]:
     """What a comparison of records must know of a run and of the conditions that it runs under."""
-    named = ("name", "family", "presets")  # what a model is called does not change it
-    own = {k: v for k, v in asdict(config.model).items() if k not in named and (k, v) not in LATER.items()}
-    model = json.dumps(own, sort_keys=True, default=str)
-    train = config.train
+    train, (chosen, default) = config.train, model_settings(config.model)
     return {
         "name": config.run.name,
         "optim": config.logger.label or config.optim.name,
         "model": config.model.name,
-        "model_hash": hashlib.sha256(model.encode()).hexdigest()[:12],
+        "model_hash": model_hash({k: v for k, v in (chosen | default).items() if (k, v) not in LATER.items()}),
+        "model_settings": chosen,
+        "model_defaults": default,
         "data": f"{config.data.name}-{split.tokenizer if split else config.data.tokenizer or 'gpt2'}",
         "data_hash": split.fingerprint[:12] if split else None,
         "seed": config.seed,
@@ -65,6 +66,23 @@ def header(config: Config, parallel: Parallel, split: TrainValSplit | None = Non
         "precision": str(parallel.dtype).removeprefix("torch."),
         "device": describe(parallel),
     }
+
+
+def model_settings(model: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model is: its settings that differ from the defaults of its class, and those that do not."""
+    named = ("name", "family", "presets")  # what a model is called does not change it
+    usual = field_defaults(model)
+    chosen, default = {}, {}
+    for key, value in asdict(model).items():
+        if key not in named:
+            # As it is read again from the record, where JSON has no word for infinity or a path.
+            plain = json.loads(json.dumps(value, default=str), parse_constant=str)
+            (default if key in usual and value == usual[key] else chosen)[key] = plain
+    return chosen, default
+
+
+def model_hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe(parallel: Parallel) -> str:

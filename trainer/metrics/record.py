@@ -25,6 +25,7 @@ from trainer.metrics.plot import loss_vs_time
 from trainer.metrics.source import keep_source
 from trainer.metrics.summary import summary
 from trainer.parallel import Parallel
+from trainer.schedules.config import brought
 from trainer.schedules.due import eval_is_due
 from trainer.schedules.mup import with_multipliers
 
@@ -97,8 +98,9 @@ class Metrics:
                 self.display.table(with_multipliers(table, self.config))
             if self.source.startswith("not "):
                 self.message(f"source {self.source}")
-            if early := self.config.schedule.early_end(self.config.train.steps):
-                self.message(f"warning: {early}")
+            for warning in (brought(self.config), self.config.schedule.early_end(self.config.train.steps)):
+                if warning:
+                    self.message(f"warning: {warning}")
         if self.config.logger.kind == LoggerKind.wandb:
             self._try("wandb", lambda: self.message(wandb_run.start(self.config, self.parallel, self.run_id)))
         if self.parallel.is_main:

@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import time
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from common import UserError, write_json
 from optim.routing import ROLES, resolve_target
 from optim.settings import defaults_of
 from trainer.config import Config, Resume
+from trainer.language_model import field_defaults
 
 # What does not change the training: where it runs, how it is watched, how often it is saved.
 NOT_IDENTITY = (
@@ -130,24 +131,11 @@ def defaults(config: Config) -> dict[str, Any]:
     """Dotted key -> value of every setting that has a default: what a run of before had that does not know the key.
 
     A key that is new must have the default that changes nothing."""
-    found: dict[str, Any] = _defaults(config)
+    found = field_defaults(config)
     for role in ROLES:
         if own := getattr(config.optim, role):
             found["optim"][role] = defaults_of(resolve_target(own, f"optim.{role}")[0])
     return _flatten(found)
-
-
-def _defaults(section: Any) -> dict[str, Any]:
-    found = {}
-    for field in fields(section):
-        value = getattr(section, field.name)
-        if is_dataclass(value):
-            found[field.name] = _defaults(value)
-        elif field.default not in (MISSING, "???"):  # of dataclasses, of configs/
-            found[field.name] = field.default
-        elif field.default_factory is not MISSING:
-            found[field.name] = field.default_factory()
-    return found
 
 
 def _compare(mark: Path, config: Config) -> None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from common import UserError
 from optim import schedule
@@ -176,6 +176,16 @@ def _check_lengths(section: str, config: Any, *names: str) -> None:
         if not is_length(value := getattr(config, name)):
             mend = "give a fraction of the run up to 1, or a whole number of updates"
             raise UserError(f"{section}.{name}={value}: {mend}")
+
+
+def brought(config: Any) -> str | None:
+    """One line where a record of track 3 trains a model that is not the track's: what it brings beside optimizers."""
+    if not config.optim.name.startswith("track3_") or config.model.name.startswith("track3_"):
+        return None
+    keys = ("model.init", "train.loss", "schedule.name", "schedule.horizon", "lookahead.size", "average.blend")
+    told = {key: OmegaConf.select(OmegaConf.structured(config), key) for key in keys}
+    values = " ".join(f"{key}={value}" for key, value in told.items() if value)
+    return f"optim={config.optim.name}, a record of track 3, brings to another model {values}; these keys change that"
 
 
 def loss_scale(train: Any) -> int:
