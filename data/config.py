@@ -46,7 +46,7 @@ class DataConfig:
             raise UserError(f"data.validation={self.validation}: choose first or spread")
         if self.dir is not None and not self.dir.strip():  # of a variable of the shell that is not set, most often
             raise UserError(f"data.dir={self.dir}: it is empty; give a folder, or leave it out")
-        if not self.name or "/" in self.name:
+        if not self.name.strip() or "/" in self.name or not self.name.isprintable() or len(self.name.encode()) > 200:
             raise UserError(f"data.name={self.name!r}: must be a plain word, it names files")
         if not isinstance(self.source, str | Mapping):
             raise UserError(f"data.source={self.source}: give a folder as text, such as ./{self.source}")

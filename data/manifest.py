@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError, write_json
-from data.shards import open_shard, split_of
+from data.shards import bin_files, open_shard, split_of
 from data.tokenizer import Tokenizer
 
 NAME = "manifest.json"
@@ -30,6 +30,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "shards": list,  # in the order of the text: file, split (none before November 2026), tokens, sha256
     "checksum": str,
 }
+VOCABULARY = {"name": str, "vocab_size": int, "sha256": str}
+ENTRY = {"file": str, "tokens": int, "sha256": str}
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -76,6 +78,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     for key, kind in KEYS.items():
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: {key} is missing or of the wrong type")
+    for entry, kinds in [(content["tokenizer"], VOCABULARY), *((entry, ENTRY) for entry in content["shards"])]:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+            raise UserError(f"{path}: {entry} lacks one of {', '.join(kinds)}, or has another type there")
+    for entry in content["shards"]:
+        plain = Path(entry["file"]).name == entry["file"] and entry["file"].isprintable()
+        if entry.get("split", "train") not in ("train", "val") or not plain:
+            raise UserError(f"{path}: {entry} is no file of this folder for train or val")
+    if len({entry["file"] for entry in content["shards"]}) < len(content["shards"]):
+        raise UserError(f"{path}: one of its shards stands there twice")
     if content["checksum"] != _checksum(content):
         raise UserError(f"{path}: was altered, its checksum does not fit its content")
     if content["format"] != FORMAT:
@@ -103,7 +114,7 @@ def verify_folder(folder: Path) -> list[str]:
         manifest = read_manifest(folder)
     except UserError as error:
         return [str(error)]
-    files = [file.name for file in sorted(folder.glob("*.bin"))]
+    files = [file.name for file in bin_files(folder)]
     if manifest is None and not files:
         return [f"{folder}: {'holds no shards' if folder.is_dir() else 'no such folder'}"]
     problems = _unknown(folder, manifest) if manifest else []
@@ -120,7 +131,7 @@ def verify_folder(folder: Path) -> list[str]:
 
 def _unknown(folder: Path, manifest: dict[str, Any]) -> list[str]:
     known = {entry["file"] for entry in manifest["shards"]}
-    return [f"{file}: not in the manifest" for file in sorted(folder.glob("*.bin")) if file.name not in known]
+    return [f"{file}: not in the manifest" for file in bin_files(folder) if file.name not in known]
 
 
 def _check_count(path: Path, tokens: np.ndarray, entry: dict[str, Any]) -> None:

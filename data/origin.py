@@ -32,6 +32,9 @@ def _differences(config: DataConfig, content: dict[str, Any]) -> Iterator[tuple[
         asked = getattr(config, key)
         if "pretokenized" not in settings and asked is not None and asked != settings.get(key, asked):
             yield key, asked, f"with {settings[key]}"
+    validation = settings.get("validation", "first")
+    if config.source != "shards" and "val_tokens" in settings and validation != config.validation:
+        yield "validation", config.validation, f"with {validation}"
     if str(config.source).startswith("hub:"):
         if before not in (config.source, f"hub:{config.pretokenized}"):
             yield "source", config.source, f"from {before}"

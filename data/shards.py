@@ -18,7 +18,7 @@ from common import UserError, atomic_write
 HEADER_BYTES = 256 * 4
 FORMATS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 MAX_TOKENS = 2**31 - 1  # the count is an int32
-ROLE = re.compile(r"(?:^|_)(train|val)(?:_\d+)?\.bin\Z")
+ROLE = re.compile(r"(?:^|_)(train|val)(?:_\d+)?\.bin\Z", re.IGNORECASE)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -39,7 +39,12 @@ def header(n_tokens: int, dtype: np.dtype) -> bytes:
 def split_of(file: str) -> str | None:
     """`train` or `val` by the end of a shard's name, NAME_train_000001.bin or NAME_val.bin; None if it says neither."""
     found = ROLE.search(file)
-    return found and found[1]
+    return found and found[1].lower()
+
+
+def bin_files(folder: Path) -> list[Path]:
+    """The files of a folder that may be shards, in any case: `.BIN` is what some disks and tools make of them."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() == ".bin")
 
 
 def write_shard(path: Path | str, tokens: ArrayLike, dtype: DTypeLike = np.uint16) -> None:

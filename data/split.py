@@ -12,7 +12,7 @@ from common import UserError
 from data import manifest
 from data.config import DataConfig
 from data.origin import check_origin
-from data.shards import open_shard, split_of
+from data.shards import bin_files, open_shard, split_of
 from data.tokenizer import load_tokenizer
 
 
@@ -58,12 +58,22 @@ def _files(folder: Path, content: dict[str, Any] | None) -> tuple[list[Path], li
     if content is not None:
         roles = {folder / entry["file"]: entry.get("split") or split_of(entry["file"]) for entry in content["shards"]}
     else:
-        roles = {file: split_of(file.name) for file in sorted(folder.glob("*.bin"))}
+        roles = {file: split_of(file.name) for file in bin_files(folder)}
     for file, role in roles.items():
         if role is None and _is_shard(file):  # other files may be called .bin too
             raise UserError(f"{file}: for training or validation? Call it NAME_train_000001.bin or NAME_val_000000.bin")
     train, val = ([file for file, role in roles.items() if role == split] for split in ("train", "val"))
+    trained = {_beginning(file): file for file in train}
+    for file in val:  # a link, or a copy under another name
+        if twin := trained.get(_beginning(file)):
+            raise UserError(f"{file} holds the tokens of {twin}: a file is never for both; replace one of them")
     return train, val
+
+
+def _beginning(file: Path) -> bytes:
+    """The number of a shard's tokens, and the first of them."""
+    tokens = open_shard(file)
+    return f"{len(tokens)} ".encode() + tokens[:4096].tobytes()
 
 
 def _is_shard(file: Path) -> bool:
@@ -77,8 +87,7 @@ def _fingerprint(files: list[Path], content: dict[str, Any] | None) -> str:
     """Of the names, token counts and first tokens of shards, cheaply, and of all tokens where a manifest has hashes."""
     digest = hashlib.sha256(repr([entry["sha256"] for entry in content["shards"]]).encode() if content else b"")
     for file in files:
-        tokens = open_shard(file)
-        digest.update(f"{file.name} {len(tokens)} ".encode() + tokens[:4096].tobytes())
+        digest.update(f"{file.name} ".encode() + _beginning(file))
     return digest.hexdigest()
 
 

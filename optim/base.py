@@ -54,8 +54,10 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self._check_settings(self.param_groups[-1], self.defaults)
         for param, name in named(self.param_groups[-1]):
-            if not param.is_floating_point():
+            if not param.is_floating_point() or param.dtype.itemsize == 1:
                 raise ValueError(f"{name} is {param.dtype}: give real floating-point tensors, such as view_as_real's")
+            if param.layout == torch.strided and _span(param) < param.numel():
+                raise ValueError(f"{name} has elements that share memory, as expand makes them: give its clone()")
         if len(set(self.param_groups[-1]["params"])) < len(self.param_groups[-1]["params"]):
             raise ValueError("a parameter is given twice: give model.parameters(), which has shared ones once")
         self._remember()
@@ -209,6 +211,11 @@ def named(group: Group) -> Iterable[tuple[Tensor, str]]:
     if names is None:
         names = [f"parameter {i} of its group {tuple(p.shape)}" for i, p in enumerate(params)]
     return zip(params, names, strict=False)
+
+
+def _span(param: Tensor) -> int:
+    """Elements of memory from the first of a tensor to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
 
 
 def _check_state(

@@ -133,7 +133,8 @@ class Shampoo(MatrixOptimizer):
             return momentum
         beta2 = group["betas"][1]
         second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = (second / (1 - beta2 ** group["step"])).sqrt_().add_(group["graft_eps"])
+        least = torch.finfo(second.dtype).tiny ** 0.5  # a gradient of 0 may be divided by it
+        root = (second / (1 - beta2 ** group["step"])).sqrt_().add_(group["graft_eps"] or least)
         step: Tensor = momentum / root
         return step
 

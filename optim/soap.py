@@ -93,7 +93,8 @@ class SOAP(MatrixOptimizer):
         grad = project(grad, left, right)
         momentum = state["momentum"].lerp_(grad, 1 - beta1)
         second = state["second_moment"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = (second / (1 - beta2**updates)).sqrt_().add_(group["eps"])
+        least = torch.finfo(second.dtype).tiny ** 0.5  # a gradient of 0 may be divided by it
+        root = (second / (1 - beta2**updates)).sqrt_().add_(group["eps"] or least)
         update = (momentum / (1 - beta1**updates)).div_(root)
         return project(update, left if left is None else left.mT, right if right is None else right.mT)
 

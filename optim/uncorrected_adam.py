@@ -37,5 +37,5 @@ class UncorrectedAdam(Elementwise):
         torch._foreach_mul_(seconds, beta2)
         torch._foreach_addcmul_(seconds, grads, grads, 1 - beta2)
         roots = torch._foreach_sqrt(seconds)
-        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_add_(roots, group["eps"] or torch.finfo(roots[0].dtype).tiny ** 0.5)
         torch._foreach_addcdiv_(params, momenta, roots, -float(group["lr"]))

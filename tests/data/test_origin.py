@@ -126,6 +126,12 @@ def test_folders_of_before_open(prepared):
             assert open_split(dataclasses.replace(prepared, tokens=100)).train
 
 
+def test_another_validation_is_not_what_was_prepared(prepared, mistake):
+    with mistake("data.validation=spread", "with first", "data=shards"):
+        open_split(dataclasses.replace(prepared, validation="spread"))
+    assert open_split(config_of("shards", dir=prepared.dir, validation="spread")).train, "takes what is there"
+
+
 def test_hub_commits_are_compared(prepared, mistake):
     content = manifest.read_manifest(prepared.folder) | {"source": "hub:a/b", "revision": "0" * 40}
     files = [prepared.folder / entry["file"] for entry in content["shards"]]

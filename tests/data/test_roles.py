@@ -1,5 +1,7 @@
 """Which shards are for training and which for validation: the end of the name says it, and only the end."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,7 @@ from tests.data.test_split import config_of
         ("x_train_val.bin", "val"),
         ("x_val_train_1.bin", "train"),
         ("sub/x_val_000000.bin", "val"),
+        ("X_TRAIN_000001.BIN", "train"),
         ("x_train_000001xbin", None),
         ("x_train_000001.bin\n", None),
     ],
@@ -53,8 +56,8 @@ def test_no_name_puts_validation_into_training(rows, local, name, with_manifest)
 
 
 def test_llm_c_s_own_names_open(tmp_path):
-    for name in ("tiny_shakespeare_train.bin", "tiny_shakespeare_val.bin"):
-        write_shard(tmp_path / name, np.arange(99))
+    for name, tokens in (("tiny_shakespeare_train.bin", 99), ("tiny_shakespeare_val.bin", 98)):
+        write_shard(tmp_path / name, np.arange(tokens))
     (tmp_path / "gpt2_124M.bin").write_bytes(b"weights, not tokens")
     split = open_split(config_of("shards", dir=str(tmp_path)))
     assert [file.name for file in (*split.train, *split.val)] == sorted(f.name for f in tmp_path.glob("tiny*"))
@@ -82,3 +85,46 @@ def test_the_manifest_decides_where_there_is_one(rows, local):
     content["checksum"] = manifest._checksum(content)
     manifest.write_json(config.folder / manifest.NAME, content)
     assert (open_split(config).val, open_split(config).train) == (files[:1], files[1:])
+
+
+def test_endings_count_in_any_case(tmp_path):
+    for i, name in enumerate(("x_train_000001.bin", "X_TRAIN_000002.BIN", "x_Val_000000.bin")):
+        write_shard(tmp_path / name, np.arange(99) + i)
+    split = open_split(config_of("shards", dir=str(tmp_path)))
+    assert {file.name for file in split.train} == {"x_train_000001.bin", "X_TRAIN_000002.BIN"} and len(split.val) == 1
+
+
+@pytest.mark.parametrize("way", [Path.symlink_to, Path.hardlink_to, lambda new, old: new.write_bytes(old.read_bytes())])
+def test_a_file_is_not_for_both(tmp_path, mistake, way):
+    write_shard(tmp_path / "x_train_000001.bin", np.arange(99))
+    way(tmp_path / "x_val_000000.bin", tmp_path / "x_train_000001.bin")
+    with mistake(str(tmp_path / "x_val_000000.bin"), str(tmp_path / "x_train_000001.bin"), "replace one"):
+        open_split(config_of("shards", dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"split": "Train"}, "train or val"),
+        ({"file": "../x_train_000001.bin"}, "no file of this folder"),
+        ({"file": "x\0.bin"}, "no file of this folder"),
+        ({"file": None}, "lacks one of file"),
+        ({"tokens": "99"}, "lacks one of file, tokens"),
+        ({"file": "local_val_000000.bin"}, "twice"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_one_line(rows, local, mistake, change, reason):
+    """Its checksum is right: somebody's program has written it."""
+    config = local(rows[:20])
+    content = build(config)
+    content["shards"][1] |= change
+    content["checksum"] = manifest._checksum(content)
+    manifest.write_json(config.folder / manifest.NAME, content)
+    with mistake(str(config.folder / manifest.NAME), reason):
+        open_split(config)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a\nb", "a\0b", "x" * 300])
+def test_a_name_that_names_no_files_is_one_line(mistake, name):
+    with mistake(f"data.name={name!r}", "a plain word"):
+        config_of("local", name=name, dir="x").check()

@@ -170,8 +170,8 @@ def test_shards_take_the_manifest_s_tokenizer_and_no_other(tmp_path, mistake):
 
 
 def test_shards_without_a_manifest_are_gpt2_s(tmp_path, mistake):
-    for name in ("fineweb_train_000002", "fineweb_train_000001", "fineweb_val_000000"):
-        write_shard(tmp_path / f"{name}.bin", np.arange(99))
+    for n, name in enumerate(("fineweb_train_000002", "fineweb_train_000001", "fineweb_val_000000")):
+        write_shard(tmp_path / f"{name}.bin", np.arange(99) + n)
     split = open_split(config_of("shards", dir=str(tmp_path)))
     assert (split.tokenizer, split.vocab_size) == ("gpt2", 50257)
     assert [file.name for file in split.train] == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]

@@ -1,6 +1,7 @@
 """Gradients at the ends of float32's range, rows of zeros, settings that schedulers make, and settings as tensors."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -68,12 +69,19 @@ def test_a_step_has_its_length_at_any_size_of_the_gradient(cls, power):
     assert steps[0].abs().max() > 0
 
 
-def test_normuon_without_eps_leaves_a_row_of_zeros_alone():
+@pytest.mark.parametrize("cls", [*find_rules(), *find_rules(Elementwise)])
+def test_without_eps_nothing_is_divided_by_zero(cls):
+    """Neither where a row has no gradient nor where nothing has one yet."""
+    settings = {key: 0.0 for key in ("eps", "graft_eps") if key in signature(cls).parameters}
     weight = nn.Parameter(torch.ones(4, 3))
-    weight.grad = seeded((4, 3), 1)
-    weight.grad[1] = 0
-    NorMuon([weight], eps=0.0).step()
-    assert torch.equal(weight[1].detach(), torch.ones(3)) and weight.isfinite().all()
+    optimizer = cls([weight], **settings)
+    for grad in (torch.zeros(4, 3), seeded((4, 3), 1)):
+        weight.grad = grad
+        weight.grad[1] = 0
+        optimizer.step()
+        assert weight.isfinite().all()
+    if cls is NorMuon:
+        assert torch.equal(weight[1].detach(), torch.ones(3))
 
 
 @pytest.mark.parametrize(

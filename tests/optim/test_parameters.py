@@ -52,6 +52,21 @@ def test_parameters_that_changed_are_named(cls):
             step(optimizer)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "mend"),
+    [
+        (torch.zeros(4, 3, dtype=torch.float8_e4m3fn), "floating-point"),
+        (torch.zeros(4, 3, dtype=torch.int32), "floating-point"),
+        (torch.zeros(4, 1).expand(4, 3), "clone()"),
+        (torch.zeros(6).as_strided((4, 3), (1, 1)), "clone()"),
+    ],
+)
+@pytest.mark.parametrize("cls", [Muon, SOAP, Lion])
+def test_what_cannot_be_trained_is_named_at_once(cls, tensor, mend):
+    with raises_naming(ValueError, "(4, 3)", mend):
+        cls([nn.Parameter(tensor, requires_grad=False)])
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_parameter_taken_out_of_its_group_is_frozen(cls):
     optimizer, weights = pair(cls)
