@@ -215,7 +215,7 @@ def named(group: Group) -> Iterable[tuple[Tensor, str]]:
 
 def _span(param: Tensor) -> int:
     """Elements of memory from the first of a tensor to its last."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
+    return 1 + sum(max(size - 1, 0) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
 
 
 def _check_state(

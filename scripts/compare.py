@@ -106,10 +106,10 @@ def write(
     title = options.title or f"Speedrun: {model or 'unknown model'} on {data or 'unknown data'}"
     drawn = report.published() if options.published else []
     outputs = {
-        "html": page.render(title, comparison, rows, sentences, drawn, notes).encode(),
+        "html": page.render(title, comparison, rows, sentences, drawn, notes).encode(errors="replace"),
         "png": picture.draw(title, page.setting(comparison), comparison, rows, drawn),
-        "csv": table.to_csv(comparison, rows).encode(),
-        "md": report.to_markdown(title, comparison, rows, sentences, notes).encode(),
+        "csv": table.to_csv(comparison, rows).encode(errors="replace"),
+        "md": report.to_markdown(title, comparison, rows, sentences, notes).encode(errors="replace"),
     }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in outputs.items():

@@ -150,6 +150,16 @@ def _compare_replicas(model: nn.Module, group: dist.ProcessGroup | None) -> None
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
-    """A sum that changes with any single bit of the tensor: an int64 scalar on its device."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
-    return tensor.contiguous().view(integers).sum(dtype=torch.int64)
+    """A sum that changes with any single bit of the tensor, and with places exchanged: an int64 scalar on its device.
+
+    Rows and columns have weights of their own, without a copy of the tensor; that of a place, their sum, is odd.
+    """
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = tensor.contiguous().view(kinds[tensor.itemsize])
+    integers = integers.flatten(1) if integers.ndim > 1 else integers.reshape(1, -1)
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for dim, factor, odd in ((0, 0x2545F4914F6CDD1D, 0), (1, 0x1B873593CC9E2D51, 1)):
+        sums = integers.sum(dim, dtype=torch.int64)
+        places = torch.arange(len(sums), device=tensor.device)
+        total += (sums * (2 * factor * places + odd)).sum()  # modulo 2^64
+    return total

@@ -7,7 +7,6 @@ Every other number on such a line is a metric too. Nothing else is read: a run i
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ REQUIRED = ("optim", "model", "data", "seed", "steps")
 # Runs that differ in one of these were not measured on the same task, whatever their optimizers.
 SHOWN = ("model", "data", "batch_tokens", "seq_len", "eval_tokens")
 SETTING = (*SHOWN, "model_hash", "data_hash", "precision")
+LARGEST = 1e100
 IDENTITY = ("group", "optim", "seed", *SETTING)
 Remark = tuple[int | None, str]  # line number, if it is about one, and what is to be said
 
@@ -172,6 +172,8 @@ def _entries(raw: bytes, run: Run) -> Iterator[tuple[int, dict]]:
 
 def _take_header(run: Run, number: int, header: dict) -> None:
     """The first header names the run; later ones (a resumed run's) may change its length, target and device."""
+    # Half of a surrogate pair, as a label cut in the middle has it, is in no file and on no picture.
+    header = {k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in header.items()}
     changed = [key for key in IDENTITY if run.header and header.get(key) != run.header.get(key)]
     if "model_hash" in changed and same_model(header, run.header):  # its class has settings now that it had not then
         changed.remove("model_hash")
@@ -237,5 +239,5 @@ def _is_metric(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; a whole one may be too large for a float."""
-    return value is not None and _is_metric(value) and abs(value) <= sys.float_info.max
+    """Whether it is a finite number, and its square is one too; a whole one may be too large for any."""
+    return value is not None and _is_metric(value) and abs(value) <= LARGEST

@@ -21,7 +21,7 @@ from tests.optim.rules import with_all_rules
 from tests.runs import TINY
 from trainer import loop
 from trainer.config import TrainConfig
-from trainer.guard import NonFiniteGuard, guarded_step
+from trainer.guard import NonFiniteGuard, _sum_of_bits, guarded_step
 from trainer.loop import Trainer
 from trainer.parallel import Parallel
 
@@ -290,3 +290,24 @@ def test_a_line_tells_the_rates_of_its_update(trainer):
     for role in ("matrix", "embedding", "head", "scalar"):
         rates = [line[f"lr/{role}"] for line in lines]
         assert rates == sorted(set(rates)) and rates[0] > 0, f"{role} does not warm up: {rates}"
+
+
+# Replicas that differ --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 7), (9,), (3, 4, 2), (1,), ()])
+def test_no_bit_and_no_exchange_of_places_is_missed(dtype, shape):
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    flat = weights.reshape(-1).view(integers)
+    assert _sum_of_bits(weights) == _sum_of_bits(weights.clone())
+    for place in {0, len(flat) // 2, len(flat) - 1}:
+        for bit in range(8 * dtype.itemsize):
+            flipped = flat.clone()
+            flipped[place] ^= 1 << bit if bit < 8 * dtype.itemsize - 1 else -(1 << bit)
+            assert _sum_of_bits(flipped.view(dtype).reshape(shape)) != _sum_of_bits(weights)
+        exchanged = flat.clone()
+        exchanged[[0, place]] = flat[[place, 0]]
+        assert (_sum_of_bits(exchanged.view(dtype).reshape(shape)) == _sum_of_bits(weights)) == (place == 0)
+    assert _sum_of_bits(torch.zeros(0, 3, dtype=dtype)) == 0

@@ -112,8 +112,13 @@ def test_wandb_is_offline_without_a_key(unset, server, tmp_path):
     unset.setenv("WANDB_API_KEY", "x")
     assert wandb_mode()[0] is None
     unset.delenv("WANDB_API_KEY")
+    unset.setenv("WANDB_API_KEY", " x\n")
+    assert wandb_mode()[0] is None and os.environ["WANDB_API_KEY"] == "x"
     unset.setenv("WANDB_MODE", "disabled")
     assert wandb_mode()[0] is None
+    unset.setenv("WANDB_MODE", "hello")
+    mode, why = wandb_mode()
+    assert mode == "offline" and "WANDB_MODE=hello" in why and "online, offline" in why
 
 
 def test_wandb_out_of_reach_is_offline_at_once(unset, server, tmp_path):
@@ -122,6 +127,7 @@ def test_wandb_out_of_reach_is_offline_at_once(unset, server, tmp_path):
         unset.setenv("WANDB_BASE_URL", url)
         mode, why = wandb_mode()
         assert mode == "offline" and url in why
+    assert "WANDB_BASE_URL" not in os.environ, "W&B would not begin a run with that, wherever it is kept"
 
 
 def test_a_key_that_wandb_refuses_keeps_the_run_offline(unset, server, configure, tmp_path):

@@ -17,6 +17,8 @@ from trainer.parallel import Parallel
 
 REACH_TIMEOUT, INIT_TIMEOUT = 5.0, 30.0  # seconds for W&B to answer at all, and to open the run
 
+MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")  # W&B's own, and its names of before
+
 
 def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
     """Open the run, or go on with it, through Accelerate's trackers.  On all ranks; returns what to tell on rank 0.
@@ -71,8 +73,11 @@ def abandon() -> None:
 
 def wandb_mode() -> tuple[str | None, str]:
     """``offline``, and why, where this machine has no key or W&B does not answer; (None, "") for W&B's own choice."""
-    if os.environ.get("WANDB_MODE"):
-        return None, ""
+    if mode := os.environ.get("WANDB_MODE"):
+        known = mode in MODES
+        return (None, "") if known else ("offline", f" (WANDB_MODE={mode} is none of {', '.join(MODES)})")
+    if key := os.environ.get("WANDB_API_KEY"):
+        os.environ["WANDB_API_KEY"] = key.strip()  # of the file that it was read from, most often
     url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(urlparse(url).hostname or ""):
         return "offline", " (no key)"
@@ -81,6 +86,8 @@ def wandb_mode() -> tuple[str | None, str]:
     except HTTPError:  # it answers
         pass
     except (OSError, ValueError) as error:
+        if not urlparse(url).hostname:  # with which W&B would not write files either
+            del os.environ["WANDB_BASE_URL"]
         return "offline", f" ({url} cannot be reached: {getattr(error, 'reason', error)})"
     return None, ""
 
