@@ -127,8 +127,8 @@ def test_folders_of_before_open(prepared):
 
 
 def test_another_validation_is_not_what_was_prepared(prepared, mistake):
-    with mistake("data.validation=spread", "with first", "data=shards"):
-        open_split(dataclasses.replace(prepared, validation="spread"))
+    with mistake("data.validation=first", "with spread", "data=shards"):
+        open_split(dataclasses.replace(prepared, validation="first"))
     assert open_split(config_of("shards", dir=prepared.dir, validation="spread")).train, "takes what is there"
 
 
