@@ -37,8 +37,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.get_num_threads()} threads")
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(options.vocabulary, (options.texts, options.tokens), generator=generator)
-    for what, prompt in (("the tokens after", text), ("all of", text[:, :1])):
-        compare(f"{what} {options.tokens}", model, prompt, options)
+    compare(model, text, options.rounds)
     with torch.no_grad():
         cache = model.new_cache(options.tokens)
         single = torch.cat([model(text[:, i : i + 1], cache=cache) for i in range(options.tokens)], 1)
@@ -46,28 +45,22 @@ def main() -> None:
     print(f"log-probabilities are at most {apart:.1e} apart")
 
 
-def compare(what: str, model: GPT, prompt: torch.Tensor, options: argparse.Namespace) -> None:
-    """Print milliseconds a token of one text, and how many times faster the cache is."""
-    pairs = list[tuple[float, float]]()
-    for _ in range(options.rounds):
-        with_cache, without = (seconds(model, prompt, options.tokens, cached) for cached in (True, False))
-        pairs.append((with_cache, without))
-    ratios = sorted(without / with_cache for with_cache, without in pairs)
-    length = (prompt.shape[1] + options.tokens) // 2
-    rows = zip(("with a cache", "without"), zip(*pairs, strict=True), floors(model, options.texts, length), strict=True)
+def compare(model: GPT, text: torch.Tensor, rounds: int) -> None:
+    """Print milliseconds a token of one text, and how many times as fast it is with the cache."""
+    texts, length = text.shape
+    pairs = [(seconds(model, text, cached=True), seconds(model, text, cached=False)) for _ in range(rounds)]
+    rows = zip(("with a cache", "without"), zip(*pairs, strict=True), floors(model, texts, length), strict=True)
     for name, taken, floor in rows:
-        ms, least = (1e3 / options.texts * value for value in (statistics.median(taken), floor))
-        print(f"{what}, {name}: {ms:.1f} ms a token, {ms / least:.1f} times its floor of {least:.1f} ms")
-    print(f"{what}: {statistics.median(ratios):.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f}) times as fast with a cache")
+        ms, least = (1e3 / texts * value for value in (statistics.median(taken), floor))
+        print(f"after {length} tokens, {name}: {ms:.1f} ms a token, {ms / least:.1f} times its floor of {least:.1f} ms")
+    ratios = sorted(without / with_cache for with_cache, without in pairs)
+    print(f"{statistics.median(ratios):.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f}) times as fast with a cache")
 
 
-def seconds(model: GPT, prompt: torch.Tensor, tokens: int, cached: bool) -> float:
-    """Of processor time for the next token of every text: after a prompt of `tokens` that has been read, or, where it
-    is shorter, on average until the texts are as long."""
-    left = tokens - prompt.shape[1]
-    drawn = generate(model, prompt, left or COUNT[cached] + 1, Sampling(), cached=cached)
-    if not left:
-        next(drawn)
+def seconds(model: GPT, text: torch.Tensor, cached: bool) -> float:
+    """Of processor time for a next token of every text, once the texts have been read."""
+    drawn = generate(model, text, COUNT[cached] + 1, Sampling(), cached=cached)
+    next(drawn)
     start = time.process_time()
     count = sum(1 for _ in drawn)
     return (time.process_time() - start) / count

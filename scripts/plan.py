@@ -5,8 +5,9 @@
 
 Takes the overrides of train.py. Starts nothing and creates nothing: the model lies on the meta device, and who owns
 which matrix follows from shapes. Exact are parameters, states, FLOPs by the model's and the rules' own count, and
-bytes and collectives. Activations, logits and what is gathered are estimates; the allocator's losses, temporaries of
-elementwise optimizers and workspace of kernels are not in them. Times are projected: planning/step.py says from what.
+bytes and collectives. Activations and logits are those of a pass over tensors without data, without torch.compile; what
+is gathered and exchanged is an estimate; the allocator's losses and workspace of kernels are in neither. Times are
+projected: planning/step.py says from what.
 """
 
 import argparse
@@ -76,10 +77,7 @@ def memory(costs: Costs) -> dict[str, str]:
     micro_batch = costs.train.micro_batch
     parts = costs.memory(micro_batch)
     rows = {name: f"{size(value):>15}" for name, value in parts.items()}
-    if costs.config.parallel.activation_checkpointing:
-        rows["activations"] += "  recomputation, which keeps less, is not deducted"
-    if not parts["activations"]:
-        rows["activations"] = f"{'unknown':>15}  the model has no activation_bytes"
+    rows["activations"] += "  and logits, of blocks that are not compiled"
     rows["peak"] += "  what stays, with what a pass or what the exchange adds, whichever is more"
     room = device_bytes(costs)
     best = costs.largest_micro_batch(USABLE * room)

@@ -34,7 +34,7 @@ ABOVE_ZERO = (
     *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
     "optim.qk_clip",
     *("eval.sample_tokens", "eval.target", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
-    *("eval.task_examples", "logger.every", "parallel.timeout_minutes"),
+    *("eval.by_frequency", "eval.by_position", "eval.task_examples", "logger.every", "parallel.timeout_minutes"),
 )
 OPEN_SECTIONS = (
     *("model", "data.source", "optim.tune"),
@@ -114,6 +114,8 @@ class EvalConfig:
     tokens: int = MISSING  # tokens of the validation set that are read, over all ranks
     sample: str | None = None  # a text that the model goes on with at every evaluation; default: none
     sample_tokens: int = 100  # so long
+    by_frequency: int | None = None  # bins of tokens, by their count in the training data, to record the loss of
+    by_position: int | None = None  # the same of places in the sequence
     tasks: list[str] = field(default_factory=list)  # of lm-evaluation-harness, scored at every evaluation
     task_examples: int | None = None  # only the first so many of each task; default: all
     target: float | None = None  # validation loss [nats per token] that a speedrun is timed to; only recorded
@@ -213,7 +215,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         config.data.check()
         check_parallel(config.parallel, world_size if world_size > 1 else None)
         writes = config.eval.sample is not None or bool(config.eval.tasks)
-        check_needs(model_class(config.model._target_), writes, config.parallel.activation_checkpointing)
+        bins = next((key for key in ("by_frequency", "by_position") if getattr(config.eval, key)), "")
+        check_needs(model_class(config.model._target_), writes, config.parallel.activation_checkpointing, bins)
         resolve_optim(config.optim, config.model)
         mup.check_lines(config.schedule, config.model.width_ratio)
     except ValueError as error:

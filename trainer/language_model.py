@@ -143,13 +143,18 @@ def check_logits(cls: type[LanguageModel]) -> None:
                         "forward(tokens, targets=None) return them, (B, T, V), without targets")  # fmt: skip
 
 
-def check_needs(cls: type[LanguageModel], logits: bool, recompute: bool) -> None:
-    """Raise UserError unless the class can give logits, and recompute activations, where that is asked for."""
+def check_needs(cls: type[LanguageModel], logits: bool, recompute: bool, bins: str) -> None:
+    """Raise UserError unless the class can give logits, recompute activations, and give each token's loss, which the
+    setting eval.BINS needs, where that is asked for."""
     if logits:
         check_logits(cls)
     if recompute and not hasattr(cls, "recompute"):
         raise UserError(f"parallel.activation_checkpointing=true, but model._target_={cls.__module__}.{cls.__name__} "
                         "has no attribute recompute: leave it off, or let its forward pass read one")  # fmt: skip
+    if bins and "reduction" not in inspect.signature(cls.forward).parameters:
+        raise UserError(f"eval.{bins}, but model._target_={cls.__module__}.{cls.__name__} does not give each token's "
+                        'loss: leave it out, or let forward(tokens, targets, reduction="sum") return them, (B, T), for '
+                        'reduction="none"')  # fmt: skip
 
 
 def resolve_model(section: Mapping[str, Any]) -> ModelConfig:

@@ -15,7 +15,7 @@ from data import Loader, open_split, prepare
 from optim import routing
 from trainer.config import Config
 from trainer.evaluate.measure import evaluate
-from trainer.evaluate.validation import validation_batches
+from trainer.evaluate.validation import loss_bins, validation_batches
 from trainer.guard import NonFiniteGuard, QKClip, check_replicas
 from trainer.metrics.clock import Clock
 from trainer.metrics.profile import Profile
@@ -62,6 +62,7 @@ class Trainer:
             order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
             rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
         )  # fmt: skip
+        self.bins = loss_bins(config, self.split, self.parallel)
         self.divisor = train.batch_tokens // loss_scale(train) / self.parallel.world_size
         self.shares = torch.tensor([train.batch_tokens, self.parallel.world_size], device=self.parallel.device)
         self.guard = NonFiniteGuard(train, self.parallel.device)
@@ -170,7 +171,7 @@ class Trainer:
         with self.clock.paused(), self.schedules.evaluated(self.progress.step):
             check_replicas(self.model, self.parallel)
             batches = self.preemption.interruptible(validation_batches(self.config, self.split, self.parallel))
-            measured = evaluate(self.config, self.model, self.parallel, self.split, batches)
+            measured = evaluate(self.config, self.model, self.parallel, self.split, batches, self.bins)
         self.progress.note_val_loss(measured["val/loss"])
         return measured
 

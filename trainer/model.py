@@ -166,10 +166,10 @@ class ChunkLoss(nn.Module):
         super().__init__()
         self.vocab_size, self.softcap, self.classes = vocab_size, softcap, classes
 
-    def forward(self, x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x (N, C), targets (N,) int64, weight (padded V, C), bias (padded V,) → the sum of N losses."""
+    def forward(self, x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+        """x (N, C), targets (N,) int64, weight (padded V, C), bias (padded V,) → the sum of N losses, or each."""
         logits = self.capped(F.linear(x, weight, bias)[..., : self.classes])
-        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Channels (…, C) → logits (…, V) in at least float32."""
@@ -192,7 +192,7 @@ class LossByChunks(torch.autograd.Function):
         parts, losses = x.detach().split(size), []
         with torch.enable_grad():
             for part, chosen in zip(parts, targets.split(size), strict=True):
-                losses.append(loss(part.requires_grad_(), chosen, *weights))
+                losses.append(loss(part.requires_grad_(), chosen, *weights, "sum"))
                 losses[-1].backward()  # gradients of the head add up
         ctx.save_for_backward(torch.cat([p.grad for p in parts]), *(w if w is None else w.grad for w in weights))
         return torch.stack(losses).detach().sum()
@@ -228,14 +228,15 @@ class GPT(LanguageModel):
         self.loss = ChunkLoss(vocab_size, config.softcap, self.padded_vocab if config.padded_softmax else vocab_size)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None, logits_to_keep: int = 0
-    ) -> Tensor:
+        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None,
+        logits_to_keep: int = 0, reduction: str = "sum",
+    ) -> Tensor:  # fmt: skip
         """tokens (B, T) int64 → logits (B, T, V); with targets (B, T) → the sum of the tokens' losses, in nats.
 
         With a cache, of `new_cache`, the tokens go on after those before. logits_to_keep: of the last alone; 0: of all.
 
-        The sum is a float32 scalar (float64 for float64 weights) and leaves out targets of -100. At most
-        `config.loss_chunk` tokens have logits at a time, in the forward and in the backward pass.
+        The sum, float32 (float64 for float64 weights), leaves out targets of -100; reduction="none": the losses (B, T).
+        At most `config.loss_chunk` tokens have logits at a time, in the forward and in the backward pass.
         Raises ValueError where T exceeds the learned positions.
         """
         start = 0 if cache is None else cache[0].length
@@ -256,7 +257,8 @@ class GPT(LanguageModel):
         x, targets, head, size = x.flatten(0, 1), targets.flatten(), self.output(), self.config.loss_chunk
         if len(x) > size and x.requires_grad:
             return LossByChunks.apply(self.loss, size, x, targets, *head)
-        return sum(self.loss(*part, *head) for part in zip(x.split(size), targets.split(size), strict=True))
+        losses = [self.loss(*p, *head, reduction) for p in zip(x.split(size), targets.split(size), strict=True)]
+        return sum(losses) if reduction == "sum" else torch.cat(losses).view(tokens.shape)
 
     def new_cache(self, room: int) -> list[KVCache]:
         """For generation of up to `room` tokens: a cache for every block, and one of document ids."""

@@ -10,18 +10,20 @@ from unittest import mock
 import hydra
 import torch
 import torch.distributed as dist
+from planning.live_bytes import LiveBytes, PassBytes, pass_bytes
 
 from common import UserError
 from data import load_tokenizer, open_split
 from optim import routing
 from optim.combined import Combined
+from optim.elementwise import Elementwise
 from optim.exchange import Exchange, plan_exchange
 from optim.matrix import MatrixOptimizer
 from optim.named_state import init_state, named_tensors
 from optim.plan import IN_FLIGHT, Plan, shard_rows, worth_sharing
 from optim.stacks import matrix_shape
 from trainer.config import Config, Dtype, divisors, fitting_micro_batch
-from trainer.language_model import model_class
+from trainer.language_model import model_class, one_line
 from trainer.launch.compose import check, check_choices, hydra_initialized, to_hydra
 from trainer.mesh import check_parallel, shard_group_size
 from trainer.schedules.steps import Schedules
@@ -157,9 +159,9 @@ class Costs:
         return held
 
     @cached_property
-    def exchange_bytes(self) -> int:
-        """Most that buckets in flight and the one that is computed take on a rank."""
-        most = 0
+    def exchange_bytes(self) -> list[int]:
+        """Most that buckets in flight and the one that is computed take on every rank of a group."""
+        most = [0] * self.group
         for plan, dtype in self.exchanges:
             buckets = plan.buckets(range(len(plan.specs)))
             copies = self.group // self.shards if self.shared else 1  # more goes back to owners' peers than came
@@ -172,34 +174,69 @@ class Costs:
                     buffers = list(map(sum, zip(mine, owned, strict=True)))
                 for at, bucket in enumerate(buckets):
                     in_flight = sum(buffers[max(0, at - 1) : at - 1 + IN_FLIGHT]) * dtype.itemsize
-                    most = max(most, in_flight + int(sum(plan.specs[i].workspace for i in bucket[rank])))
+                    computed = int(sum(plan.specs[i].workspace for i in bucket[rank]))
+                    most[rank] = max(most[rank], in_flight + computed)
         return most
+
+    @cached_property
+    def elementwise_bytes(self) -> int:
+        """Most that a step of an elementwise optimizer of ours allocates; torch's fused ones allocate nothing."""
+        most = 0
+        for member in self.optimizers.members.values():
+            if isinstance(member, Elementwise):
+                for parameter in (p for group in member.param_groups for p in group["params"]):
+                    parameter.grad = torch.empty_like(parameter)
+                with LiveBytes() as step:
+                    member.step()
+                most = max(most, step.peak // self.shards)
+        return most
+
+    @cached_property
+    def one_pass(self) -> PassBytes:
+        """Of train.micro_batch sequences on one rank, before anything is sharded."""
+        config, model = self.config, type(self.model)
+        start = None  # on a GPU documents are kept apart by blocks, without a mask of B x T x T
+        if config.data.document_mask and self.device == "cpu":
+            start = self.split.eos if self.split else 0
+        arguments = config.model, self.model.vocab_size, self.train.seq_len, start
+        dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.width]
+        shape = self.train.micro_batch, self.train.seq_len
+        kept = self.weight_bytes / self.width / self.shards
+        try:
+            return pass_bytes(model, arguments, dtype, config.parallel.activation_checkpointing, shape, kept)
+        except Exception as error:  # of any author's class
+            raise UserError(f"model: {model.__name__} cannot be run on tensors without data, from which its memory is "
+                            f"counted ({one_line(error)}): let forward read no values") from None  # fmt: skip
 
     def memory(self, micro_batch: int) -> dict[str, int]:
         """Bytes of the fullest rank by part, and their peak."""
         parameters = list(self.model.parameters())
-        weights = sum(map(self.part, parameters))
-        held = {"weights": weights, "gradients": weights, "optimizer state": max(self.state_bytes)}
+        elements, weights = sum(p.numel() for p in parameters), sum(map(self.part, parameters))
+        stays = {"weights": weights, "optimizer state": max(self.state_bytes)}
         if self.copies:
-            held["averages of weights"] = sum(map(self.part, self.copies.values()))
-        elements = sum(p.numel() for p in parameters)
-        passing = {"activations": micro_batch * self.config.model.activation_bytes(self.train.seq_len, self.width)}
-        tokens = micro_batch * self.train.seq_len
-        tokens = min(tokens, getattr(self.config.model, "loss_chunk", tokens))
-        # Of each logit: the product, its float32, its log-softmax, its gradient.
-        vocabulary = getattr(self.model, "padded_vocab", self.model.vocab_size)
-        passing["logits"] = tokens * vocabulary * (self.width + 3 * self.weight_bytes)
+            stays["averages of weights"] = sum(map(self.part, self.copies.values()))
+        several = micro_batch < sequences(self.config, self.ranks)
+        activations = self.one_pass.activations * micro_batch // self.train.micro_batch
+        passing = {}
         if self.sharded:  # the root stays whole, one block is at work, the next is on its way
             blocks = [sum(p.numel() for p in block.parameters()) for block in self.model.blocks]
             passing["gathered weights"] = self.width * (elements - sum(blocks) + 2 * max(blocks))
-            if micro_batch < sequences(self.config, self.ranks):  # both until the last micro-batch
+            if several:  # both until the last micro-batch
                 passing["gathered weights"] = self.width * elements
                 passing["whole gradients"] = self.weight_bytes * elements
         elif self.width == 2:
             passing["bfloat16 weights"] = 2 * elements
-        buckets = self.exchange_bytes if self.exchanges else 0
-        peak = sum(held.values()) + max(sum(passing.values()), buckets)
-        return held | passing | {"exchange buckets": buckets, "peak": peak}
+        # Gradients become whole while activations go; of several passes only the first begins without them.
+        both = activations + (weights if several else self.one_pass.peak - self.one_pass.activations)
+        step = {"exchange buckets": max(self.exchange_bytes)}
+        if self.elementwise_bytes:
+            step["elementwise step"] = self.elementwise_bytes
+        # A rank that holds more state than another may exchange less at once.
+        exchanging = max(map(sum, zip(self.state_bytes, self.exchange_bytes, strict=True))) - stays["optimizer state"]
+        stepping = weights + max(exchanging, self.elementwise_bytes)
+        peak = sum(stays.values()) + max(both + sum(passing.values()), stepping)
+        passing = {"gradients": weights, "activations": activations} | passing
+        return stays | passing | step | {"peak": peak}
 
     def checkpoint_bytes(self) -> int:
         """Weights and all state, whole."""

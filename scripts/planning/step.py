@@ -43,13 +43,13 @@ def step_time(costs: Costs, efficiency: float) -> dict[str, float]:
     attention, model = 0.0, costs.config.model
     if isinstance(costs.model, GPT):  # counted without causality; a fused backward pass makes the scores again
         attention = 12.0 * model.n_layer * model.n_embd * costs.train.seq_len * costs.train.batch_tokens
-    memory = costs.memory(local)
+    memory, kept = costs.memory(local), local * model.activation_bytes(costs.train.seq_len, costs.width)  # compiled
     vocabulary = getattr(costs.model, "padded_vocab", costs.model.vocab_size)
     held = memory["weights"] + memory["optimizer state"]
     parts = {
         "products": (forward_backward - attention) / costs.ranks / (peak * efficiency),
         "attention": attention / 2 * 7 / 6 / costs.ranks / (peak * ATTENTION),
-        "activations": TOUCHED * memory["activations"] / streamed,
+        "activations": TOUCHED * kept / streamed,
         "logits": LOGITS * local * costs.train.seq_len * vocabulary * costs.width / streamed,
     }
     moved, calls = costs.model_traffic()

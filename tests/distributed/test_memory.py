@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 import optim
 from optim import MatrixOptimizer
+from scripts.planning.live_bytes import LiveBytes
 from tests.distributed.harness import run_workers
 from tests.distributed.hooks import around
 from tests.distributed.matrices import gradient, sharded
 from tests.distributed.test_rules import RULES
-from tests.live_bytes import LiveBytes
 
 pytestmark = pytest.mark.slow
 SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64)] * 24

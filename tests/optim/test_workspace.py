@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import optim
+from scripts.planning.live_bytes import LiveBytes
 from tests.distributed.test_rules import RULES
-from tests.live_bytes import LiveBytes
 from tests.optim.rules import find_rules
 
 POLAR = ("polar_express", "polar_express_gram", "newton_schulz5", "cubic", "svd", "eigh")

@@ -11,19 +11,21 @@ from common import UserError
 from data import TrainValSplit, load_tokenizer
 from trainer.config import Config
 from trainer.evaluate.generate import Sampling, complete, printable
-from trainer.evaluate.validation import Batch, validation_loss
+from trainer.evaluate.validation import Batch, Bins, validation_losses
 from trainer.parallel import Parallel, unwrap
 
 
 def evaluate(
-    config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit, batches: Iterable[Batch]
+    config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit, batches: Iterable[Batch], bins: Bins
 ) -> dict[str, Any]:
-    """On all ranks: ``val/loss`` [nats per token], ``perf/peak_memory_bytes``, the largest of any rank so far,
-    ``sample``, text after ``eval.sample``, and scores such as ``hellaswag/acc`` of ``eval.tasks``."""
-    loss = validation_loss(model, parallel, batches)
+    """On all ranks: ``val/loss`` [nats per token], ``perf/peak_memory_bytes``, the largest of any rank so far, the loss
+    of every bin, such as ``val/by_position/1_of_4``, ``sample``, text after ``eval.sample``, and scores such as
+    ``hellaswag/acc`` of ``eval.tasks``."""
+    loss, by_bin = validation_losses(model, parallel, batches, bins)
     mine = torch.tensor([parallel.peak_memory_bytes()], dtype=torch.int64, device=parallel.device)
     memory = int(parallel.accelerator.gather(mine).max())
     measured: dict[str, Any] = {"val/loss": loss, "perf/peak_memory_bytes": memory}
+    measured |= by_bin
     if config.eval.sample is not None:
         measured["sample"] = sample(config, config.eval.sample, model, parallel, split)
     if config.eval.tasks:
