@@ -30,11 +30,10 @@ from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, Sched
 from trainer.schedules.due import profiled
 
 ABOVE_ZERO = (
-    *("run.processes", "train.steps", "train.batch_tokens", "train.seq_len", "train.micro_batch", "train.clip"),
-    *("train.max_minutes", "train.timeout_minutes", "eval.every", "eval.late_every", "eval.tokens", "optim.lr_scale"),
-    "optim.qk_clip",
-    *("eval.sample_tokens", "eval.target", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
-    *("eval.by_frequency", "eval.by_position", "eval.task_examples", "logger.every", "parallel.timeout_minutes"),
+    *("run.processes", "optim.lr_scale", "optim.qk_clip", "logger.every", "parallel.timeout_minutes"),
+    *(f"train.{k}" for k in "steps batch_tokens seq_len micro_batch clip max_minutes timeout_minutes".split()),
+    *(f"eval.{k}" for k in "every late_every tokens by_frequency by_position sample_tokens target".split()),
+    *("eval.task_examples", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
 )
 OPEN_SECTIONS = (
     *("model", "data.source", "optim.tune"),
@@ -214,9 +213,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
         config.model.check()
         config.data.check()
         check_parallel(config.parallel, world_size if world_size > 1 else None)
-        writes = config.eval.sample is not None or bool(config.eval.tasks)
-        bins = next((key for key in ("by_frequency", "by_position") if getattr(config.eval, key)), "")
-        check_needs(model_class(config.model._target_), writes, config.parallel.activation_checkpointing, bins)
+        check_needs(model_class(config.model._target_), config.eval, config.parallel.activation_checkpointing)
         resolve_optim(config.optim, config.model)
         mup.check_lines(config.schedule, config.model.width_ratio)
     except ValueError as error:

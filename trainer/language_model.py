@@ -143,14 +143,15 @@ def check_logits(cls: type[LanguageModel]) -> None:
                         "forward(tokens, targets=None) return them, (B, T, V), without targets")  # fmt: skip
 
 
-def check_needs(cls: type[LanguageModel], logits: bool, recompute: bool, bins: str) -> None:
-    """Raise UserError unless the class can give logits, recompute activations, and give each token's loss, which the
-    setting eval.BINS needs, where that is asked for."""
-    if logits:
+def check_needs(cls: type[LanguageModel], measured: Any, recompute: bool) -> None:
+    """Raise UserError unless the class can give logits and each token's loss, which the section eval may ask for, and
+    recompute activations, where that is asked for."""
+    if measured.sample is not None or measured.tasks:
         check_logits(cls)
     if recompute and not hasattr(cls, "recompute"):
         raise UserError(f"parallel.activation_checkpointing=true, but model._target_={cls.__module__}.{cls.__name__} "
                         "has no attribute recompute: leave it off, or let its forward pass read one")  # fmt: skip
+    bins = next((key for key in ("by_frequency", "by_position") if getattr(measured, key)), None)
     if bins and "reduction" not in inspect.signature(cls.forward).parameters:
         raise UserError(f"eval.{bins}, but model._target_={cls.__module__}.{cls.__name__} does not give each token's "
                         'loss: leave it out, or let forward(tokens, targets, reduction="sum") return them, (B, T), for '
