@@ -30,10 +30,11 @@ from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, Sched
 from trainer.schedules.due import profiled
 
 ABOVE_ZERO = (
-    *("run.processes", "optim.lr_scale", "optim.qk_clip", "logger.every", "parallel.timeout_minutes"),
-    *(f"train.{k}" for k in "steps batch_tokens seq_len micro_batch clip max_minutes timeout_minutes".split()),
-    *(f"eval.{k}" for k in "every late_every tokens by_frequency by_position sample_tokens target".split()),
-    *("eval.task_examples", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
+    *(f"train.{key}" for key in ("steps", "batch_tokens", "seq_len", "micro_batch", "clip", "max_minutes")),
+    *(f"eval.{key}" for key in ("every", "late_every", "tokens", "by_frequency", "by_position", "sample_tokens")),
+    *("eval.task_examples", "eval.target", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep_last"),
+    *("run.processes", "train.timeout_minutes", "parallel.timeout_minutes", "optim.lr_scale", "optim.qk_clip"),
+    "logger.every",
 )
 OPEN_SECTIONS = (
     *("model", "data.source", "optim.tune"),
@@ -207,8 +208,8 @@ def validate(composed: DictConfig, world_size: int) -> Config:
     if config.train.dtype == Dtype.auto:
         config.train.dtype = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32
     check_numbers(config)
-    if config.run.processes not in (None, world_size):
-        raise UserError(f"run.processes={config.run.processes}, but {world_size} were started: leave it to torchrun")
+    if (given := config.run.processes) not in (None, world_size):
+        raise UserError(f"run.processes={given}, but {world_size} were started: leave it to torchrun")
     try:
         config.model.check()
         config.data.check()
@@ -249,8 +250,7 @@ def fit_batch(config: Config, world_size: int) -> None:
     """Check that the global batch divides over ranks and passes; choose ``train.micro_batch`` where it is not given."""
     train = config.train
     check_multiple("train.batch_tokens", train.batch_tokens, train.seq_len)
-    sequences = train.batch_tokens // train.seq_len
-    unit = world_size * (train.micro_batch or 1)
+    sequences, unit = train.batch_tokens // train.seq_len, world_size * (train.micro_batch or 1)
     if sequences % unit:
         split = f"{world_size} ranks" if world_size > 1 else "1 rank"
         split += f" x train.micro_batch={train.micro_batch}" if train.micro_batch else ""
