@@ -209,8 +209,8 @@ def test_another_number_of_ranks_is_the_same_run(configure, tmp_path):
 def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, fault):
     shards = [tmp_path / "data" / f"it_{part}_000000.bin" for part in ("train", "val")]
     shards[0].parent.mkdir()
-    for shard in shards:
-        write_shard(shard, range(200))
+    for first, shard in enumerate(shards):
+        write_shard(shard, range(first, first + 200))
     if fault == "a header that is none":
         shards[0].write_bytes(bytes(3000))
     config = configure("experiment=smoke", "data=shards", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run")
