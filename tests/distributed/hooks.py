@@ -117,8 +117,8 @@ def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
         return original(trainer)
 
     @around(loop, "evaluate")
-    def evaluate_batches(original, config, model, parallel, split, batches):
-        return original(config, model, parallel, split, interrupted(batches))
+    def evaluate_batches(original, config, model, parallel, split, batches, bins):
+        return original(config, model, parallel, split, interrupted(batches), bins)
 
     def interrupted(batches):
         for number, batch in enumerate(batches):
