@@ -72,7 +72,8 @@ def model_settings(model: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model is: its settings that differ from the defaults of its class, and those that do not."""
     named = ("name", "family", "presets")  # what a model is called does not change it
     usual = field_defaults(model)
-    chosen, default = {}, {}
+    chosen: dict[str, Any] = {}
+    default: dict[str, Any] = {}
     for key, value in asdict(model).items():
         if key not in named:
             # As it is read again from the record, where JSON has no word for infinity or a path.
