@@ -3,7 +3,10 @@
 import tempfile
 
 import pytest
+import torch
 
+import trainer.parallel
+from optim.matrix import local
 from tests.scripts.chromium import Browser
 
 
@@ -15,3 +18,15 @@ def browser():
             yield opened
         finally:
             opened.close()
+
+
+@pytest.fixture
+def filled(monkeypatch):
+    """Initial weights without DTensor's caches, which take this process for the rank that it was first."""
+
+    @torch.no_grad()
+    def fill(model, seed):
+        for parameter in model.parameters():
+            local(parameter).fill_(0.01)
+
+    monkeypatch.setattr(trainer.parallel, "initialise", fill)

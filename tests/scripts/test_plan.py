@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import trainer.parallel
 from optim import routing
 from optim.matrix import local
 from optim.named_state import named_tensors
@@ -81,16 +80,7 @@ def real(costs: Costs, rank: int) -> SimpleNamespace:
     return SimpleNamespace(**sums, passes=passes, steps=steps)
 
 
-@pytest.fixture(autouse=True)
-def ones(monkeypatch):
-    """Initial weights without DTensor's caches, which take this process for the rank that it was first."""
-
-    @torch.no_grad()
-    def fill(model, seed):
-        for parameter in model.parameters():
-            local(parameter).fill_(1.0)
-
-    monkeypatch.setattr(trainer.parallel, "initialise", fill)
+pytestmark = pytest.mark.usefixtures("filled")
 
 
 def calls(counter: Counter) -> dict[str, int]:

@@ -12,7 +12,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainer.parallel
 from optim import routing
 from optim.matrix import local
 from trainer.mesh import build_mesh
@@ -72,16 +71,7 @@ def measured(costs: Costs) -> int:
         dist.destroy_process_group()
 
 
-@pytest.fixture(autouse=True)
-def ones(monkeypatch):
-    """Initial weights without DTensor's caches, which take this process for the rank that it was first."""
-
-    @torch.no_grad()
-    def fill(model, seed):
-        for parameter in model.parameters():
-            local(parameter).fill_(0.01)
-
-    monkeypatch.setattr(trainer.parallel, "initialise", fill)
+pytestmark = pytest.mark.usefixtures("filled")
 
 
 RENEWED = "optim.matrix.update_freq=1 train.seq_len=16 train.batch_tokens=64"  # roots and bases: their step is the peak
