@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,9 +14,11 @@ from torch.distributed.tensor.placement_types import Partial, _StridedShard
 
 import optim
 from tests.errors import raises_naming
+from tests.optim.counting import assert_as_planned, counted, counting
 from tests.optim.reference import seeded
+from tests.optim.rules import with_all_rules
 from tests.optim.test_measure import Floored
-from tests.optim.test_sharded_law import RULES as EVERY_RULE
+from tests.optim.test_sharded_law import RULES as DAMPED
 from tests.optim.threads import run_threads
 
 
@@ -40,6 +41,15 @@ RULES = {
     "normuon": (optim.NorMuon, dict(scale="rms_to_rms")),
     "shampoo": (optim.Shampoo, dict(update_freq=2, eps=0.1)),
     "soap": (optim.SOAP, dict(update_freq=2, max_dim=0)),
+}
+EVERY_RULE = with_all_rules(DAMPED)  # SOAPMuon too, which float32 and stacks would change
+SUMS = {  # that a rule measures of every block or row: what is added up over ranks beside the exchange
+    "hyperball": dict(of_blocks=3),
+    "squares": dict(of_blocks=1),
+    "rows": dict(of_rows=2),
+    "dion2": dict(of_rows=1),
+    "nordion2": dict(of_rows=1),
+    "soapmuon": dict(of_rows=3, all_rows=True),
 }
 STEPS, SHARED = 3, ["always", "never"]
 EXAMPLES = 100 if "NANOMUON_SOAK" in os.environ else 4
@@ -83,8 +93,11 @@ def placed(draw):
     return {"params": params, "bucket_bytes": draw(st.integers(1, 3000)), **chosen}
 
 
-def train(rule, case, place=lambda full, dims: full, **engine):
+def train(rule, case, place=lambda full, dims: full, counts=None, **engine):
+    """The weights after STEPS steps.  Given ``counts``, what these sent and computed is that of the formulas."""
     cls, hyper = (EVERY_RULE | RULES)[rule]
+    if counts is not None:
+        cls = counted(cls, counts)
     weights = [
         nn.Parameter(place(seeded(shape, 0, i, dtype=torch.float64), dims))
         for i, (shape, _, dims) in enumerate(case["params"])
@@ -95,6 +108,8 @@ def train(rule, case, place=lambda full, dims: full, **engine):
         for i, (weight, (shape, _, dims)) in enumerate(zip(weights, case["params"], strict=True)):
             weight.grad = place(seeded(shape, 1 + step, i, dtype=torch.float64), dims)
         optimizer.step()
+    if counts is not None:
+        assert_as_planned(optimizer, counts, STEPS, **SUMS.get(rule, {}))
     return [weight.detach() for weight in weights]
 
 
@@ -115,12 +130,13 @@ def test_any_placement_gives_the_weights_of_one_process(rule, case):
 
     def on_rank(rank):
         place = on_mesh(init_device_mesh("cpu", tuple(case["mesh"])))
-        got = train(rule, case, place)
+        got = train(rule, case, place, counts)
         for weight, whole, (shape, _, dims) in zip(got, expected, case["params"], strict=True):
             want = place(whole, dims).to_local()
             assert (weight.to_local() - want).norm() <= 1e-10 * whole.norm(), (shape, dims)
 
-    run_threads(math.prod(case["mesh"]), on_rank)
+    with counting() as counts:
+        run_threads(math.prod(case["mesh"]), on_rank)
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
@@ -132,14 +148,16 @@ def test_every_rule_in_every_placement_and_over_2_or_3_replicas(rule, case):
     def on_rank(rank):
         mesh = init_device_mesh("cpu", (2, 3))
         place = on_mesh(mesh)
-        for got, whole, (shape, _, dims) in zip(train(rule, case, place), expected, case["params"], strict=True):
+        sharded = train(rule, case, place, counts)
+        for got, whole, (shape, _, dims) in zip(sharded, expected, case["params"], strict=True):
             want = place(whole, dims).to_local()
             assert (got.to_local() - want).norm() <= 1e-12 * whole.norm(), (shape, dims)
-        replicated = train(rule, case, process_group=mesh.get_group(case["replicas"]))
+        replicated = train(rule, case, counts=counts, process_group=mesh.get_group(case["replicas"]))
         for got, whole, (shape, *_) in zip(replicated, expected, case["params"], strict=True):
             assert (got - whole).norm() <= 1e-12 * whole.norm(), shape
 
-    run_threads(6, on_rank)
+    with counting() as counts:
+        run_threads(6, on_rank)
 
 
 def fsdp_of_tp(full, mesh, dim):
@@ -157,43 +175,28 @@ def test_fsdp_over_tensor_parallelism(rule):
 
     def on_rank(rank):
         mesh = init_device_mesh("cpu", (2, 2))
-        got = train(rule, case, lambda full, dim: fsdp_of_tp(full, mesh, dim))
+        got = train(rule, case, lambda full, dim: fsdp_of_tp(full, mesh, dim), counts)
         for weight, whole, (*_, dim) in zip(got, expected, case["params"], strict=True):
             torch.testing.assert_close(weight.to_local(), fsdp_of_tp(whole, mesh, dim).to_local(), rtol=0, atol=1e-12)
 
-    run_threads(4, on_rank)
+    with counting() as counts:
+        run_threads(4, on_rank)
 
 
-def sent_and_owned(monkeypatch, shape, mesh, dims, share="auto"):
+def sent_and_owned(shape, mesh, dims, share="auto"):
     """By rank: elements sent to others and matrices preconditioned in one step."""
-    counts = {}
-    all_to_all = dist.all_to_all_single
-
-    def spy(output, input, output_splits, input_splits, group, async_op):
-        counts[dist.get_rank()][0] += input.numel() - input_splits[dist.get_rank(group)]
-        return all_to_all(output, input, output_splits, input_splits, group=group, async_op=async_op)
-
-    class Counted(optim.Muon):
-        def precondition(self, group, stack, state):
-            counts[dist.get_rank()][1] += len(stack)
-            return super().precondition(group, stack, state)
-
-    monkeypatch.setattr(dist, "all_to_all_single", spy)
 
     def on_rank(rank):
-        counts[rank] = [0, 0]
         place = on_mesh(init_device_mesh("cpu", mesh))
         weight = nn.Parameter(place(seeded(shape, 0), dims))
         weight.grad = place(seeded(shape, 1), dims)
-        optimizer = Counted([weight], share=share)
+        optimizer = counted(optim.Muon, counts)([weight], share=share)
         optimizer.step()
-        plan = optimizer._layouts[0].exchange.plan
-        rank = optimizer._layouts[0].exchange.rank
-        return plan.elements_sent(rank, range(len(plan.specs)))
+        assert_as_planned(optimizer, counts)
+        return counts[rank]["sent"], counts[rank]["matrices"]
 
-    formula = run_threads(math.prod(mesh), on_rank)
-    assert [counts[rank][0] for rank in range(len(formula))] == formula
-    return [tuple(counts[rank]) for rank in range(len(formula))]
+    with counting() as counts:
+        return run_threads(math.prod(mesh), on_rank)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +210,13 @@ def sent_and_owned(monkeypatch, shape, mesh, dims, share="auto"):
         (4, (2, 2), [0, 1], [(24, 2), (24, 0)] * 2),  # halves of 2 experts of 24 elements to the owner, and back
     ],
 )
-def test_experts_that_lie_whole_on_a_rank_stay_there(monkeypatch, experts, mesh, dims, expected):
-    assert sent_and_owned(monkeypatch, (experts, 4, 6), mesh, dims) == expected
+def test_experts_that_lie_whole_on_a_rank_stay_there(experts, mesh, dims, expected):
+    assert sent_and_owned((experts, 4, 6), mesh, dims) == expected
 
 
 @pytest.mark.parametrize("dims", [[1, None], [0, 1], [1, 0], [0, 0]])
-def test_bytes_over_regions_are_those_of_the_formula(monkeypatch, dims):
-    sent = sent_and_owned(monkeypatch, (8, 4), (2, 2), dims)
+def test_bytes_over_regions_are_those_of_the_formula(dims):
+    sent = sent_and_owned((8, 4), (2, 2), dims)
     holders = 2 if None in dims else 4
     assert sum(elements for elements, _ in sent) == 4 // holders * 2 * 32 * (holders - 1) / holders
 
@@ -227,10 +230,10 @@ def test_bytes_over_regions_are_those_of_the_formula(monkeypatch, dims):
         ((3,), [None], [(64, 1), (0, 0), (0, 0)]),
     ],
 )
-def test_replicas_that_share_the_work(monkeypatch, mesh, dims, expected):
+def test_replicas_that_share_the_work(mesh, dims, expected):
     """Each matrix once in all, instead of once a replica; its owner needs only its own copy."""
-    assert sent_and_owned(monkeypatch, (8, 4), mesh, dims, "always") == expected
-    alone = [owned for _, owned in sent_and_owned(monkeypatch, (8, 4), mesh, dims, "never")]
+    assert sent_and_owned((8, 4), mesh, dims, "always") == expected
+    alone = [owned for _, owned in sent_and_owned((8, 4), mesh, dims, "never")]
     assert sum(alone) == math.prod(size for size, dim in zip(mesh, dims, strict=True) if dim is None)
 
 
