@@ -4,7 +4,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.optim.reference import seeded
 
@@ -18,12 +18,21 @@ class Matrices(nn.Module):
 
 
 def mesh_of(layout: str, world_size: int) -> DeviceMesh | None:
-    """That fully_shard takes for "fsdp" or "hsdp" (two replicas); None for "ddp" and for one process."""
+    """Of "fsdp", "hsdp" (two replicas) or "fsdp x tp" (two and two); None for "ddp" and for one process."""
     if layout == "fsdp":
         return init_device_mesh("cpu", (world_size,))
     if layout == "hsdp":
         return init_device_mesh("cpu", (2, world_size // 2), mesh_dim_names=("replicate", "shard"))
+    if layout == "fsdp x tp":
+        return init_device_mesh("cpu", (world_size // 2, 2), mesh_dim_names=("fsdp", "tp"))
     return None
+
+
+def cut(model: Matrices, mesh: DeviceMesh, dims: dict[int, int]) -> None:
+    """As tensor parallelism does: the weights ``dims`` (index -> dimension)."""
+    for i, dim in dims.items():
+        weight = distribute_tensor(model.weights[i].detach(), mesh, [Shard(dim)], src_data_rank=None)
+        model.weights[i] = nn.Parameter(weight)
 
 
 def place(shapes, mesh: DeviceMesh | None = None) -> Matrices:

@@ -4,14 +4,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from optim import Muon
 from optim.polar import polar
 from tests.distributed.harness import run_workers
-from tests.distributed.matrices import Matrices, gradient, sharded, whole
+from tests.distributed.matrices import Matrices, cut, gradient, mesh_of, sharded, whole
 from tests.optim.reference import AWKWARD, STACKED, plain_muon, seeded
 
 pytestmark = pytest.mark.slow
@@ -248,11 +246,8 @@ EVEN = [(8, 4), (4, 8), (16, 12), (4, 6, 4)]  # FSDP2 over tensor parallelism ta
 def tensor_parallel(rank, world_size, fsdp):
     """Weights that tensor parallelism has cut by rows and by columns, under FSDP2 or alone."""
     dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (world_size // 2, 2), mesh_dim_names=("fsdp", "tp"))
-    model = Matrices(EVEN)
-    for i, weight in enumerate(model.weights):
-        sharded = distribute_tensor(weight.detach(), mesh["tp"], [Shard(i % 2)], src_data_rank=None)
-        model.weights[i] = nn.Parameter(sharded)
+    mesh, model = mesh_of("fsdp x tp", world_size), Matrices(EVEN)
+    cut(model, mesh["tp"], {i: i % 2 for i in range(len(EVEN))})
     if fsdp:
         fully_shard(model, mesh=mesh["fsdp"])
     optimizer = Muon(model.named_parameters(), bucket_bytes=5000)
