@@ -93,6 +93,10 @@ class Loader:
         self._next = (step + 1, self._worker.submit(self._read, step + 1))
         return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in pairs]
 
+    def set_micro_batch(self, sequences: int) -> None:
+        """Cut all further steps into micro-batches of so many sequences, a divisor of what they had."""
+        self.micro_batch, self._next = sequences, None
+
     def windows(self, step: int) -> list[tuple[int, int]]:
         """The whole global batch of `step` as (shard, offset of its first token) pairs, for every rank alike."""
         if self.order == "sequential":

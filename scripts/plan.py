@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from planning.costs import Costs, sequences  # noqa: E402
-from planning.step import DEVICES, step_time  # noqa: E402
+from planning.devices import DEVICES  # noqa: E402
+from planning.step import step_time  # noqa: E402
 
 from common import UserError  # noqa: E402
 from data.shards import open_shard  # noqa: E402

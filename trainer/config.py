@@ -23,7 +23,7 @@ from data.config import DataConfig
 from optim.by_name import BY_NAME
 from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, check_needs, model_class, one_line, resolve_model
-from trainer.mesh import ParallelConfig, check_parallel, divisors, nearest
+from trainer.mesh import ParallelConfig, check_parallel, device_memory, divisors, nearest
 from trainer.model import GPTConfig
 from trainer.schedules import mup
 from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig, try_optimizer
@@ -96,7 +96,7 @@ class TrainConfig:
     steps: int = MISSING  # optimizer updates
     batch_tokens: int = MISSING  # tokens of one update, over all ranks and micro-batches
     seq_len: int = MISSING  # tokens of one sequence
-    micro_batch: int | None = None  # sequences of one forward pass on one rank; default: what fits (see below)
+    micro_batch: int | None = None  # sequences of a pass on one rank, fewer where a GPU lacks room; default: see below
     dtype: Dtype = Dtype.auto  # of the parameters and activations
     loss: Loss = Loss.mean  # of a batch's N tokens, to be differentiated; for the sum an eps beside |g| is 1/N of it
     clip: float | None = None  # largest norm of the whole gradient, of the mean with either loss; default: no clipping
@@ -261,13 +261,12 @@ def fit_batch(config: Config, world_size: int) -> None:
             f"train.batch_tokens={train.batch_tokens} is {sequences} sequences of train.seq_len={train.seq_len} tokens,"
             f" which {split} cannot share evenly: {mend}"
         )
-    if train.micro_batch is None:
-        train.micro_batch = fitting_micro_batch(config, sequences // world_size)
+    train.micro_batch = train.micro_batch or fitting_micro_batch(config, sequences // world_size, device_memory())
 
 
-def fitting_micro_batch(config: Config, sequences: int) -> int:
-    """The largest divisor of a rank's ``sequences`` whose activations stay within 16 GiB on a GPU, 2 GiB on a CPU."""
-    budget = (16 if torch.cuda.is_available() else 2) * 2**30
+def fitting_micro_batch(config: Config, sequences: int, memory: float | None) -> int:
+    """The largest divisor of a rank's ``sequences`` whose activations fill a quarter of a GPU, or 2 GiB on a CPU."""
+    budget = 2 * 2**30 if memory is None else memory / 4  # which leaves room for logits, and for what is not compiled
     width = {Dtype.bfloat16: 2, Dtype.float32: 4, Dtype.float64: 8}[config.train.dtype]
     per_sequence = config.model.activation_bytes(config.train.seq_len, width)
     return max(n for n in divisors(sequences) if n == 1 or n * per_sequence <= budget)

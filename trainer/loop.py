@@ -27,7 +27,7 @@ from trainer.run.initial import load_initial
 from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
-from trainer.run.warmup import warm_up
+from trainer.run.warmup import use_micro_batch, warm_up
 from trainer.schedules.config import loss_scale
 from trainer.schedules.due import is_time
 from trainer.schedules.steps import Schedules
@@ -57,11 +57,6 @@ class Trainer:
         self.optimizers = routing.build_from_config(bare, asdict(config.optim), self.parallel.replicas, bare.head)
         self.schedules = Schedules(config, bare, self.optimizers)
         self.qk_clip = QKClip(config.optim.qk_clip, bare, self.parallel)
-        self.loader = Loader(
-            self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
-            order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
-            rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
-        )  # fmt: skip
         self.bins = loss_bins(config, self.split, self.parallel)
         self.divisor = train.batch_tokens // loss_scale(train) / self.parallel.world_size
         self.shares = torch.tensor([train.batch_tokens, self.parallel.world_size], device=self.parallel.device)
@@ -74,16 +69,23 @@ class Trainer:
         self.checkpoints = Checkpoints(config, self.parallel, *state, self.split, self.metrics.sync)
         self.progress, self.notices, self.lock = resume(config, self.parallel, self.checkpoints)
         self.clock.total, self.guard.skipped = self.progress.seconds, self.progress.skipped
+        self.loader = Loader(
+            self.split.train, seq_len=train.seq_len, batch_sequences=train.batch_tokens // train.seq_len,
+            order=config.data.order, seed=config.seed, micro_batch=train.micro_batch, vocab_size=self.split.vocab_size,
+            rank=self.parallel.rank, world_size=self.parallel.world_size, device=self.parallel.device,
+        )  # fmt: skip
 
     def run(self) -> float | None:
         """Train for ``train.steps`` updates, or until all ranks agree to stop; returns the last validation loss
         [nats per token]."""
         with self.lock, self.preemption:
-            step, flops = self.progress.step, unwrap(self.model).flops_per_token()
+            train, step, flops = self.config.train, self.progress.step, unwrap(self.model).flops_per_token()
             self.metrics.start(self.optimizers.table(), flops, step, self.eval_is_due(step), self.progress.branch)
             for notice in self.notices:
                 self.metrics.message(notice)
-            warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
+            fits = warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
+            for notice in use_micro_batch(fits, train, self.loader, self.progress):
+                self.metrics.message(notice)
             reason = self.train()
             self.metrics.finish(reason, self.progress.step)
             if (reason or self.config.checkpoint.last) and self.checkpoints.latest != self.progress.step:

@@ -129,5 +129,10 @@ def nearest(value: int, unit: int) -> str:
     return f"nearest {below} or {below + unit}" if below else f"nearest {unit}"
 
 
+def device_memory() -> int | None:
+    """Bytes of a GPU, of which all are taken to have as many; None where there is none."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
 def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]

@@ -11,6 +11,7 @@ from optim.matrix import local
 from trainer.config import TrainConfig
 from trainer.guard import NonFiniteGuard
 from trainer.parallel import Parallel, unwrap
+from trainer.run.warmup import warm_up
 
 
 class Run:
@@ -32,23 +33,17 @@ class Run:
         return self.sequences * self.length
 
     def fit(self) -> None:
-        """Halve the sequences of a pass until they fit."""
-        while True:
-            try:
-                return self.backward()
-            except torch.OutOfMemoryError:
-                if self.sequences == 1:
-                    raise
-                self.sequences //= 2
-                self.optimizers.zero_grad()
-                torch.cuda.empty_cache()
+        """As a run's warm-up does."""
+        self.sequences = warm_up(self.model, self.optimizers, self.parallel, self.batch())
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.tokens[: self.sequences, :-1], self.tokens[: self.sequences, 1:]
 
     def backward(self, passes: int = 1) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.parallel.device)
-        batch = self.tokens[: self.sequences]
         for i in range(passes):
             with self.parallel.accumulate(self.model, last=i + 1 == passes):
-                loss = self.model(batch[:, :-1], batch[:, 1:])
+                loss = self.model(*self.batch())
                 (loss / (passes * self.tokens_of_a_pass)).backward()
             self.loss += loss.detach().double() / (passes * self.tokens_of_a_pass)
 

@@ -10,6 +10,7 @@ from unittest import mock
 import hydra
 import torch
 import torch.distributed as dist
+from planning.devices import DEVICES
 from planning.live_bytes import LiveBytes, PassBytes, pass_bytes
 
 from common import UserError
@@ -42,8 +43,8 @@ def compose(overrides: Sequence[str], ranks: int, device: str) -> Config:
         given = composed.train.micro_batch
         config = check(composed, ranks)
     if given is None:  # what fits is another number on a GPU
-        with mock.patch.object(torch.cuda, "is_available", lambda: device != "cpu"):
-            config.train.micro_batch = fitting_micro_batch(config, sequences(config, ranks))
+        memory = DEVICES[device].memory if device in DEVICES else None
+        config.train.micro_batch = fitting_micro_batch(config, sequences(config, ranks), memory)
     return config
 
 

@@ -1,27 +1,11 @@
 """How long an update takes, from its costs and from what a device is assumed to reach: nothing here was measured."""
 
-from dataclasses import dataclass
-
 from planning.costs import Costs, sequences
+from planning.devices import DEVICES, Device
 
 from trainer.metrics.environment import PEAK_FLOPS
 from trainer.model import GPT
 
-
-@dataclass(frozen=True)
-class Device:
-    """By NVIDIA's data sheets: bytes, bytes/s of its memory, bytes/s of NVLink in one direction."""
-
-    memory: float
-    bandwidth: float
-    link: float
-
-
-DEVICES = {
-    "h100": Device(80e9, 3.35e12, 450e9),
-    "h200": Device(141e9, 4.8e12, 450e9),
-    "a100": Device(80e9, 2.04e12, 300e9),  # the larger one
-}
 NODE = 8  # devices with NVLink between them
 NETWORK = 8 * 50e9  # bytes/s of a node in one direction, eight adapters of 400 Gbit/s
 # Assumptions, shares of the above first.

@@ -20,6 +20,7 @@ from trainer.guard import guarded_step
 from trainer.mesh import ParallelConfig, build_mesh
 from trainer.model import GPTConfig
 from trainer.parallel import Parallel
+from trainer.run.warmup import runs_out
 
 BUDGET = json.loads((Path(__file__).parent / "budget.json").read_text())
 RULES = {"Muon": Muon, "NorMuon": NorMuon, "SOAP": SOAP, "Shampoo": Shampoo}
@@ -55,6 +56,9 @@ def test_weights_are_gathered_once_however_many_micro_batches(passes, gathers):
         parallel = Parallel(settings, "fsdp", accelerator, mesh, torch.bfloat16, 0)
         model = parallel.wrap(GPTConfig(n_layer=12, n_head=2, n_embd=16), 70, 9)
         tokens = torch.zeros(2, 9, dtype=torch.int64)
+        with Kernels() as counted:  # to see if there is room, ranks do not wait for each other
+            assert not runs_out(model, parallel, [tokens, tokens], beside=0)
+        assert counted.collectives == {"_allgather_base_": 13}
         for _ in range(2):
             with Kernels() as counted:
                 for i in range(passes):

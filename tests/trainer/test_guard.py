@@ -204,7 +204,7 @@ def poisoned(monkeypatch):
 
 def test_told_to_stop_while_warming_up(trainer, monkeypatch, capsys):
     warm_up = loop.warm_up
-    monkeypatch.setattr(loop, "warm_up", lambda *all: (os.kill(os.getpid(), signal.SIGTERM), warm_up(*all)))
+    monkeypatch.setattr(loop, "warm_up", lambda *all: (os.kill(os.getpid(), signal.SIGTERM), warm_up(*all))[1])
     one = trainer()
     one.run()
     [said] = [line for line in capsys.readouterr().out.splitlines() if "SIGTERM" in line]

@@ -108,6 +108,7 @@ def test_saved_config_composes_to_itself(configure):
 
 
 def test_dtype_follows_the_device(configure, monkeypatch):
+    monkeypatch.setattr("trainer.config.device_memory", lambda: None)
     for cuda, expected in ((False, Dtype.float32), (True, Dtype.bfloat16)):
         monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
         assert configure(SMOKE).train.dtype == expected

@@ -61,6 +61,7 @@ def header(config: Config, parallel: Parallel, split: TrainValSplit | None = Non
         "steps": train.steps,
         "batch_tokens": train.batch_tokens,
         "seq_len": train.seq_len,
+        "micro_batch": train.micro_batch,
         "eval_tokens": config.eval.tokens,
         "target": config.eval.target,
         "precision": str(parallel.dtype).removeprefix("torch."),

@@ -54,6 +54,7 @@ class Progress:
     best_val_loss: float | None = None
     skipped: int = 0  # updates in a row, up to this step, that were not finite and not applied
     branch: str | None = None  # RUN@STEP that it has gone on from
+    micro_batch: int | None = None  # what there was room for, of the train.micro_batch that was asked for
 
     def note_val_loss(self, loss: float) -> None:
         self.val_loss, self.val_step = loss, self.step

@@ -52,6 +52,9 @@ def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple
     saved, other = storage.read_state(folder), folder.parent != checkpoints.folder  # other: run.from
     notices += changes(saved, config, folder, checkpoints.about, BRANCHES if other else ())
     progress = checkpoints.load(folder)
+    asked = config.train.micro_batch
+    if progress.micro_batch and saved["config"].get("train.micro_batch") == asked:
+        config.train.micro_batch = progress.micro_batch  # the same sums, to the bit
     if progress.step > config.train.steps:
         raise UserError(f"train.steps={config.train.steps}, but {folder} is of a later update: give at least "
                         f"train.steps={progress.step}, or an earlier checkpoint of that run")  # fmt: skip

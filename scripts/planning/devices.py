@@ -1,0 +1,19 @@
+"""What data sheets say of a device."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """By NVIDIA's data sheets: bytes, bytes/s of its memory, bytes/s of NVLink in one direction."""
+
+    memory: float
+    bandwidth: float
+    link: float
+
+
+DEVICES = {
+    "h100": Device(80e9, 3.35e12, 450e9),
+    "h200": Device(141e9, 4.8e12, 450e9),
+    "a100": Device(80e9, 2.04e12, 300e9),  # the larger one
+}
