@@ -138,9 +138,10 @@ class Study:
             lock = hold(self.folder, cell.name)
             if lock is None or self.results.read(cell):
                 continue
-            start, config = time.perf_counter(), self.config(cell, "runs")
+            config, begun = self.config(cell, "runs"), (time.perf_counter(), time.process_time())
             loss = self.train(config)
-            self.results.write(cell, loss, config.optim.matrix.get("lr"), time.perf_counter() - start)
+            cost = time.perf_counter() - begun[0], time.process_time() - begun[1]
+            self.results.write(cell, loss, config.optim.matrix.get("lr"), *cost)
             print(f"{i}/{len(left)} {cell.name}: val loss {loss:.4f}", flush=True)
             lock.close()
 

@@ -64,7 +64,8 @@ class Results:
         self.folder = folder / "results"
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """loss, NaN where it diverged; lr of the matrices; seconds of the whole run.  None: not there yet."""
+        """loss, NaN where it diverged; lr of the matrices; seconds, and processor_seconds, of the whole run.  None: it
+        is not there yet."""
         try:
             found = json.loads((self.folder / f"{cell.name}.json").read_text(encoding="utf-8"))
             return found | {"loss": math.nan if found["loss"] is None else float(found["loss"])}
@@ -73,7 +74,8 @@ class Results:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.folder}/{cell.name}.json is damaged: delete it, and start the same again") from None
 
-    def write(self, cell: Cell, loss: float, lr: float | None, seconds: float) -> None:
+    def write(self, cell: Cell, loss: float, lr: float | None, seconds: float, processor_seconds: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = loss if math.isfinite(loss) else None
-        write_json(self.folder / f"{cell.name}.json", {"loss": kept, "lr": lr, "seconds": seconds})
+        cost = {"seconds": seconds, "processor_seconds": processor_seconds}
+        write_json(self.folder / f"{cell.name}.json", {"loss": kept, "lr": lr, **cost})
