@@ -6,8 +6,8 @@
 optim    presets                                     (default: adamw,muon,muonh,soap)
 param    parametrisations                            (default: standard,mup)
 widths   model.n_embd; the first is muP's base       (default: 64,128,256)
-depths   model.n_layer                               (default: 2,4)
-lr       factors of all learning rates               (default: 0.125,0.25,0.5,1,2,4)
+depths   model.n_layer                               (default: 1,2)
+lr       factors of all learning rates               (default: 0.25,0.5,1,2,4,8)
 decay    weight decays of the matrices               (default: the preset's)
 seeds    of the runs                                 (default: 1,2,3)
 head_dim n_embd / n_head of all models               (default: 32)
@@ -37,8 +37,8 @@ from trainer.launch import load_config  # noqa: E402
 from trainer.launch.processes import quoted  # noqa: E402
 from trainer.metrics.jsonl import FILE, read_lines  # noqa: E402
 
-OWN = {"optim": "adamw,muon,muonh,soap", "param": "standard,mup", "widths": "64,128,256", "depths": "2,4",
-       "lr": "0.125,0.25,0.5,1,2,4", "decay": "", "seeds": "1,2,3", "head_dim": "32", "folder": "runs/transfer",
+OWN = {"optim": "adamw,muon,muonh,soap", "param": "standard,mup", "widths": "64,128,256", "depths": "1,2",
+       "lr": "0.25,0.5,1,2,4,8", "decay": "", "seeds": "1,2,3", "head_dim": "32", "folder": "runs/transfer",
        "report": "false"}  # fmt: skip
 KINDS = {"optim": str, "param": str, "widths": int, "depths": int, "lr": float, "decay": float, "seeds": int}
 MEASURED = 12  # updates of a run that only measures: SOAP's new bases every tenth are in it
