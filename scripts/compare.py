@@ -34,6 +34,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", type=Path, metavar="RUN", help="run directory, folder of them, or metrics.jsonl file")
     add("--out", default="speedrun", metavar="NAME", help="write NAME.html, .png, .csv and .md (default: speedrun)")
     add("--baseline", metavar="NAME", help="the optimizer that speed-ups are measured against")
+    add("--across", default="", metavar="SETTING,…", help="settings in which the models of different optimizers may "
+        "differ, such as model.init where each brings its own initial weights")  # fmt: skip
     add("--target", type=_positive, metavar="LOSS", help="a target for every run in place of the recorded ones")
     add("--sigma", type=_positive, metavar="S", help="known standard deviation of the final loss over seeds: adds "
         "the speedrun's z-tests (track 3: 0.0013)")  # fmt: skip
@@ -48,6 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--wandb", metavar="PROJECT", help="also log the four files as an artifact of this Weights & Biases project")
     options = parser.parse_args(arguments)
     options.out = options.out.removesuffix(".html")
+    options.across = [key for key in options.across.split(",") if key]
     if options.track3:
         options.target, options.sigma = options.target or 3.28, options.sigma or 0.0013
         options.loss_per_step = options.loss_per_step or 4.5e-5
@@ -78,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         _print_warnings(runs)
         if not any(run.losses for run in runs):
             raise records.RecordError("none of these records holds a validation loss; there is nothing to draw")
-        comparison = groups.compare(runs, options.target, options.baseline)
+        comparison = groups.compare(runs, options.target, options.baseline, options.across)
         rows = table.build(comparison, options.sigma, options.loss_per_step, options.gain)
         write(options, comparison, rows, runs)
     except (records.RecordError, groups.ComparisonError) as error:

@@ -52,10 +52,11 @@ def claims(
 def scope(comparison: Comparison) -> str:
     """The limits of all the sentences together."""
     known = [f"{key.replace('_', ' ')} {comparison.setting[key]}" for key in SHOWN if comparison.setting[key]]
+    differ = f", where models differ in {' and '.join(comparison.across)}," if comparison.across else ""
     return (
-        f"All of this holds for {', '.join(known) or 'this setting'} and for nothing else. n counts seeds; intervals "
-        "and tests cover the spread over seeds only. Whether every optimizer was tuned with the same care is not in "
-        "the records: a lead over an untuned baseline is worth nothing."
+        f"All of this holds for {', '.join(known) or 'this setting'}{differ} and for nothing else. n counts seeds; "
+        "intervals and tests cover the spread over seeds only. Whether every optimizer was tuned with the same care is "
+        "not in the records: a lead over an untuned baseline is worth nothing."
     )
 
 

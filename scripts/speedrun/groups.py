@@ -5,10 +5,12 @@ Seeds of one optimizer setting make a group; whatever is not comparable is set a
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
-from .models import Header, differences, unify
+from .models import Header, alike, differences, unify, value
 from .records import LOSS, SETTING, Run
 
 UNITS = ("seconds", "steps", "tokens")
@@ -17,7 +19,7 @@ MODEL = SETTING.index("model_hash")
 
 
 class ComparisonError(ValueError):
-    """The user asked for a baseline that these runs do not hold."""
+    """The user asked for a baseline, or a model's setting, that these runs do not hold."""
 
 
 @dataclass
@@ -65,28 +67,41 @@ class Group:
 
 @dataclass
 class Comparison:
-    """`groups` are comparable with each other; `aside` holds every other run with the reasons why it is not."""
+    """`groups` are comparable with each other; `aside` holds every other run with the reasons why it is not.
+
+    `across` has the settings in which the models may differ, and the value that each of the groups has.
+    """
 
     setting: dict[str, Any]
     target: float | None
     groups: list[Group]
     aside: list[tuple[Run, list[str]]]
     baseline: Group | None = None
+    across: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def compare(runs: list[Run], target: float | None = None, baseline: str | None = None) -> Comparison:
+def compare(
+    runs: list[Run], target: float | None = None, baseline: str | None = None, across: Sequence[str] = ()
+) -> Comparison:
     """Group the runs around one setting (model, data, batch) and one target.
 
     Both are those of the baseline's runs or, without a baseline, those of most runs. `target` replaces the
-    target of every run. Raises ComparisonError for a baseline without a comparable run.
+    target of every run. The models of different groups may differ in the settings `across`. Raises ComparisonError for
+    a baseline without a comparable run, and for a setting that no model has.
     """
     models = unify(run.header for run in runs)
+    _check(across, models)
+    first = alike(models, across)
+
+    def task(run: Run) -> tuple:
+        return tuple(first.get(value, value) if i == MODEL else value for i, value in enumerate(run.setting))
+
     sound = [run for run in runs if not run.errors]
     voters = [run for run in sound if baseline in (run.label, _label_with_steps(run))] or sound
-    setting = _most_common([run.setting for run in voters]) or (None,) * len(SETTING)
+    setting = _most_common([task(run) for run in voters]) or (None,) * len(SETTING)
     recorded = target is None
     if recorded:
-        target = _most_common([r.target for r in voters if r.setting == setting and r.target is not None])
+        target = _most_common([r.target for r in voters if task(r) == setting and r.target is not None])
 
     lengths = Counter(label for label, _ in {(run.label, run.planned_steps) for run in sound})
     groups: dict[str, Group] = {}
@@ -96,14 +111,17 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
         group = groups.setdefault(label, Group(label)) if label is not None else None
         reasons = [f"line {line}: {text}" if line else text for line, text in run.errors]
         if not reasons:
-            reasons = _reasons(run, setting, target if recorded else run.target, models)
+            reasons = _reasons(run, task(run), setting, target if recorded else run.target, models)
+        if not reasons and group.runs:
+            here, there = run.setting[MODEL], group.runs[0].setting[MODEL]
+            reasons = _said(differences(models[here], models[there])) if here != there else []
         if not reasons and any(run.seed == other.seed for other in group.runs):
             reasons = [f"seed {run.seed} of {label} is there already; the same seed is not another sample"]
         if not reasons:
             group.runs.append(run)
             continue
         aside.append((run, reasons))
-        if group and run.setting == setting:
+        if group and task(run) == setting:
             group.aside += 1
             group.diverged += any(reason.startswith(DIVERGED) for reason in reasons)
 
@@ -114,17 +132,26 @@ def compare(runs: list[Run], target: float | None = None, baseline: str | None =
         raise ComparisonError(
             f"--baseline {baseline}: no group of that name has a comparable run; groups here: {names}"
         )
-    return Comparison(dict(zip(SETTING, setting, strict=True)), target, usable, aside, chosen)
+    has = {key: {g.label: value(models.get(g.runs[0].setting[MODEL], {}), key) for g in usable} for key in across}
+    return Comparison(dict(zip(SETTING, setting, strict=True)), target, usable, aside, chosen, has)
 
 
-def _reasons(run: Run, setting: tuple, target: float | None, models: dict[str, Header]) -> list[str]:
-    """Why a cleanly recorded run cannot be compared; empty if it can."""
-    pairs = dict(zip(SETTING, zip(run.setting, setting, strict=True), strict=True))
-    if run.setting[MODEL] in models and setting[MODEL] in models:  # what differs in a hash, where it is known
+def _check(across: Sequence[str], models: dict[str, Header]) -> None:
+    """Raises ComparisonError: a setting in which no two of the models differ."""
+    pairs = (differences(a, b) for a, b in combinations(models.values(), 2))
+    differ = sorted({key for found in pairs for key in found})
+    if unknown := [key for key in across if key not in differ]:
+        names = ", ".join(differ) or "none"
+        raise ComparisonError(f"--across {','.join(unknown)}: the models here differ in: {names}; name those of them")
+
+
+def _reasons(run: Run, task: tuple, setting: tuple, target: float | None, models: dict[str, Header]) -> list[str]:
+    """Why a cleanly recorded run, of this task, cannot be compared; empty if it can."""
+    pairs = dict(zip(SETTING, zip(task, setting, strict=True), strict=True))
+    if task[MODEL] in models and setting[MODEL] in models:  # what differs in a hash, where it is known
         del pairs["model_hash"]
-        pairs |= differences(models[run.setting[MODEL]], models[setting[MODEL]])
-    differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    reasons = [f"{key} is {_text(mine)}, the others' {_text(theirs)}" for key, (mine, theirs) in differ.items()]
+        pairs |= differences(models[task[MODEL]], models[setting[MODEL]])
+    reasons = _said({key: pair for key, pair in pairs.items() if pair[0] != pair[1]})
     if run.target != target:
         reasons.append("no target" if run.target is None else f"target is {run.target:g}, the others' {target:g}")
     bad = [step for step, loss in zip(run.steps, run.losses, strict=True) if not math.isfinite(loss)]
@@ -139,6 +166,10 @@ def _reasons(run: Run, setting: tuple, target: float | None, models: dict[str, H
     elif run.steps[-1] < run.planned_steps:
         reasons.append(f"not evaluated at its end: last at step {run.steps[-1]} of {run.planned_steps}")
     return reasons
+
+
+def _said(differ: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{key} is {_text(mine)}, the others' {_text(theirs)}" for key, (mine, theirs) in differ.items()]
 
 
 def _label_with_steps(run: Run) -> str:

@@ -6,7 +6,7 @@ written: what the model then was is the default of today.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -48,6 +48,21 @@ def unify(headers: Iterable[dict[str, Any]]) -> dict[str, Header]:
         if isinstance(own := header.get("model_hash"), str):
             header["model_hash"] = earlier.get(own, own)
     return found
+
+
+def alike(models: Mapping[str, Header], across: Sequence[str]) -> dict[str, str]:
+    """``model_hash`` -> that of the first model from which it differs in nothing but the settings ``across``."""
+    found: dict[str, str] = {}
+    for name, header in models.items():
+        firsts = dict.fromkeys(found.values())
+        same = (one for one in firsts if not set(differences(header, models[one])) - set(across))
+        found[name] = next(same, name)
+    return found
+
+
+def value(header: Header, setting: str) -> Any:
+    """Of ``model.KEY``; None where the header does not know it."""
+    return _settings(header).get(setting.removeprefix("model."))
 
 
 def _settings(header: Header) -> dict[str, Any]:

@@ -83,7 +83,16 @@ def legend(comparison: Comparison, rows: list[Row]) -> str:
             "Student's t over the pairs. Worth in steps: how long before its end the better run of a pair had reached "
             "the other's final loss."
         )
+    parts += [f"The models differ in {key}: {_shared(values)}." for key, values in comparison.across.items()]
     return " ".join(parts)
+
+
+def _shared(values: dict[str, Any]) -> str:
+    """VALUE of these groups, VALUE of those."""
+    by_value: dict[str, list[str]] = {}
+    for label, value in values.items():
+        by_value.setdefault(str(value), []).append(label)
+    return "; ".join(f"{value} of {', '.join(labels)}" for value, labels in by_value.items())
 
 
 def _asset(name: str) -> str:

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from scripts.speedrun import groups, records, statistics, table
-from scripts.speedrun.claims import claims
+from scripts.speedrun.claims import claims, scope
+from scripts.speedrun.page import legend
 from tests.errors import raises_naming
 from tests.scripts.compare_runs import lines, write_run, write_runs
 from trainer.metrics.environment import model_hash
@@ -219,6 +220,37 @@ def test_a_model_is_the_same_where_its_class_has_more_settings_now(tmp_path, oth
     comparison = groups.compare([odd, *whole])
     assert len(comparison.groups[0].runs) == (2 if reason else 3)
     assert [reason in "; ".join(reasons) for _, reasons in comparison.aside] == ([True] if reason else [])
+
+
+def with_init(tmp_path, label, value, seeds=2, **settings):
+    header = model({"init": "fan_in", "bias": False}, **({"init": value} if value else {}), **settings)
+    return write_runs(tmp_path, label, [2.9, 2.8, 2.85][:seeds], **header)
+
+
+def test_models_may_differ_in_the_settings_that_are_named(tmp_path):
+    """And in no other; within a group they are one model."""
+    plain, odd = with_init(tmp_path, "a", None), with_init(tmp_path, "b", "zero")
+    wide, mixed = with_init(tmp_path, "c", "zero", width=9), with_init(tmp_path, "b", None, seeds=3)[2:]
+    comparison = groups.compare([*plain, *odd, *wide, *mixed], baseline="a", across=["model.init"])
+    assert {group.label: len(group.runs) for group in comparison.groups} == {"a": 2, "b": 2}
+    assert comparison.across == {"model.init": {"a": "fan_in", "b": "zero"}}
+    reasons = {(run.label, run.seed): said for run, said in comparison.aside}
+    assert reasons["b", 3] == ["model.init is fan_in, the others' zero"]
+    assert all("model.width is 9" in " ".join(reasons["c", seed]) for seed in (1, 2))
+    rows = table.build(comparison)
+    assert [row.pairs.n for row in rows if row.pairs] == [2], "they are compared, in pairs too"
+    assert "The models differ in model.init: fan_in of a; zero of b." in legend(comparison, rows)
+    assert "where models differ in model.init," in scope(comparison)
+    apart = groups.compare([*plain, *odd], baseline="a")
+    assert [group.label for group in apart.groups] == ["a"] and apart.across == {}
+
+
+def test_a_setting_in_which_no_models_differ_is_an_error(tmp_path):
+    found = [*with_init(tmp_path, "a", None), *with_init(tmp_path, "b", "zero")]
+    with raises_naming(groups.ComparisonError, "--across model.inti", "model.init"):
+        groups.compare(found, across=["model.init", "model.inti"])
+    with raises_naming(groups.ComparisonError, "--across model.init", "none"):
+        groups.compare(found[:2], across=["model.init"])
 
 
 def test_a_run_goes_on_where_its_model_has_more_settings_now(tmp_path):
