@@ -8,12 +8,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
 
 from common import UserError
 from trainer.config import Config, register
@@ -103,13 +105,20 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | No
             sweep = Sweep(broadcast_rank0("sweep", lambda: sweep_folder(whole.hydra)), swept_keys, launcher._target_)
         elif processes.is_submitit(launcher._target_):
             raise UserError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")
-        composed = [hydra.compose("train", overrides=job) for job in jobs]
+        composed = [hydra.compose("train", overrides=job) for job in watched(jobs)]
     for words, job in zip(jobs, composed, strict=True):
         check_choices(job, words)
         config = check(job, processes.job_world_size(job, launcher))
         if sweep:
             sweep.add(config, job, words, job.run.name)
     return sweep
+
+
+def watched(jobs: list[list[str]]) -> Iterable[list[str]]:
+    """A bar on rank 0's terminal while a sweep's jobs are composed, half a second each."""
+    console = Console(stderr=True)
+    few = len(jobs) < 10 or rank() > 0 or not console.is_terminal
+    return track(jobs, "reading the jobs' settings", console=console, transient=True, disable=few)
 
 
 def check_plugins(settings: DictConfig) -> None:
