@@ -43,8 +43,12 @@ def split_of(file: str) -> str | None:
 
 
 def bin_files(folder: Path) -> list[Path]:
-    """The files of a folder that may be shards, in any case: `.BIN` is what some disks and tools make of them."""
-    return sorted(file for file in folder.glob("*") if file.suffix.lower() == ".bin")
+    """The files of a folder that may be shards, in any case: `.BIN` is what some disks and tools make of them.
+
+    In the order of their numbers where those have no leading zeros: x_train_2.bin comes before x_train_10.bin.
+    """
+    files = (file for file in folder.glob("*") if file.suffix.lower() == ".bin")
+    return sorted(files, key=lambda file: (re.sub(r"\d+", lambda number: number[0].zfill(20), file.name), file))
 
 
 def write_shard(path: Path | str, tokens: ArrayLike, dtype: DTypeLike = np.uint16) -> None:

@@ -37,7 +37,7 @@ def open_split(config: DataConfig) -> TrainValSplit:
     config.check()
     folder = config.folder
     content = manifest.read_manifest(folder)
-    train, val = _files(folder, content)
+    train, val, beginnings = _files(folder, content)
     if not train or not val:
         raise UserError(f"{folder} holds no {'train' if not train else 'val'} shards: {_how_to_prepare(config)}")
     name = config.tokenizer or "gpt2"
@@ -50,11 +50,13 @@ def open_split(config: DataConfig) -> TrainValSplit:
     tokenizer = load_tokenizer(name)
     if content is not None and content["tokenizer"]["sha256"] != tokenizer.sha256:
         raise UserError(f"data.tokenizer={name}: {folder} was written with another vocabulary; prepare it anew")
-    return TrainValSplit(train, val, name, tokenizer.vocab_size, tokenizer.eos, _fingerprint(val + train, content))
+    fingerprint = _fingerprint({file: beginnings[file] for file in val + train}, content)
+    return TrainValSplit(train, val, name, tokenizer.vocab_size, tokenizer.eos, fingerprint)
 
 
-def _files(folder: Path, content: dict[str, Any] | None) -> tuple[list[Path], list[Path]]:
-    """Training and validation shards: those of the manifest, or those whose names say so where there is none."""
+def _files(folder: Path, content: dict[str, Any] | None) -> tuple[list[Path], list[Path], dict[Path, bytes]]:
+    """Training and validation shards: those of the manifest, or those whose names say so where there is none; and how
+    each begins."""
     if content is not None:
         roles = {folder / entry["file"]: entry.get("split") or split_of(entry["file"]) for entry in content["shards"]}
     else:
@@ -63,11 +65,12 @@ def _files(folder: Path, content: dict[str, Any] | None) -> tuple[list[Path], li
         if role is None and _is_shard(file):  # other files may be called .bin too
             raise UserError(f"{file}: for training or validation? Call it NAME_train_000001.bin or NAME_val_000000.bin")
     train, val = ([file for file, role in roles.items() if role == split] for split in ("train", "val"))
-    trained = {_beginning(file): file for file in train}
+    beginnings = {file: _beginning(file) for file in train + val}
+    trained = {beginnings[file]: file for file in train}
     for file in val:  # a link, or a copy under another name
-        if twin := trained.get(_beginning(file)):
+        if twin := trained.get(beginnings[file]):
             raise UserError(f"{file} holds the tokens of {twin}: a file is never for both; replace one of them")
-    return train, val
+    return train, val, beginnings
 
 
 def _beginning(file: Path) -> bytes:
@@ -83,11 +86,11 @@ def _is_shard(file: Path) -> bool:
     return False
 
 
-def _fingerprint(files: list[Path], content: dict[str, Any] | None) -> str:
+def _fingerprint(beginnings: dict[Path, bytes], content: dict[str, Any] | None) -> str:
     """Of the names, token counts and first tokens of shards, cheaply, and of all tokens where a manifest has hashes."""
     digest = hashlib.sha256(repr([entry["sha256"] for entry in content["shards"]]).encode() if content else b"")
-    for file in files:
-        digest.update(f"{file.name} ".encode() + _beginning(file))
+    for file, beginning in beginnings.items():
+        digest.update(f"{file.name} ".encode() + beginning)
     return digest.hexdigest()
 
 

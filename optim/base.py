@@ -40,6 +40,7 @@ class Optimizer(torch.optim.Optimizer):
 
     group_settings: dict[str, Any] = {}
     """Types of the settings that groups have and the constructor has not."""
+    squares = True  # whether the rule squares gradients; those of 2^59 and more are scaled down for it, see limits.py
     _stepped = False
     _loading: dict[str, Any] | None = None  # the state dict that is being loaded, as the user's hooks have left it
 

@@ -35,6 +35,7 @@ class Dion2(MatrixOptimizer):
     """
 
     half_precision = True
+    squares = False
 
     def __init__(
         self,

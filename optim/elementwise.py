@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Tensors, check_fraction, local
+from .limits import limit_entries
 
 
 class Elementwise(Optimizer):
@@ -38,7 +39,9 @@ class Elementwise(Optimizer):
             if "step" in group:
                 group["step"] += 1
             if params:
-                self.update(group, [local(p) for p in params], [local(p.grad) for p in params], *buffers)
+                grads = [local(p.grad) for p in params]
+                grads = limit_entries(grads) if self.squares else grads
+                self.update(group, [local(p) for p in params], grads, *buffers)
 
     def update(self, group: Group, params: Tensors, grads: Tensors, *buffers: Tensors) -> None:
         """The rule, on local tensors; ``buffers`` in the order of their names.  Must not change ``grads``."""
@@ -62,6 +65,7 @@ class Signum(Elementwise):
     """
 
     buffers = ("momentum",)
+    squares = False
 
     def __init__(self, params: ParamsT, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -90,6 +94,7 @@ class Lion(Elementwise):
     """
 
     buffers = ("momentum",)
+    squares = False
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from .base import Group, Tensors, local
 from .constraints import check_constraint, hyperball_step, norms_and_product
 from .exchange import Transfer
 from .layout import EngineSettings, ParamLayout, build_layouts, check_matrices, check_same_gradients, create_state
+from .limits import limit_matrices
 from .measure import Batch, add_up
 from .stacks import block_shapes, block_state, cast_like, cat_states, pack_blocks, split_state, unpack_blocks
 from .state import OwnerState
@@ -214,6 +215,8 @@ class MatrixOptimizer(OwnerState):
             stack = torch.empty(sum(sizes), m, n, dtype=layout.dtype, device=refs[0].param.device)
             for (i, _), ref, blocks in zip(members, refs, torch.split(stack, sizes), strict=True):
                 unpack_blocks(group, blocks, ref.shape, partial(transfer.unpack_into, i))
+            if self.squares:
+                limit_matrices(stack)
             held = [{k: v for k, v in self.state[ref.param].items() if k not in self._shard_keys} for ref in refs]
             states = [block_state(of, group, ref.shape, m) for of, ref in zip(held, refs, strict=True)]
             state = cat_states(states)

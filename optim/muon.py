@@ -39,6 +39,7 @@ class Muon(MatrixOptimizer):
     """
 
     half_precision = True
+    squares = False
 
     def __init__(
         self,

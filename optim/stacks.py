@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .polar import power_of_two
+
 
 def matrix_shape(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]:
     """[..., m, n] of a parameter: kernels [O, I, kh, kw] are one matrix [O, I·kh·kw], experts [E, m, n] are E."""
@@ -134,8 +136,9 @@ def split_state(stacked: dict[str, Tensor], states: list[dict[str, Tensor]], siz
 
 def schatten4_norm(stack: Tensor) -> Tensor:
     """Of every matrix of a stack [..., m, n], the 4-norm of its singular values, ||X Xt||_F^(1/2): [..., 1, 1]."""
-    short = stack if stack.shape[-2] <= stack.shape[-1] else stack.mT
-    return frobenius_norm(short @ short.mT).sqrt()
+    power = power_of_two(stack)  # fourth powers leave float32 early
+    short = (stack if stack.shape[-2] <= stack.shape[-1] else stack.mT) * power
+    return frobenius_norm(short @ short.mT).sqrt() / power
 
 
 def frobenius_norm(stack: Tensor) -> Tensor:

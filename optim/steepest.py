@@ -35,6 +35,7 @@ class Steepest(MatrixOptimizer):
     """
 
     half_precision = True
+    squares = False
 
     def __init__(
         self,

@@ -55,6 +55,14 @@ def test_no_name_puts_validation_into_training(rows, local, name, with_manifest)
     assert content["tokens"]["val"] == 40_000 and content["tokens"]["train"] > 40_000
 
 
+def test_shards_come_in_the_order_of_their_numbers(tmp_path):
+    names = ["x_train_2.bin", "x_train_10.bin", "x_train_000011.bin", "X_TRAIN_3.BIN", "x_val_0.bin"]
+    for tokens, name in enumerate(names):
+        write_shard(tmp_path / name, np.arange(90 + tokens))
+    split = open_split(config_of("shards", dir=str(tmp_path)))
+    assert [file.name for file in split.train] == ["X_TRAIN_3.BIN", *names[:3]]
+
+
 def test_llm_c_s_own_names_open(tmp_path):
     for name, tokens in (("tiny_shakespeare_train.bin", 99), ("tiny_shakespeare_val.bin", 98)):
         write_shard(tmp_path / name, np.arange(tokens))

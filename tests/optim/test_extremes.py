@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from optim import SOAP, Lion, Muon, NorMuon, Scion, Shampoo, Signum, Steepest
+from optim import SOAP, Lion, Muon, NorMuon, PSGDKron, Scion, Shampoo, Signum, Steepest
 from optim.elementwise import Elementwise
+from optim.limits import largest, limit_entries, limit_matrices
 from optim.lmo import NORMS, dual_norm, lmo, norm
 from optim.minimax import polar_express_coefficients
 from optim.polar import POLAR_METHODS, polar, power_of_two
@@ -67,6 +68,55 @@ def test_a_step_has_its_length_at_any_size_of_the_gradient(cls, power):
         steps.append(weight.detach())
     torch.testing.assert_close(*steps)
     assert steps[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("cls", [*find_rules(), *find_rules(Elementwise)])
+def test_weights_and_state_stay_finite_at_any_size_of_the_gradient(cls):
+    """Up to what float32 holds where squares are limited; momentum, which adds up, needs some room."""
+    for scale in (
+        1e-38,
+        1e-20,
+        1e9,
+        1e13,
+        2e18,
+        1e19,
+        1e28,
+        2e36,
+        *([3.4e38] if cls.squares and cls is not PSGDKron else []),
+    ):
+        weight = nn.Parameter(seeded((5, 4), 9))
+        optimizer = cls([weight])
+        for t in range(6):
+            weight.grad = seeded((5, 4), t).clamp(-1, 1) * scale
+            optimizer.step()
+        assert weight.isfinite().all(), scale
+        assert all(value.isfinite().all() for value in optimizer.state[weight].values()), scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_what_squares_hold_keeps_its_bits_and_what_is_not_finite_stays_so(dtype):
+    x = seeded((4, 6, 5), 0).to(dtype)
+    x[1] *= 30 if dtype == torch.float16 else 1e16
+    matrices, entries = x.clone(), limit_entries([x])[0]
+    limit_matrices(matrices)
+    for kept in (matrices, entries):
+        assert torch.equal(kept.view(torch.uint8), x.view(torch.uint8))
+    x[2, 0, 0], x[3, 1, 1] = torch.inf, torch.nan
+    entries = limit_entries([x])[0]
+    limit_matrices(x)
+    assert not x[2].isfinite().all() and not x[3].isfinite().all() and not entries[2:].isfinite().all((1, 2)).any()
+
+
+@pytest.mark.parametrize("power", [62, 100, 127])
+def test_a_matrix_that_is_limited_keeps_its_direction(power):
+    """And one beside it its bits; an entry is limited by itself."""
+    x = seeded((2, 6, 5), 0).clamp(-0.99, 0.99)
+    large = torch.stack([x[0], x[1] * 2.0**power])
+    (entries,) = limit_entries([large])
+    assert entries[1].abs().max() <= largest(torch.float32) and torch.equal(entries[1].sign(), x[1].sign())
+    limit_matrices(large)
+    assert torch.equal(large[0], x[0]) and 2.0**50 < large[1].norm() <= 2.0**59
+    torch.testing.assert_close(large[1] / large[1].norm(), x[1] / x[1].norm())
 
 
 @pytest.mark.parametrize("cls", [*find_rules(), *find_rules(Elementwise)])

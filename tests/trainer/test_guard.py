@@ -232,6 +232,18 @@ def test_too_many_skips_end_the_run(trainer, poisoned):
     assert [line["step"] for line in one.metrics.file.lines if "skipped" in line] == [3, 4, 5]
 
 
+def test_a_gradient_whose_squares_leave_float32_is_not_applied(trainer, monkeypatch):
+    clip = Parallel.clip
+
+    def enlarged(self, model, *settings):
+        next(model.parameters()).grad[0, 0] = 1e20
+        return clip(self, model, *settings)
+
+    monkeypatch.setattr(Parallel, "clip", enlarged)
+    with raises_naming(UserError, "step 1", "norm inf", "train.clip=1.0"):
+        trainer("checkpoint.every=2").run()
+
+
 def test_the_run_stops_with_the_weights_before(trainer, poisoned):
     poisoned.add(2)
     one = trainer("checkpoint.every=2")
