@@ -11,7 +11,7 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
-from trainer.metrics.environment import model_hash
+from trainer.metrics.identity import model_hash
 
 Header = Mapping[str, Any]
 NEWER = 3  # settings that a class may have more than when a hash was made

@@ -10,7 +10,7 @@ from scripts.speedrun.claims import claims, scope
 from scripts.speedrun.page import legend
 from tests.errors import raises_naming
 from tests.scripts.compare_runs import lines, write_run, write_runs
-from trainer.metrics.environment import model_hash
+from trainer.metrics.identity import model_hash
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ class Studies:
             self.runs += [self._run("a", seed, luck, 1.0), self._run("b", seed, luck, 1 - self.gain)]
 
     def _run(self, optim: str, seed: int, luck: float, time: float) -> Run:
-        header = HEADER | {"optim": optim, "seed": seed, "steps": 1000, "name": f"{optim}-{seed}"}
+        header = HEADER | {"optim": optim, "seed": seed, "steps": 1000, "target": None}
         run = Run(Path("x"), "x", header, last_step=1000)
         own = self.random.normal(0, 0.006)
         for step in range(50, 1001, 50):
@@ -112,10 +112,12 @@ class Studies:
         return said.shown
 
 
+@pytest.mark.slow
 def test_of_the_same_optimizer_no_difference_is_claimed():
     assert sum(Studies(0.0, i).claimed() for i in range(100)) <= 6
 
 
+@pytest.mark.slow
 def test_a_planted_gain_is_found_with_the_seeds_that_the_power_line_asks_for():
     studies = [Studies(0.05, i) for i in range(100)]
     found = [study for study in studies if study.claimed()]

@@ -75,7 +75,7 @@ class Simulation:
     def add(self, best: dict[str, float], seeds: range) -> None:
         for seed in seeds:
             for name, lr in best.items():
-                header = HEADER | {"optim": name, "seed": seed, "steps": PLAN.steps, "name": f"{name}-{seed}"}
+                header = HEADER | {"optim": name, "seed": seed, "steps": PLAN.steps, "target": None}
                 run = Run(Path("x"), "x", header, last_step=PLAN.steps)
                 for step, loss in self.curve(name, seed, lr).items():
                     run.curves[LOSS].append(step, step, step, loss)

@@ -1,13 +1,11 @@
 """What is needed to repeat a run, and what its speed is measured against."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +17,8 @@ from data import TrainValSplit
 from trainer.config import Config
 from trainer.language_model import ModelConfig, field_defaults
 from trainer.parallel import Parallel
+
+from .identity import model_hash
 
 # Settings that came later: with these values the model is that of the records before them, and has their hash.
 LATER = {"param": "standard", "base_width": None, "base_head_dim": None}
@@ -81,10 +81,6 @@ def model_settings(model: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             plain = json.loads(json.dumps(value, default=str), parse_constant=str)
             (default if key in usual and value == usual[key] else chosen)[key] = plain
     return chosen, default
-
-
-def model_hash(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe(parallel: Parallel) -> str:
