@@ -11,11 +11,13 @@ BY_NAME = "by_name"
 
 
 def typed_by_name(patterns: Any, accepted: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    """The patterns' settings as the class says.
+    """The patterns' settings as the class says; of None, which takes another preset's away, nothing.
 
     Raises:
         ValueError: one line naming ``where``: no such setting, or a value that it cannot have.
     """
+    if patterns is None:
+        return {}
     if not isinstance(patterns, Mapping) or not all(isinstance(own, Mapping) for own in patterns.values()):
         raise ValueError(f"{where}.{BY_NAME}={patterns}: give {{name pattern: {{setting: value}}}}")
     found: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from common import UserError, atomic_write, write_text
 
-from .grid import Axes, Cell, Results
+from .grid import Axes, Cell, Results, cells
 from .optimum import Losses, drift, drift_interval, loss_at, optimum
 
 WORDS = {
@@ -79,10 +79,13 @@ def read(axes: Axes, base_width: int, results: Results) -> list[Row]:
 
 def write(folder: Path, axes: Axes, base_width: int, overrides: Sequence[str]) -> None:
     """Raises UserError: no row is whole for any seed."""
-    rows = read(axes, base_width, Results(folder))
+    results = Results(folder)
+    rows = read(axes, base_width, results)
     if not rows:
         raise UserError(f"folder={folder}: no row of the grid is whole yet; start the same command to go on")
-    text = to_markdown(rows, overrides)
+    done = [found for cell in cells(axes, base_width) if (found := results.read(cell))]
+    hours = sum(found.get("processor_seconds", math.nan) for found in done) / 3600
+    text = to_markdown(rows, overrides) + f"\n{len(done)} runs, {hours:.2f} hours of processor time.\n"
     write_text(folder / "transfer.md", text)
     write_text(folder / "transfer.csv", to_csv(rows))
     with atomic_write(folder / "transfer.png") as file:
