@@ -93,6 +93,14 @@ def test_by_name_says_how_a_parameter_is_cut_as_a_group_does(own, words):
         load_config(["experiment=smoke", "optim=muon", f"optim.matrix.by_name={{*.attn.q.weight: {{{own}}}}}"])
 
 
+@pytest.mark.parametrize("name", ["schedule_free", "soap_muon_46"])
+def test_the_larger_tracks_own_presets_are_of_its_model_and_length(name):
+    """A null in the place of a preset's names takes them away: the record's are of biases, which this model has not."""
+    plain, own = load_config(["experiment=cpu_large"]), load_config(["experiment=cpu_large", f"optim=large/{name}"])
+    assert (own.model, own.train, own.schedule.horizon) == (plain.model, plain.train, None)
+    assert not (own.optim.scalar.get("by_name") or {})
+
+
 def test_overrides_are_a_list():
     with raises_naming(UserError, "['experiment=smoke']"):
         load_config("experiment=smoke")
