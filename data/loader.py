@@ -91,7 +91,7 @@ class Loader:
         ready = prefetched[1] if prefetched and prefetched[0] == step else self._worker.submit(self._read, step)
         pairs = ready.result()
         self._next = (step + 1, self._worker.submit(self._read, step + 1))
-        return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in pairs]
+        return [_to_device(pair, self.device) for pair in pairs]
 
     def set_micro_batch(self, sequences: int) -> None:
         """Cut all further steps into micro-batches of so many sequences, a divisor of what they had."""
@@ -136,8 +136,7 @@ class Loader:
         return [(self._tensor(part[:, :-1]), self._tensor(part[:, 1:])) for part in parts]
 
     def _tensor(self, tokens: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(tokens.astype(np.int64))
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return _pinned(torch.from_numpy(tokens.astype(np.int64)), self.device)
 
 
 def check_vocabulary(file: Path, offset: int, tokens: np.ndarray, vocab_size: int) -> None:
@@ -183,7 +182,7 @@ def eval_batches(
     beyond its part have target −100. All ranks together score min(tokens, available) targets (`tokens` None: all
     of them), each once. Raises UserError if a shard is unreadable.
     """
-    shards = [open_shard(file) for file in files]
+    device, shards = torch.device(device), [open_shard(file) for file in files]
     windows = eval_windows(shards, seq_len, tokens)
     per_rank = -(-len(windows) // world_size)
     mine = windows[rank * per_rank : (rank + 1) * per_rank]
@@ -196,4 +195,14 @@ def eval_batches(
                 check_vocabulary(Path(files[shard]), offset, tokens_read, vocab_size)
             window = torch.from_numpy(tokens_read.astype(np.int64))
             inputs[row, :count], targets[row, :count] = window[:-1], window[1:]
-        yield inputs.to(device), targets.to(device)
+        yield _to_device((_pinned(inputs, device), _pinned(targets, device)), device)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """From where a copy to the device does not let the host wait."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    inputs, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
+    return inputs, targets

@@ -64,7 +64,7 @@ def read_later(flag: Tensor) -> Callable[[], bool]:
         return lambda: bool(kept)
     copy, copied = torch.empty_like(flag, device="cpu", pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
     copy.copy_(flag, non_blocking=True)
-    copied.record()
+    copied.record(torch.cuda.current_stream(flag.device))  # where the copy is, whichever device is current
 
     def read() -> bool:
         copied.synchronize()

@@ -1,0 +1,49 @@
+"""What goes between host and device without either waiting: pinned memory, and events on the right stream."""
+
+import numpy as np
+import torch
+
+from data import eval_batches
+from data.shards import write_shard
+from optim.guarded import read_later
+
+
+def test_a_flag_is_read_after_its_copy_whichever_device_is_current(monkeypatch):
+    """cuda:3's, while another is: an event on that one's stream would be over before the copy."""
+    done = []
+
+    class Event:
+        def record(self, stream):
+            done.append(f"record on {stream}")
+
+        def synchronize(self):
+            done.append("synchronize")
+
+    class Number:
+        device = torch.device("cuda", 3)
+
+        def copy_(self, source, non_blocking):
+            done.append(f"copy, non_blocking={non_blocking}")
+
+        def __bool__(self):
+            done.append("read")
+            return True
+
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, *, device, pin_memory: Number())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"the stream of {device}")
+    ask = read_later(Number())
+    assert done == ["copy, non_blocking=True", "record on the stream of cuda:3"]
+    assert ask() and done[2:] == ["synchronize", "read"]
+
+
+def test_batches_of_an_evaluation_do_not_let_the_host_wait(tmp_path, monkeypatch):
+    pinned, sent = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(id(self)) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: sent.append(
+        (id(self), device, non_blocking)) or self)  # fmt: skip
+    write_shard(tmp_path / "x_val_000000.bin", np.arange(100, dtype=np.uint16))
+    device = torch.device("cuda", 3)
+    kept = list(eval_batches([tmp_path / "x_val_000000.bin"], seq_len=8, tokens=32, micro_batch=2, device="cuda:3"))
+    assert len(kept) == 2 and sent == [(id(tensor), device, True) for batch in kept for tensor in batch]
+    assert pinned == [number for number, _, _ in sent]
