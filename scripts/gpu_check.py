@@ -39,7 +39,7 @@ from optim.matrix import local  # noqa: E402
 from optim.polar import POLAR_METHODS, Iteration, polar, polar_flops  # noqa: E402
 from optim.precision import full_float32  # noqa: E402
 from optim.regions import Place  # noqa: E402
-from scripts.gpu.choices import CHOICES, Choice  # noqa: E402
+from scripts.gpu.choices import CHOICES, Choice, torchs_choice  # noqa: E402
 from scripts.gpu.program import train_twice  # noqa: E402
 from scripts.gpu.report import Figures, estimate, require, section, table  # noqa: E402
 from scripts.gpu.run import Run, same  # noqa: E402
@@ -128,7 +128,8 @@ class Check:
     # Sections ---------------------------------------------------------------------------------------------------
 
     def machine(self) -> Figures:
-        found: Figures = dict(torch=torch.__version__, python=platform.python_version(), ranks=self.ranks)
+        found: Figures = dict(torch=torch.__version__, python=platform.python_version(), ranks=self.ranks,
+                              attention=torchs_choice(self.device, self.dtype))  # fmt: skip
         if not self.on_gpu:
             return found | dict(device="cpu")
         properties = torch.cuda.get_device_properties(self.device)
@@ -211,15 +212,27 @@ class Check:
         took = self.milliseconds(lambda: run.update(passes), 3)
         run.backward()
         optimizer, unguarded = self.milliseconds(run.step), self.milliseconds(run.optimizers.step)
+        start = time.perf_counter()
+        run.step()
+        enqueued = 1e3 * (time.perf_counter() - start)  # about optimizer_ms where the host cannot keep up
         speed = passes * run.tokens_of_a_pass * self.ranks / took * 1e3
-        found = dict(ms=took, optimizer_ms=optimizer, unguarded_ms=unguarded, passes=passes,
-                     sequences_of_a_pass=run.sequences, tokens_per_s=speed,
+        found = dict(ms=took, optimizer_ms=optimizer, optimizer_enqueued_ms=enqueued, unguarded_ms=unguarded,
+                     passes=passes, sequences_of_a_pass=run.sequences, tokens_per_s=speed,
                      recompilations=counters["unique_graphs"] - graphs)  # fmt: skip
         if self.peak:
             found["mfu"] = unwrap(run.model).flops_per_token() * speed / (self.peak * self.ranks)
         if self.on_gpu:
             found["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return require(found["recompilations"] == 0, **found)
+
+    def little_room(self) -> Figures:
+        """Sequences for which one rank's card has no room are halved on all, and training goes on."""
+        if not self.on_gpu:
+            return dict(left_out="needs CUDA")
+        run = self.run("gpt2_124m", n_layer=2, compiled=False)
+        run.fit()
+        asked, _ = run.sequences, run.fit_in(1.0 if self.rank else 0.6)
+        return require(run.sequences < asked and run.update().isfinite().item(), asked=asked, sequences=run.sequences)
 
     def choice(self, choice: Choice) -> Figures:
         """An update of one pass; what a card cannot do is left out."""
@@ -312,7 +325,7 @@ def main() -> None:
     check, begin, results = Check(args.device), time.perf_counter(), {}
     sections: dict[str, Callable[[], Figures]] = {
         "machine": check.machine, "exchange": check.exchange, "host waits": check.no_waiting,
-        "not finite": check.not_finite, "saved and loaded": check.save_and_load,
+        "not finite": check.not_finite, "little room": check.little_room, "saved and loaded": check.save_and_load,
         "as on the CPU": check.as_on_the_cpu, "GPT-2 124M": lambda: check.steps("gpt2_124m"),
         "track 3": lambda: check.steps("track3_124m"), "polar factors": check.polar_factors,
         "profile": check.profile, "train.py": check.program, "on 8 devices": lambda: estimate(results),

@@ -36,6 +36,17 @@ class Run:
         """As a run's warm-up does."""
         self.sequences = warm_up(self.model, self.optimizers, self.parallel, self.batch())
 
+    def fit_in(self, share: float) -> None:
+        """The same where this process may have so much of the memory that it has had so far."""
+        device = self.parallel.device
+        held, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share * held / total, device)
+        try:
+            self.fit()
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.tokens[: self.sequences, :-1], self.tokens[: self.sequences, 1:]
 

@@ -29,6 +29,7 @@ def test_every_section_runs_on_a_cpu(tmp_path):
     assert results["not finite"]["unchanged"] and results["as on the CPU"]["relative_difference"] == 0
     assert results["GPT-2 124M"]["tokens_per_s"] > 0 and results["on 8 devices"]["projected"]
     assert results["train.py"]["left_out"] and results["choice: q, k, v as three products"]["ms"] > 0
+    assert results["little room"]["left_out"] and results["machine"]["attention"] == "FLASH_ATTENTION"
     assert results["host waits"]["left_out"] and "| machine | device | cpu |" in (tmp_path / "check.md").read_text()
 
 
