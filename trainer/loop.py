@@ -91,7 +91,7 @@ class Trainer:
             if (reason or self.config.checkpoint.last) and self.checkpoints.latest != self.progress.step:
                 what = f"the checkpoint after update {self.progress.step} could not be saved"
                 raise UserError(f"{self.checkpoints.folder}: {what}; make room there and start the same command again")
-            for part in (self.checkpoints, self.loader, self.parallel):
+            for part in (self.profile, self.checkpoints, self.loader, self.parallel):
                 part.close()
         return self.progress.val_loss
 

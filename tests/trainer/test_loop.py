@@ -49,13 +49,17 @@ def test_every_line_has_what_was_measured_at_its_step(tmp_path):
     assert all("perf/peak_memory_bytes" in line for line in found if "val/loss" in line)
 
 
-def test_updates_are_traced_for_perfetto(tmp_path):
+def test_updates_are_traced_for_perfetto(tmp_path, monkeypatch):
     Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'run'}", "train.steps=4", "train.profile=2-3"])).run()
     (trace,) = (tmp_path / "run" / "profile").iterdir()
     assert trace.name == "updates-2-3-rank0.json.gz"
     with gzip.open(trace) as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"update 2", "update 3", "Optimizer.step#Combined.step", "aten::mm"} <= names and "update 4" not in names
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, number: (step(self, number) and "a signal", False))
+    Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'stopped'}", "train.profile=1-3"])).run()
+    assert [path.name for path in (tmp_path / "stopped" / "profile").iterdir()] == ["updates-1-1-rank0.json.gz"]
 
 
 @pytest.mark.parametrize("updates", ["0-2", "5-7", "4-3", "two", "1-2-3"])

@@ -24,6 +24,7 @@ class Profile:
         self.folder, self.rank = config.run.path / "profile", parallel.rank
         self.on_gpu = parallel.device.type == "cuda"
         self.profiler: profile | None = None
+        self.traced: list[int] = []
 
     @contextmanager
     def update(self, number: int) -> Iterator[None]:
@@ -36,9 +37,10 @@ class Profile:
                 self._start()
         with record_function(f"update {number}"):
             yield
+        self.traced.append(number)
         if number == self.updates[-1]:
             with self.clock.paused():
-                self._write()
+                self.close()
 
     def _start(self) -> None:
         gpu = [ProfilerActivity.CUDA] if self.on_gpu else []
@@ -47,11 +49,13 @@ class Profile:
             torch.cuda.memory._record_memory_history(max_entries=EVENTS)
         self.profiler.start()
 
-    def _write(self) -> None:
-        assert self.profiler is not None
+    def close(self) -> None:
+        """Write what has been traced and is not written yet: of a run that was stopped, too."""
+        if self.profiler is None:
+            return
         self.profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"updates-{self.updates[0]}-{self.updates[-1]}-rank{self.rank}"
+        name = f"updates-{self.traced[0]}-{self.traced[-1]}-rank{self.rank}"
         self.profiler.export_chrome_trace(str(self.folder / f"{name}.json.gz"))
         if self.on_gpu:
             torch.cuda.memory._dump_snapshot(str(self.folder / f"{name}.memory.pickle"))
