@@ -1,26 +1,35 @@
 """What a run will cost, before it starts: memory, FLOPs, bytes and collectives, tokens, checkpoints, time.
 
     python scripts/plan.py experiment=track3 --device h100 --ranks 8
-    python scripts/plan.py model=gpt2_1558m train.batch_tokens=1048576 --device h200 --ranks 1024 --efficiency 0.35
+    python scripts/plan.py experiment=track3 --device h100 --scale      on 1 to 1,024 ranks: a table and plan.png
+    python scripts/plan.py runs/mine                                    a run that is there, beside what it has measured
+    python train.py experiment=track3 plan=true plan.device=h100        the same program: plan.KEY=VALUE is --KEY VALUE
 
-Takes the overrides of train.py. Starts nothing and creates nothing: the model lies on the meta device, and who owns
-which matrix follows from shapes. Exact are parameters, states, FLOPs by the model's and the rules' own count, and
-bytes and collectives. Activations and logits are those of a pass over tensors without data, without torch.compile; what
-is gathered and exchanged is an estimate; the allocator's losses and workspace of kernels are in neither. Times are
-projected: planning/step.py says from what.
+Takes the overrides of train.py. Starts nothing, and creates nothing but the picture: the model lies on the meta device,
+and who owns which matrix follows from shapes. Exact are parameters, states, FLOPs by the model's and the rules' own
+count, and bytes and collectives. Activations and logits are those of a pass over tensors without data, without
+torch.compile; what is gathered and exchanged is an estimate; the allocator's losses and workspace of kernels are in
+neither. Times are projected: planning/step.py says from what.
 """
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
 
-from planning.costs import Costs, sequences  # noqa: E402
-from planning.devices import DEVICES  # noqa: E402
-from planning.step import step_time  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from planning.costs import Costs, compose  # noqa: E402
+from planning.devices import DEVICES, device_of  # noqa: E402
+from planning.measured import compared, read_run  # noqa: E402
+from planning.scale import draw, scaled, table  # noqa: E402
+from planning.step import projected, step_time  # noqa: E402
+from planning.text import counted, print_rows, size  # noqa: E402
 
 from common import UserError  # noqa: E402
 from data.shards import open_shard  # noqa: E402
@@ -30,30 +39,62 @@ from trainer.metrics.environment import PEAK_FLOPS  # noqa: E402
 from trainer.schedules.due import eval_is_due, is_time  # noqa: E402
 
 USABLE = 0.9  # of it; the rest is the context's and the communication library's, or lost between blocks
+PICTURE = Path("plan.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one says it
+        return 0
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        if options.ranks < 1 or not 0 < options.efficiency <= 1:
-            raise UserError(f"--ranks {options.ranks} --efficiency {options.efficiency}: give at least 1 rank, and a "
-                            "share of the peak above 0, at most 1")  # fmt: skip
-        costs = Costs(options.overrides, options.device, options.ranks)
-        show(costs, options.efficiency)
+        plan(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-    parser.add_argument("--device", choices=[*DEVICES, "cpu"], default="h100", help="of every rank (default: h100)")
-    parser.add_argument("--ranks", type=int, default=8, help="processes, eight a node (default: 8)")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as for train.py, or a run's directory")
+    parser.add_argument("--device", choices=[*DEVICES, "cpu"], help="of every rank (default: what is here)")
+    parser.add_argument("--ranks", type=int, help="processes, eight a node (default: run.processes, or one a GPU)")
+    parser.add_argument("--scale", nargs="?", const="true", choices=["true"], help=f"1 to 1,024 ranks, and {PICTURE}")
     parser.add_argument("--efficiency", type=float, default=0.6,
                         help="share of the peak FLOP/s that products of matrices reach (default: 0.6)")  # fmt: skip
-    return parser.parse_intermixed_args(arguments)
+    words = [re.sub(r"^plan\.(\w+)=", r"--\1=", word) for word in arguments if word != "plan=true"]
+    return parser.parse_intermixed_args(words)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Raises UserError: the options, or the config, cannot be."""
+    words, ranks, device, efficiency = options.words, options.ranks, options.device, options.efficiency
+    if ranks is not None and ranks < 1 or not 0 < efficiency <= 1:
+        raise UserError(f"--ranks {ranks} --efficiency {efficiency}: give at least 1 rank, and a share of the peak "
+                        "above 0, at most 1")  # fmt: skip
+    if odd := [word for word in words if word.partition("=")[0] == "plan"]:
+        raise UserError(f"{odd[0]}: give plan=true, or leave it out to train")
+    directory = next((word for word in words if "=" not in word and not word.startswith("~")), None)
+    if directory is not None and (len(words) > 1 or ranks or device or options.scale):
+        raise UserError(f"{directory}: a run's directory says its settings, ranks and device itself: give it alone")
+    if directory is not None:
+        costs = Costs(*read_run(Path(directory)))
+        show(costs, efficiency)
+        seconds = sum(step_time(costs, efficiency).values()) if projected(costs) else None
+        print_rows(f"{directory}, beside it", compared(costs, evaluations(costs), seconds))
+        return
+    device = device or (device_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu")
+    if not options.scale:
+        show(Costs(compose(words, device, ranks), device), efficiency)
+        return
+    every, faults = scaled(words, device)
+    first = every[0]
+    print(f"{first.config.run.name} on {device}, {first.train.batch_tokens:,} tokens an update; nothing was started")
+    print(*table(every, efficiency), sep="\n")
+    for number, fault in faults.items():
+        print(f"{number:5} {fault}")
+    draw(every, efficiency, PICTURE)
+    print(f"{PICTURE}: the same, drawn")
 
 
 def show(costs: Costs, efficiency: float) -> None:
@@ -95,10 +136,10 @@ def device_bytes(costs: Costs) -> float:
 
 def update(costs: Costs) -> dict[str, str]:
     forward_backward, rules, busiest = costs.flops()
+    train, passes = costs.train, f"{costs.passes} pass{'es' * (costs.passes > 1)}"
     others = [type(m).__name__ for m in costs.optimizers.members.values() if not isinstance(m, MatrixOptimizer)]
-    passes = sequences(costs.config, costs.ranks) // costs.train.micro_batch
     rows = {
-        "tokens": f"{costs.train.batch_tokens:>15,}  {passes} passes of {costs.train.micro_batch} sequences a rank",
+        "tokens": f"{train.batch_tokens:>15,}  {passes} of {train.micro_batch} sequences a rank",
         "model": f"{forward_backward / 1e12:>15,.3f}  TFLOP",
         "matrix rules": f"{rules / 1e12:>15,.3f}  TFLOP, {busiest / 1e12:,.3f} on the busiest rank",
     }
@@ -140,12 +181,12 @@ def evaluations(costs: Costs) -> int:
 
 
 def time(costs: Costs, efficiency: float) -> dict[str, str]:
-    peak = PEAK_FLOPS.get(costs.device.upper())
-    if peak is None or costs.width != 2:
+    if not projected(costs):
         return {"time": "not projected: a peak is known for bfloat16 on GPUs only"}
     parts = step_time(costs, efficiency)
     step = sum(parts.values())
-    forward = costs.model.flops_per_token() / 3 * costs.config.eval.tokens / costs.ranks / (peak * efficiency)
+    speed = PEAK_FLOPS[costs.device.upper()] * efficiency * costs.ranks
+    forward = costs.model.flops_per_token() / 3 * costs.config.eval.tokens / speed
     training, evaluating = step * costs.train.steps, forward * evaluations(costs)
     total = training + evaluating
     return {
@@ -155,24 +196,6 @@ def time(costs: Costs, efficiency: float) -> dict[str, str]:
         "evaluations": f"{duration(evaluating):>15}  forward passes alone",
         "all": f"{duration(total):>15}  {total / 3600 * costs.ranks:,.2f} GPU-hours, without start and compilation",
     }
-
-
-def print_rows(title: str, rows: Mapping[str, str]) -> None:
-    print(f"\n{title}")
-    for name, text in rows.items():
-        print(f"  {name:18} {text}")
-
-
-def counted(calls: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in calls.items())
-
-
-def size(value: float) -> str:
-    """Bytes in powers of ten: 1.23 GB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:,.2f} {unit}"
-    return f"{value:.0f} B"
 
 
 if __name__ == "__main__":

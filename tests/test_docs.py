@@ -73,7 +73,8 @@ def commands(page: Path) -> set[tuple[int, tuple[str, ...]]]:
             continue
         processes = int(start[1]) if (start[1] or "").isdigit() else 2 if start[1] else 1
         words = [word for word in shlex.split(start[2], comments=True) if "=" in word and "…" not in word]
-        words = [word for word in words if not re.search(r"=[A-Z]+$|hydra|run\.processes", word) or "dir=" in word]
+        none = r"=[A-Z]+$|hydra|run\.processes|^plan[.=]"
+        words = [word for word in words if not re.search(none, word) or "dir=" in word]
         if any(f"configs/{word.replace('=', '/')}.yaml" in TO_WRITE for word in words):
             continue
         parts = [(word.partition("=")[0], split(word.partition("=")[2])) for word in words]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import groupby
 from unittest import mock
 
 import hydra
@@ -23,7 +24,7 @@ from optim.matrix import MatrixOptimizer
 from optim.named_state import init_state, named_tensors
 from optim.plan import IN_FLIGHT, Plan, shard_rows, worth_sharing
 from optim.stacks import matrix_shape
-from trainer.config import Config, Dtype, divisors, fitting_micro_batch
+from trainer.config import Config, Dtype, divisors, fitting_micro_batch, world_size
 from trainer.language_model import model_class, one_line
 from trainer.launch.compose import check, check_choices, hydra_initialized, to_hydra
 from trainer.mesh import check_parallel, shard_group_size
@@ -32,12 +33,14 @@ from trainer.schedules.steps import Schedules
 VOCABULARY = {"gpt2": 50257, "byte": 257}
 
 
-def compose(overrides: Sequence[str], ranks: int, device: str) -> Config:
-    """The config as it would be on that device. Raises UserError."""
+def compose(overrides: Sequence[str], device: str, ranks: int | None = None) -> Config:
+    """The config as it would be on that device; its ``run.processes`` is ``ranks``, or what the overrides say, or what
+    is here. Raises UserError."""
     overrides = [to_hydra(override) for override in overrides]
     with hydra_initialized(overrides):
         composed = hydra.compose("train", overrides=overrides)
         check_choices(composed, overrides)
+        ranks = composed.run.processes = ranks or composed.run.processes or ranks_here()
         if composed.train.dtype == Dtype.auto:
             composed.train.dtype = Dtype.float32 if device == "cpu" else Dtype.bfloat16
         given = composed.train.micro_batch
@@ -53,12 +56,30 @@ def sequences(config: Config, ranks: int) -> int:
     return config.train.batch_tokens // config.train.seq_len // ranks
 
 
-class Costs:
-    """Numbers of a run on ``ranks`` processes that need not exist; bytes unless said otherwise."""
+def ranks_here() -> int:
+    """Processes that the launcher has started, or one a GPU."""
+    return world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
 
-    def __init__(self, overrides: Sequence[str], device: str, ranks: int):
-        self.config = config = compose(overrides, ranks, device)
-        self.device, self.ranks, self.train = device, ranks, config.train
+
+def computed_bytes(plan: Plan, owned: Sequence[int], itemsize: int, state: Sequence[int]) -> int:
+    """Most that an owner's matrices of a bucket take while they are computed, one stack of equal ones after another.
+
+    A stack of several has a joined copy of their ``state``."""
+    most = results = 0
+    for _, of in groupby(owned, key=lambda i: plan.specs[i].stack):
+        stack = list(of)
+        workspace = sum(plan.specs[i].workspace for i in stack) - (state[stack[0]] if len(stack) == 1 else 0)
+        most = max(most, results + int(workspace))
+        results += itemsize * sum(plan.specs[i].numel for i in stack)
+    return most
+
+
+class Costs:
+    """Numbers of a run on ``config.run.processes`` ranks that need not exist; bytes unless said otherwise."""
+
+    def __init__(self, config: Config, device: str):
+        ranks = config.run.processes or 1
+        self.config, self.device, self.ranks, self.train = config, device, ranks, config.train
         self.mode = check_parallel(config.parallel, ranks if ranks > 1 else None)
         self.shards = {"fsdp": ranks, "hsdp": 1}.get(self.mode, 1)  # ranks that hold one copy together
         if self.mode == "hsdp":
@@ -83,6 +104,11 @@ class Costs:
         alone = [layout.exchange for member in self.matrices for layout in member._layouts]
         self.shared = self.mode == "hsdp" and all(map(self._shares, alone))
         self.exchanges = [(self._plan(exchange), exchange.comm_dtype) for exchange in alone]
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches of a rank in one update."""
+        return sequences(self.config, self.ranks) // self.train.micro_batch
 
     @property
     def layout(self) -> str:
@@ -159,11 +185,20 @@ class Costs:
                         held = [sum_ + self.part(value, rank % self.shards) for rank, sum_ in enumerate(held)]
         return held
 
+    @property
+    def owner_state(self) -> list[list[int]]:
+        """Of every matrix of every exchange, what its owner alone keeps."""
+        return [
+            [sum(value.nbytes for key, value in member.state[ref.param].items()
+                 if isinstance(value, torch.Tensor) and key not in member._shard_keys) for ref in layout.refs]
+            for member in self.matrices for layout in member._layouts
+        ]  # fmt: skip
+
     @cached_property
     def exchange_bytes(self) -> list[int]:
         """Most that buckets in flight and the one that is computed take on every rank of a group."""
         most = [0] * self.group
-        for plan, dtype in self.exchanges:
+        for (plan, dtype), at_owner in zip(self.exchanges, self.owner_state, strict=True):
             buckets = plan.buckets(range(len(plan.specs)))
             copies = self.group // self.shards if self.shared else 1  # more goes back to owners' peers than came
             wholes = [sum(plan.specs[i].numel for indices in bucket for i in indices) for bucket in buckets]
@@ -175,7 +210,7 @@ class Costs:
                     buffers = list(map(sum, zip(mine, owned, strict=True)))
                 for at, bucket in enumerate(buckets):
                     in_flight = sum(buffers[max(0, at - 1) : at - 1 + IN_FLIGHT]) * dtype.itemsize
-                    computed = int(sum(plan.specs[i].workspace for i in bucket[rank]))
+                    computed = computed_bytes(plan, bucket[rank], dtype.itemsize, at_owner)
                     most[rank] = max(most[rank], in_flight + computed)
         return most
 
@@ -202,20 +237,24 @@ class Costs:
         arguments = config.model, self.model.vocab_size, self.train.seq_len, start
         dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.width]
         shape = self.train.micro_batch, self.train.seq_len
-        kept = self.weight_bytes / self.width / self.shards
         try:
-            return pass_bytes(model, arguments, dtype, config.parallel.activation_checkpointing, shape, kept)
+            return pass_bytes(model, arguments, dtype, config.parallel.activation_checkpointing, shape)
         except Exception as error:  # of any author's class
             raise UserError(f"model: {model.__name__} cannot be run on tensors without data, from which its memory is "
                             f"counted ({one_line(error)}): let forward read no values") from None  # fmt: skip
 
-    def memory(self, micro_batch: int) -> dict[str, int]:
-        """Bytes of the fullest rank by part, and their peak."""
-        parameters = list(self.model.parameters())
-        elements, weights = sum(p.numel() for p in parameters), sum(map(self.part, parameters))
-        stays = {"weights": weights, "optimizer state": max(self.state_bytes)}
+    @cached_property
+    def stays(self) -> dict[str, int]:
+        """Bytes of the fullest rank between updates, by part."""
+        stays = {"weights": sum(map(self.part, self.model.parameters())), "optimizer state": max(self.state_bytes)}
         if self.copies:
             stays["averages of weights"] = sum(map(self.part, self.copies.values()))
+        return stays
+
+    def memory(self, micro_batch: int) -> dict[str, int]:
+        """Bytes of the fullest rank by part, and their peak."""
+        stays, weights = self.stays, self.stays["weights"]
+        elements = sum(p.numel() for p in self.model.parameters())
         several = micro_batch < sequences(self.config, self.ranks)
         activations = self.one_pass.activations * micro_batch // self.train.micro_batch
         passing = {}
@@ -228,7 +267,8 @@ class Costs:
         elif self.width == 2:
             passing["bfloat16 weights"] = 2 * elements
         # Gradients become whole while activations go; of several passes only the first begins without them.
-        both = activations + (weights if several else self.one_pass.peak - self.one_pass.activations)
+        kept = self.weight_bytes / self.width / self.shards
+        both = activations + (weights if several else self.one_pass.peak_with(kept) - self.one_pass.activations)
         step = {"exchange buckets": max(self.exchange_bytes)}
         if self.elementwise_bytes:
             step["elementwise step"] = self.elementwise_bytes
@@ -250,14 +290,19 @@ class Costs:
 
     # Work and traffic, a step -------------------------------------------------------------------------------
 
-    def flops(self) -> tuple[float, float, float]:
-        """Of the model on all ranks, of the matrix rules on all ranks, of the rules on the busiest rank."""
+    @cached_property
+    def rule_flops(self) -> list[float]:
+        """Of the matrix rules on every rank of a group."""
         loads = [0.0] * self.group
         for plan, _ in self.exchanges:
             for spec, owner in zip(plan.specs, plan.owners, strict=True):
                 loads[owner] += spec.flops
-        copies = self.ranks // self.group
-        return self.model.flops_per_token() * self.train.batch_tokens, sum(loads) * copies, max(loads)
+        return loads
+
+    def flops(self) -> tuple[float, float, float]:
+        """Of the model on all ranks, of the matrix rules on all ranks, of the rules on the busiest rank."""
+        rules = sum(self.rule_flops) * (self.ranks // self.group)
+        return self.model.flops_per_token() * self.train.batch_tokens, rules, max(self.rule_flops)
 
     def exchange_traffic(self) -> tuple[list[int], Counter[str]]:
         """Bytes that every rank of a group sends (of a broadcast: its payload), and collectives."""
@@ -285,11 +330,10 @@ class Costs:
             return 2 * whole * (self.ranks - 1) / self.ranks, Counter(all_reduce=len(buckets))
         if not self.sharded:
             return 0.0, Counter()
-        passes = sequences(self.config, self.ranks) // self.train.micro_batch
         shard = sum(map(self.part, parameters)) / self.weight_bytes  # elements; padded, as FSDP2 sends them
         block = sum(self.part(p) for b in self.model.blocks for p in b.parameters()) / self.weight_bytes
         peers, copies = self.shards - 1, self.ranks // self.shards
-        again = passes == 1  # blocks in the backward pass; of several micro-batches the first one's gathers are kept
+        again = self.passes == 1  # blocks in the backward pass; of several micro-batches the first's gathers are kept
         gathered = (shard + again * block) * peers * self.width
         reduced = shard * peers * self.weight_bytes + 2 * shard * self.weight_bytes * (copies - 1) / copies
         calls = Counter(all_gather=units + again * (units - 1), reduce_scatter=units)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from common import UserError
+
 
 @dataclass(frozen=True)
 class Device:
@@ -17,3 +19,11 @@ DEVICES = {
     "h200": Device(141e9, 4.8e12, 450e9),
     "a100": Device(80e9, 2.04e12, 300e9),  # the larger one
 }
+
+
+def device_of(name: str) -> str:
+    """Of a device's full name. Raises UserError: its data sheet is not known here."""
+    for device in ("cpu", *DEVICES):
+        if device in name.lower():
+            return device
+    raise UserError(f"{name}: no data sheet of it is known here: give --device, one of {', '.join(DEVICES)}, cpu")

@@ -44,12 +44,12 @@ def is_plain(tensor: object) -> bool:
 
 
 class PassBytes(LiveBytes):
-    """Of a forward and backward pass without gradients before it: ``peak``, where each gradient counts ``kept`` times
-    from when it is whole, and ``activations``, the peak without gradients."""
+    """Of a forward and backward pass without gradients before it."""
 
-    def __init__(self, model: nn.Module, kept: float):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.kept, self.gradients, self.activations = kept, 0, 0
+        self.gradients = 0
+        self.most: dict[int, int] = {}  # bytes of gradients that are whole -> most activations beside them
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(self._add)
 
@@ -57,14 +57,27 @@ class PassBytes(LiveBytes):
         self.gradients += parameter.nbytes
 
     def note(self) -> None:
-        activations = self.alive - self.gradients
-        self.activations = max(self.activations, activations)
-        self.peak = max(self.peak, activations + int(self.kept * self.gradients))
+        self.most[self.gradients] = max(self.most.get(self.gradients, 0), self.alive - self.gradients)
+
+    @property
+    def activations(self) -> int:
+        """Most at once, without gradients."""
+        return max(self.most.values())
+
+    def peak_with(self, kept: float) -> int:
+        """Most at once, where each gradient counts ``kept`` times from when it is whole."""
+        return max(activations + int(kept * gradients) for gradients, activations in self.most.items())
+
+
+PASSES: dict[str, PassBytes] = {}  # each takes seconds, and is the same on any number of ranks
 
 
 def pass_bytes(make: type[nn.Module], arguments: Sequence[object], dtype: torch.dtype, recompute: bool,
-               shape: tuple[int, int], kept: float) -> PassBytes:  # fmt: skip
+               shape: tuple[int, int]) -> PassBytes:  # fmt: skip
     """Of the model ``make(*arguments)`` on tokens of that shape, by operations that compute nothing."""
+    key = repr((make, arguments, dtype, recompute, shape))
+    if key in PASSES:
+        return PASSES[key]
     usual = torch.get_default_dtype()
     with FakeTensorMode():
         try:
@@ -75,6 +88,7 @@ def pass_bytes(make: type[nn.Module], arguments: Sequence[object], dtype: torch.
         if recompute:
             model.recompute = True
         tokens = torch.zeros(shape, dtype=torch.int64)
-        with PassBytes(model, kept) as found:
+        with PassBytes(model) as found:
             model(tokens, tokens).backward()
+    PASSES[key] = found
     return found

@@ -19,6 +19,11 @@ KERNELS, LAUNCH = 300, 4e-6  # of the optimizer step (tests/cuda/budget.json) an
 HOP, NODE_HOP = 1e-6, 5e-6  # seconds of latency from one rank of a ring to the next, inside a node and between two
 
 
+def projected(costs: Costs) -> bool:
+    """Whether its time is: a peak is known for bfloat16 on GPUs only."""
+    return costs.device in DEVICES and costs.width == 2
+
+
 def step_time(costs: Costs, efficiency: float) -> dict[str, float]:
     """Seconds by part, of the busiest rank; ``travel`` is what work does not hide."""
     device, peak = DEVICES[costs.device], PEAK_FLOPS[costs.device.upper()]
@@ -27,9 +32,9 @@ def step_time(costs: Costs, efficiency: float) -> dict[str, float]:
     attention, model = 0.0, costs.config.model
     if isinstance(costs.model, GPT):  # counted without causality; a fused backward pass makes the scores again
         attention = 12.0 * model.n_layer * model.n_embd * costs.train.seq_len * costs.train.batch_tokens
-    memory, kept = costs.memory(local), local * model.activation_bytes(costs.train.seq_len, costs.width)  # compiled
+    kept = local * model.activation_bytes(costs.train.seq_len, costs.width)  # compiled
     vocabulary = getattr(costs.model, "padded_vocab", costs.model.vocab_size)
-    held = memory["weights"] + memory["optimizer state"]
+    held = costs.stays["weights"] + costs.stays["optimizer state"]
     parts = {
         "products": (forward_backward - attention) / costs.ranks / (peak * efficiency),
         "attention": attention / 2 * 7 / 6 / costs.ranks / (peak * ATTENTION),
