@@ -269,7 +269,8 @@ class Costs:
         # Gradients become whole while activations go; of several passes only the first begins without them. DDP's
         # buckets, in which they lie, stay.
         kept = self.weight_bytes / self.width / self.shards
-        both = activations + (weights if several or self.mode == "ddp" else self.one_pass.peak_with(kept) - self.one_pass.activations)
+        grown = self.one_pass.peak_with(kept) - self.one_pass.activations
+        both = activations + (weights if several or self.mode == "ddp" else grown)
         step = {"exchange buckets": max(self.exchange_bytes)}
         if self.elementwise_bytes:
             step["elementwise step"] = self.elementwise_bytes
