@@ -2,6 +2,7 @@
 
     python scripts/benchmark_traffic.py                       # W = 2, 4, 8, 32, 64; about a minute
     python scripts/benchmark_traffic.py --worlds 8 --dim 256
+    python scripts/benchmark_traffic.py --worlds 8 --rule Dion2
 
 Every rank of W takes one step in this process, one after the other, on torch's fake process group, which answers a
 collective without moving anything: packing, buckets and calls are the real ones, the numbers in the matrices are not.
@@ -27,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from optim import SOAP, Muon, NorMuon, Shampoo  # noqa: E402
+import optim  # noqa: E402
+from optim import SOAP, MatrixOptimizer, Muon, NorMuon, Shampoo  # noqa: E402
 from optim.matrix import local  # noqa: E402
 
 Shapes = list[tuple[int, int]]
@@ -63,16 +65,20 @@ class Traffic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class CountedMuon(Muon):
-    """Muon that counts the FLOPs of its products instead of making them."""
+def counted(rule: type[MatrixOptimizer]) -> type[MatrixOptimizer]:
+    """A rule that counts the FLOPs of its products instead of making them."""
 
-    products = 0
+    class Counted(rule):
+        products = 0
 
-    def precondition(self, group, stack, state):
-        with FlopCounterMode(display=False) as counter:
-            super().precondition(group, stack.to("meta"), state)
-        self.products += counter.get_total_flops()
-        return stack
+        def precondition(self, group, stack, state):
+            with FlopCounterMode(display=False) as counter:
+                state = {key: value.to("meta") for key, value in state.items()}
+                super().precondition(group, stack.to("meta"), state)
+            self.products += counter.get_total_flops()
+            return stack
+
+    return Counted
 
 
 @contextmanager
@@ -93,11 +99,11 @@ def sharded(shapes: Shapes, mesh, device: str) -> nn.ParameterList:
     return weights if device == "meta" else weights.to_empty(device=device)
 
 
-def one_step(shapes: Shapes, world_size: int, rank: int, replicas: int = 1, **muon) -> dict:
+def one_step(shapes: Shapes, world_size: int, rank: int, replicas: int = 1, rule=Muon, **settings) -> dict:
     """What one rank of W, or of a number of groups of W, sends and computes in a step."""
     with rank_of(world_size, rank, replicas) as mesh:
         weights = sharded(shapes, mesh, "cpu")
-        optimizer = CountedMuon(weights.parameters(), **muon)
+        optimizer = counted(rule)(weights.parameters(), **settings)
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
         with Traffic(rank % world_size) as traffic:
@@ -131,10 +137,10 @@ def verdict(value: float, target: float) -> str:
     return f"target {target:.2f} met" if value <= target else f"target {target:.2f} missed by {value / target - 1:.1%}"
 
 
-def report_step(shapes: Shapes, world_size: int, title: str, **muon) -> None:
-    ranks = [one_step(shapes, world_size, rank, **muon) for rank in range(world_size)]
+def report_step(shapes: Shapes, world_size: int, title: str, **settings) -> None:
+    ranks = [one_step(shapes, world_size, rank, **settings) for rank in range(world_size)]
     first, elements = ranks[0], sum(m * n for m, n in shapes)
-    size = muon["dtype"].itemsize
+    size = settings["dtype"].itemsize
     formula = 2 * size * elements * (world_size - 1) / world_size**2
     everywhere = size * elements * (world_size - 1) / world_size
     sent, flops = [rank["sent"] for rank in ranks], [rank["flops"] for rank in ranks]
@@ -178,12 +184,15 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=[2, 4, 8, 32, 64])
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--rule", default="Muon", help="one whose products are all of its FLOPs: Muon, NorMuon, Dion2")
     args = parser.parse_args()
     shapes = gpt2_shapes(args.layers, args.dim)
     print(f"{len(shapes)} matrices, {sum(map(math.prod, shapes)) / 1e6:.1f} million elements")
+    rule = getattr(optim, args.rule)
     for world_size in args.worlds:
-        report_step(shapes, world_size, "Newton-Schulz in bfloat16", polar="newton_schulz5", dtype=torch.bfloat16)
-        report_step(shapes, world_size, "the default in float32", dtype=torch.float32)
+        newton_schulz = dict(rule=rule, polar="newton_schulz5")
+        report_step(shapes, world_size, "Newton-Schulz in bfloat16", dtype=torch.bfloat16, **newton_schulz)
+        report_step(shapes, world_size, "the default in float32", dtype=torch.float32, rule=rule)
         report_state(shapes, world_size)
 
 
