@@ -42,7 +42,7 @@ class Row:
     @property
     def label(self) -> str:
         decay = "" if self.decay is None else f", decay {self.decay:g}"
-        return f"{self.optim}, {self.param}, {self.depth} layers{decay}"
+        return f"{self.optim}, {self.param}, {self.depth} layer{'s' * (self.depth > 1)}{decay}"
 
     @property
     def optima(self) -> list[float | None]:
@@ -116,7 +116,9 @@ def to_markdown(rows: Sequence[Row], overrides: Sequence[str]) -> str:
 
 
 def _or_dash(value: float | None, form: str) -> str:
-    return "–" if value is None or not math.isfinite(value) else form.format(value)
+    if value is None or not math.isfinite(value):
+        return "–"
+    return form.format(value).replace("-0.0000", "0.0000")
 
 
 def to_csv(rows: Sequence[Row]) -> str:

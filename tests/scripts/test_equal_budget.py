@@ -85,6 +85,7 @@ class Simulation:
 @pytest.mark.slow
 def test_of_the_same_optimizer_no_difference_is_claimed(tmp_path):
     claimed = [Simulation(tmp_path / str(i), i, gain=0.0).claimed() for i in range(STUDIES)]
+    print(f"of the same optimizer: {sum(claimed)} of {STUDIES} studies claim a difference")
     assert sum(claimed) <= 0.06 * STUDIES + 0.5
 
 
@@ -92,4 +93,5 @@ def test_of_the_same_optimizer_no_difference_is_claimed(tmp_path):
 def test_a_planted_gain_is_found_with_the_seeds_that_the_power_line_asks_for(tmp_path):
     studies = [Simulation(tmp_path / str(i), i, gain=0.05) for i in range(STUDIES)]
     found = [study for study in studies if study.claimed()]
+    print(f"a planted gain of 5%: {len(found)} of {STUDIES} studies find it")
     assert len(found) >= 0.8 * STUDIES and all(study.right for study in found)

@@ -121,7 +121,7 @@ def test_a_study_that_stops_goes_on(run, tmp_path, no_plot, monkeypatch):
     assert math.isnan(wild["loss"]) and wild["lr"] == pytest.approx(0.0015e30)
     lines = (tmp_path / "t/transfer.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 12 and lines[0].startswith("optim,param,depth,decay,width,lr_factor,seed,loss")
-    assert "| adamw, mup, 1 layers | 2 |" in (tmp_path / "t/transfer.md").read_text()
+    assert "| adamw, mup, 1 layer | 2 |" in (tmp_path / "t/transfer.md").read_text()
     assert (tmp_path / "t/transfer.png").stat().st_size > 10_000
     check_names(run(*grid, "seeds=1", "train.steps=4")[2].strip(), "error: ", "another study", "folder=")
     axes = json.loads((tmp_path / "t/transfer.json").read_text())
