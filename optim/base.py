@@ -193,6 +193,9 @@ class Optimizer(torch.optim.Optimizer):
                 state = state_dict["state"].get(number, {})
                 shapes, live = self.state_shapes(settings, param), self.state.get(param, {})
                 _check_state(f"{name}: the state", type(self).__name__, state, shapes, live)
+            for key in self.defaults.keys() & set(COUNTERS) - saved.keys():  # a rule with the same names of state
+                raise ValueError(f"the state has no {key}, which {type(self).__name__} counts: give the state of the "
+                                 "same optimizer")  # fmt: skip
 
     def rename_settings(self, group: Group, defaults: Group) -> None:
         """Give settings of earlier versions their present names."""

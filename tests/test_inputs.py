@@ -26,6 +26,8 @@ INPUTS = """
     data/test_roles.py::test_a_manifest_that_says_something_else_is_one_line
 1 data.name with a slash, NUL, line's end, 300 letters -> one line
     data/test_roles.py::test_a_name_that_names_no_files_is_one_line
+1 x_train_2.bin, x_train_10.bin -> in the order of their numbers
+    data/test_roles.py::test_shards_come_in_the_order_of_their_numbers
 2 data.source=B where A was prepared -> one line
     data/test_origin.py::test_another_source_is_named
 2 text replaced behind the first tokens -> another fingerprint
@@ -82,6 +84,10 @@ INPUTS = """
     optim/test_parameters.py::test_build_sees_how_a_module_stores_its_weight
 8 gradients of 1e19 and 1e-25 -> full steps
     optim/test_extremes.py::test_a_step_has_its_length_at_any_size_of_the_gradient
+8 gradients of 1e-38 ... 3e38, in every rule that squares them -> finite weights and state
+    optim/test_extremes.py::test_weights_and_state_stay_finite_at_any_size_of_the_gradient
+8 a gradient norm that leaves float32, in the trainer -> one line
+    trainer/test_guard.py::test_a_gradient_whose_squares_leave_float32_is_not_applied
 8 eps=0 with a row of zeros, in every rule -> finite
     optim/test_extremes.py::test_without_eps_nothing_is_divided_by_zero
 8 OneCycleLR without momentum -> works
@@ -161,6 +167,8 @@ INPUTS = """
 17 DDP's rank 0 saves -> consolidated, or one line
     distributed/test_state_dict.py::test_ddp_consolidates_and_loads_on_any_number_of_ranks
 17 a state of another rule -> refused at load
+    optim/test_state_dict.py::test_the_state_of_another_rule_is_refused_at_load
+17 Signum's state in Muon or Dion2, UncorrectedAdam's in AdamH -> refused at load
     optim/test_state_dict.py::test_the_state_of_another_rule_is_refused_at_load
 17 load hooks -> see and change it
     optim/test_state_dict.py::test_hooks_see_and_change_the_owners_state

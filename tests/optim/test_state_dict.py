@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from optim import SOAP, Lion, Muon, NorMuon, Signum
+from optim import SOAP, AdamH, Dion2, Lion, Muon, NorMuon, Signum, UncorrectedAdam
 from tests.errors import raises_naming
 from tests.optim.reference import seeded
 
@@ -41,6 +41,9 @@ class Kellers(torch.optim.Optimizer):
         (lambda: built(Muon), NorMuon, ("weight", "row_mean_square", "NorMuon")),
         (lambda: built(NorMuon), Muon, ("beta2", "Muon")),
         (lambda: built(torch.optim.SGD, momentum=0.9), Signum, ("dampening", "Signum")),
+        (lambda: built(Signum), Muon, ("step", "Muon")),  # the names of its state and all its settings are Muon's
+        (lambda: built(Signum), Dion2, ("step", "Dion2")),
+        (lambda: built(UncorrectedAdam), AdamH, ("step", "AdamH")),
         (lambda: built(SOAP, max_dim=2), SOAP, None),  # its own settings come with it
     ],
 )
