@@ -158,6 +158,8 @@ INPUTS = """
     trainer/test_wandb.py::test_wandb_is_offline_without_a_key
 16 a hostile index -> nothing is unpickled
     trainer/test_dcp_index.py::test_nothing_is_unpickled
+16 chunks that overlap, or lie outside of their tensor -> one line, not what was in memory
+    trainer/test_dcp_index.py::test_an_index_that_is_none_is_one_line
 16 a FIFO, a NUL, a deep nest in a manifest -> one line
     trainer/test_dcp_index.py::test_a_manifest_that_names_what_is_no_file_of_the_folder
 16 a state without a key, or of another step -> one line

@@ -57,12 +57,19 @@ def test_nothing_is_unpickled(copy, tmp_path):
 FIRST = "model.wte.weight"
 
 
+def halved(chunk):
+    return {**chunk, "shape": [chunk["shape"][0] // 2, *chunk["shape"][1:]]}
+
+
 @pytest.mark.parametrize("change", [
     lambda index: index[FIRST]["chunks"][0].update(file="../../secret"),
     lambda index: index[FIRST]["chunks"][0].update(file=3),
     lambda index: index[FIRST]["chunks"][0].pop("start"),
     lambda index: index[FIRST]["chunks"][0].update(bytes="many"),
     lambda index: index[FIRST]["chunks"][0].update(offset=["a"]),
+    lambda index: index[FIRST]["chunks"][0].update(offset=[0, 1]),  # one column would keep what was in memory
+    lambda index: index[FIRST]["chunks"][0].update(offset=[0]),
+    lambda index: index[FIRST].update(chunks=2 * [halved(index[FIRST]["chunks"][0])]),
     lambda index: index[FIRST]["chunks"][0].update(start=10**9),
     lambda index: index[FIRST]["chunks"][0].update(start=-8),
     lambda index: index[FIRST]["chunks"][0].update(bytes=10),

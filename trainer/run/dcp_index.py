@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -81,10 +82,21 @@ def read_index(folder: Path) -> Metadata:
                 elements += count
             if elements != math.prod(entry["shape"]):
                 raise ValueError(f"{name} has {elements} elements, not those of {entry['shape']}")
+            if not _are_apart(chunks, entry["shape"]):
+                raise ValueError(f"{name} has chunks that overlap or lie outside of {entry['shape']}")
             entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(entry["shape"]), chunks)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {INDEX} is not an index of tensors ({one_line(error)})") from None
     return Metadata(entries, storage_data=places)
+
+
+def _are_apart(chunks: list[ChunkStorageMetadata], shape: list[int]) -> bool:
+    """Whether no element has two places, nor one outside of ``shape``: with the right number, each has its own."""
+    chunks = [chunk for chunk in chunks if chunk.sizes.numel()]
+    first = np.asarray([list(chunk.offsets) for chunk in chunks], dtype=np.int64).reshape(len(chunks), len(shape))
+    end = first + np.asarray([list(chunk.sizes) for chunk in chunks], dtype=np.int64).reshape(first.shape)
+    overlap = np.logical_and(first[:, None] < end, first < end[:, None]).all(axis=-1)  # [k, k], each with itself too
+    return bool((first >= 0).all() and (end <= np.asarray(shape)).all() and overlap.sum() <= len(chunks))
 
 
 def _present_name(name: str) -> str:
