@@ -24,10 +24,11 @@ from trainer.parallel import setup, unwrap
 from trainer.run.checkpoint import Checkpoints
 from trainer.run.directory import acquire_run_dir, run_id
 from trainer.run.initial import load_initial
+from trainer.run.micro_batch import use_micro_batch
 from trainer.run.preemption import Preempted, Preemption
 from trainer.run.resume import resume
 from trainer.run.timeouts import set_timeouts
-from trainer.run.warmup import use_micro_batch, warm_up
+from trainer.run.warmup import warm_up
 from trainer.schedules.config import loss_scale
 from trainer.schedules.due import is_time
 from trainer.schedules.steps import Schedules
@@ -84,8 +85,7 @@ class Trainer:
             for notice in self.notices:
                 self.metrics.message(notice)
             fits = warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
-            for notice in use_micro_batch(fits, train, self.loader, self.progress):
-                self.metrics.message(notice)
+            use_micro_batch(fits, train, self.loader, self.progress, self.metrics.message)
             reason = self.train()
             self.metrics.finish(reason, self.progress.step)
             if (reason or self.config.checkpoint.last) and self.checkpoints.latest != self.progress.step:

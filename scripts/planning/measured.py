@@ -58,24 +58,23 @@ def compared(costs: Costs, evaluations: int, seconds: float | None) -> dict[str,
     memory = max((line.get("perf/peak_memory_bytes") or 0 for line in lines[begin:]), default=0)
     saved = storage.committed(config.run.checkpoints)
     flops, tokens = costs.flops()[0], costs.train.batch_tokens
-    rows = {
+    on_cpu = costs.device == "cpu"
+    return {
         "": f"{'planned':>15} {'measured':>15}    ratio",
         "updates": row(costs.train.steps, done, "{:,}".format),
         "evaluations": row(evaluations, sum("val/loss" in line for line in lines), "{:,}".format),
         "a checkpoint": row(costs.checkpoint_bytes(), bytes_in(saved[0]) if saved else None, size),
-        "peak memory": row(costs.memory(costs.train.micro_batch)["peak"], memory or None, size),
+        "peak memory": row(costs.memory(costs.train.micro_batch)["peak"], memory or None, size, not on_cpu)
+        + on_cpu * "  measured with Python and its libraries",
         "an update": row(seconds, speed and tokens / speed, lambda value: f"{value * 1e3:,.1f} ms"),
         "tokens/s": row(seconds and tokens / seconds, speed, "{:,.0f}".format),
         "TFLOP/s": row(seconds and flops / seconds / 1e12, speed and flops / tokens * speed / 1e12, "{:,.3f}".format),
     }
-    if costs.device == "cpu":
-        rows["peak memory"] = rows["peak memory"][:-8] + f"{'-':>8}  measured with Python and its libraries"
-    return rows
 
 
-def row(planned: float | None, measured: float | None, form: Callable[[float], str]) -> str:
-    """A dash where there is no number."""
-    ratio = f"{measured / planned:8.3f}" if planned and measured is not None else f"{'-':>8}"
+def row(planned: float | None, measured: float | None, form: Callable[[float], str], of_one_kind: bool = True) -> str:
+    """A dash where there is no number, and for the ratio where the two are not of one kind."""
+    ratio = f"{measured / planned:8.3f}" if planned and measured is not None and of_one_kind else f"{'-':>8}"
     return " ".join(f"{'-' if value is None else form(value):>15}" for value in (planned, measured)) + f" {ratio}"
 
 

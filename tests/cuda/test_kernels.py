@@ -20,7 +20,7 @@ from trainer.guard import guarded_step
 from trainer.mesh import ParallelConfig, build_mesh
 from trainer.model import GPTConfig
 from trainer.parallel import Parallel
-from trainer.run.warmup import runs_out
+from trainer.run.micro_batch import runs_out
 
 BUDGET = json.loads((Path(__file__).parent / "budget.json").read_text())
 RULES = {"Muon": Muon, "NorMuon": NorMuon, "SOAP": SOAP, "Shampoo": Shampoo}

@@ -12,7 +12,7 @@ from trainer.launch import load_config
 from trainer.loop import Trainer
 from trainer.model import Block
 from trainer.parallel import teardown
-from trainer.run import warmup
+from trainer.run import micro_batch
 
 BRIEF = ["model.n_layer=2", "train.steps=2", "eval.every=2", "checkpoint.every=1"]
 WEIGHT = "blocks.1.mlp.fc.weight"
@@ -40,7 +40,7 @@ def small_device(monkeypatch, room: int, rank: int = 0) -> None:
 
     limited.first = None
     monkeypatch.setattr(Block, "forward", limited)
-    monkeypatch.setattr(warmup, "can_run_out", lambda device: True)
+    monkeypatch.setattr(micro_batch, "can_run_out", lambda device: True)
 
 
 def test_what_does_not_fit_is_halved_said_recorded_and_kept(run, tmp_path, monkeypatch, capsys):
@@ -67,8 +67,8 @@ def test_the_state_that_is_still_to_begin_needs_room_too(run, monkeypatch):
         room.append(beside)
         return len(batch[0]) > 8
 
-    monkeypatch.setattr(warmup, "can_run_out", lambda device: True)
-    monkeypatch.setattr(warmup, "runs_out", runs_out)
+    monkeypatch.setattr(micro_batch, "can_run_out", lambda device: True)
+    monkeypatch.setattr(micro_batch, "runs_out", runs_out)
     trainer = run("adamw", "optim=adamw", "train.steps=1")
     held = [s for m in trainer.optimizers.members.values() for state in m.state.values() for s in state.values()]
     assert set(room) == {sum(value.nbytes for value in held)} and trainer.config.train.micro_batch == 6
