@@ -42,7 +42,7 @@ RULES = {
     "shampoo": (optim.Shampoo, dict(update_freq=2, eps=0.1)),
     "soap": (optim.SOAP, dict(update_freq=2, max_dim=0)),
 }
-EVERY_RULE = with_all_rules(DAMPED)  # SOAPMuon too, which float32 and stacks would change
+EVERY_RULE = with_all_rules(DAMPED)
 SUMS = {  # that a rule measures of every block or row: what is added up over ranks beside the exchange
     "hyperball": dict(of_blocks=3),
     "squares": dict(of_blocks=1),
@@ -91,6 +91,16 @@ def placed(draw):
             params.append((shape, own, dims))
     chosen = {"share": draw(st.sampled_from(SHARED)), "replicas": draw(st.sampled_from([0, 1]))}
     return {"params": params, "bucket_bytes": draw(st.integers(1, 3000)), **chosen}
+
+
+def at_full_rank(case):
+    """Square blocks.  In a longer one the last vectors of SOAP-Muon's undamped bases hang on rounding for some steps,
+    and so on how many matrices are computed together."""
+    params = []
+    for (*experts, rows, n), own, dims in case["params"]:
+        blocks = 2 if own["split"] != 1 else 1
+        params.append(((*experts, blocks * min(rows, n), min(rows, n)), {"split": blocks}, dims))
+    return case | {"params": params}
 
 
 def train(rule, case, place=lambda full, dims: full, counts=None, **engine):
@@ -143,6 +153,8 @@ def test_any_placement_gives_the_weights_of_one_process(rule, case):
 @settings(deadline=None, max_examples=EXAMPLES // 2, suppress_health_check=[HealthCheck.too_slow])
 @given(case=placed())
 def test_every_rule_in_every_placement_and_over_2_or_3_replicas(rule, case):
+    if rule == "soapmuon":
+        case = at_full_rank(case)
     expected = train(rule, case)
 
     def on_rank(rank):
