@@ -72,9 +72,9 @@ def compared(costs: Costs, evaluations: int, seconds: float | None) -> dict[str,
     }
 
 
-def row(planned: float | None, measured: float | None, form: Callable[[float], str], of_one_kind: bool = True) -> str:
-    """A dash where there is no number, and for the ratio where the two are not of one kind."""
-    ratio = f"{measured / planned:8.3f}" if planned and measured is not None and of_one_kind else f"{'-':>8}"
+def row(planned: float | None, measured: float | None, form: Callable[[float], str], comparable: bool = True) -> str:
+    """A dash where there is no number, and for the ratio of what is not comparable."""
+    ratio = f"{measured / planned:8.3f}" if planned and measured is not None and comparable else f"{'-':>8}"
     return " ".join(f"{'-' if value is None else form(value):>15}" for value in (planned, measured)) + f" {ratio}"
 
 
