@@ -219,7 +219,7 @@ class MatrixOptimizer(OwnerState):
                 limit_matrices(stack)
             held = [{k: v for k, v in self.state[ref.param].items() if k not in self._shard_keys} for ref in refs]
             states = [block_state(of, group, ref.shape, m) for of, ref in zip(held, refs, strict=True)]
-            state = cat_states(states)
+            state = cat_states(states, sizes)
             pieces = torch.split(self.precondition(group, stack, state), sizes)
             split_state(state, states, sizes)
             for (i, _), ref, blocks in zip(members, refs, pieces, strict=True):

@@ -121,17 +121,27 @@ def block_state(
     return {key.removesuffix(f".{rows}"): value for key, value in state.items() if key.endswith(f".{rows}")}
 
 
-def cat_states(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def cat_states(states: list[dict[str, Tensor]], sizes: list[int]) -> dict[str, Tensor]:
+    """The states of so many matrices each as one, by one kernel."""
     if len(states) == 1:
         return states[0]
-    return {key: torch.cat([state[key] for state in states]) for key in states[0]}
+    stacked = {key: value.new_empty(sum(sizes), *value.shape[1:]) for key, value in states[0].items()}
+    if stacked:
+        torch._foreach_copy_(*_parts_and_states(stacked, states, sizes))
+    return stacked
 
 
 def split_state(stacked: dict[str, Tensor], states: list[dict[str, Tensor]], sizes: list[int]) -> None:
-    if len(states) == 1:
-        return
-    for key, tensor in stacked.items():
-        torch._foreach_copy_([state[key] for state in states], torch.split(tensor, sizes))
+    if len(states) > 1 and stacked:
+        parts, held = _parts_and_states(stacked, states, sizes)
+        torch._foreach_copy_(held, parts)
+
+
+def _parts_and_states(
+    stacked: dict[str, Tensor], states: list[dict[str, Tensor]], sizes: list[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    parts = [part for tensor in stacked.values() for part in torch.split(tensor, sizes)]
+    return parts, [state[key] for key in stacked for state in states]
 
 
 def schatten4_norm(stack: Tensor) -> Tensor:
