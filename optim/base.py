@@ -20,8 +20,8 @@ Tensors = list[Tensor]
 COUNTERS = ("step", "lr_max", "weight_sum")
 """What steps change in a group by themselves."""
 _OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
-ALSO_IN_GROUPS = {"params", "param_names", "name"} | _OF_SCHEDULERS
-"""What a group may hold beside settings: torch's own keys, those of its schedulers, and a label."""
+ALSO_IN_GROUPS = {"params", "param_names", "name", "rule"} | _OF_SCHEDULERS
+"""What a group may hold beside settings: torch's own keys, those of its schedulers, a label, and whose group it is."""
 NEVER_NEGATIVE = (
     *("lr", "weight_decay", "eps", "graft_eps", "radius", "alpha", "warmup"),
     *("floor", "brake", "cautious_decay"),
@@ -53,6 +53,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("rule", rule_of(self))
         self._check_settings(self.param_groups[-1], self.defaults)
         for param, name in named(self.param_groups[-1]):
             if not param.is_floating_point() or param.dtype.itemsize == 1:
@@ -134,6 +135,7 @@ class Optimizer(torch.optim.Optimizer):
             self._check_settings(group, self.defaults)
 
     def _check_settings(self, group: Group, defaults: Group) -> None:
+        check_rule(group, self)
         types = settings_of(type(self)) | self.group_settings
         for key, value in group.items():
             if key in ALSO_IN_GROUPS:
@@ -155,7 +157,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = state.get("defaults") or self.defaults
         for group in state["param_groups"]:
             self.rename_settings(group, defaults)
-            for key, value in defaults.items():
+            for key, value in {**defaults, "rule": rule_of(self)}.items():
                 group.setdefault(key, value)
             self._check_settings(group, defaults)
         super().__setstate__(state)
@@ -199,6 +201,18 @@ class Optimizer(torch.optim.Optimizer):
 
     def rename_settings(self, group: Group, defaults: Group) -> None:
         """Give settings of earlier versions their present names."""
+
+
+def rule_of(optimizer: torch.optim.Optimizer) -> str:
+    """Whose a group is, ``group["rule"]``: rules may have the same names and shapes of state and mean other things."""
+    cls = type(optimizer)
+    return f"torch.optim.{cls.__name__}" if f"{cls.__module__}.".startswith("torch.optim.") else cls.__name__
+
+
+def check_rule(group: Group, optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError for a group, such as one of a state dict, that is another rule's."""
+    if (rule := group.get("rule", mine := rule_of(optimizer))) != mine:
+        raise ValueError(f"rule={rule}: this is the state or group of {rule}, not of {mine}: give the same optimizer's")
 
 
 def local(tensor: Tensor) -> Tensor:

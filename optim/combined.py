@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Group, Optimizer, named
+from .base import Group, Optimizer, check_rule, named, rule_of
 from .guarded import step_unless, unscale
 from .matrix import MatrixOptimizer
 
@@ -69,6 +69,9 @@ class Combined(torch.optim.Optimizer):
     def _link(self) -> None:
         """The groups are those of the members themselves, so that a scheduler's change reaches them."""
         self.param_groups = [group for member in self.members.values() for group in member.param_groups]
+        for member in self.members.values():
+            for group in member.param_groups:
+                group.setdefault("rule", rule_of(member))
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
@@ -176,6 +179,8 @@ class Combined(torch.optim.Optimizer):
             state = {number: state_dict["state"][number] for number in numbers if number in state_dict["state"]}
             parts[name] = {"state": state, "param_groups": mine}
         for name, member in self.members.items():
+            for group in parts[name]["param_groups"]:
+                check_rule(group, member)
             if isinstance(member, Optimizer):
                 member.check_state(parts[name])
         for name, member in self.members.items():

@@ -130,6 +130,8 @@ INPUTS = """
     trainer/test_unfinished.py::test_a_checkpoint_that_cannot_be_read_now_is_not_damaged
 11 a full disk without checkpoints -> exit code 1
     trainer/test_unfinished.py::test_lines_that_are_lost_at_the_end_are_an_error
+11 run.from in a copy of the trunk's directory -> one line
+    trainer/test_branch.py::test_a_copied_directory_has_not_gone_on_from_the_original
 12 one flipped bit in a replica -> rank and tensor named
     distributed/test_kill.py::test_a_replica_that_differs_is_named
 12 any bit, any exchange of places -> seen
@@ -172,6 +174,8 @@ INPUTS = """
     optim/test_state_dict.py::test_the_state_of_another_rule_is_refused_at_load
 17 Signum's state in Muon or Dion2, UncorrectedAdam's in AdamH -> refused at load
     optim/test_state_dict.py::test_the_state_of_another_rule_is_refused_at_load
+17 any rule's state in any other, torch's in Combined too -> one line that names both
+    optim/test_state_dict.py::test_no_rule_takes_the_state_of_any_other
 17 load hooks -> see and change it
     optim/test_state_dict.py::test_hooks_see_and_change_the_owners_state
 """

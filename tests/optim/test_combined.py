@@ -96,7 +96,7 @@ def test_the_state_of_another_is_refused_whole():
     train(model, optimizer, range(2))
     before = str(optimizer.state_dict())
     for saved, words in [
-        (made(dict(optimizer=NorMuon))[1].state_dict(), ("beta2", "Muon")),
+        (made(dict(optimizer=NorMuon))[1].state_dict(), ("rule=NorMuon", "Muon")),
         (torch.optim.AdamW(Net().parameters()).state_dict(), ("groups", "[6]", "[1, 1, 1, 3]")),
     ]:
         with raises_naming(ValueError, *words):

@@ -1,14 +1,19 @@
 """State dicts: what is refused, and what hooks see.  Layouts: tests/distributed/test_state_dict.py."""
 
 import copy
+import inspect
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
 from optim import SOAP, AdamH, Dion2, Lion, Muon, NorMuon, Signum, UncorrectedAdam
+from optim.base import Optimizer
+from optim.combined import Combined
 from tests.errors import raises_naming
 from tests.optim.reference import seeded
+from tests.optim.rules import find_rules
 
 
 def built(cls, **settings):
@@ -17,6 +22,14 @@ def built(cls, **settings):
     weight.grad = seeded((4, 3), 1)
     optimizer.step()
     return optimizer
+
+
+def together(params, rule):
+    return Combined([dict(optimizer=rule, params=params)])
+
+
+ALL_RULES = [cls for cls in find_rules(Optimizer) if "defaults" not in inspect.signature(cls).parameters]
+TORCHS = [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Muon]
 
 
 class Kellers(torch.optim.Optimizer):
@@ -48,7 +61,9 @@ class Kellers(torch.optim.Optimizer):
     ],
 )
 def test_the_state_of_another_rule_is_refused_at_load(theirs, cls, words):
+    """One that does not say whose it is: torch's, or of an earlier version."""
     saved, optimizer = copy.deepcopy(theirs().state_dict()), built(cls)
+    saved["param_groups"][0].pop("rule", None)
     if words is None:
         optimizer.load_state_dict(saved)
     else:
@@ -57,6 +72,31 @@ def test_the_state_of_another_rule_is_refused_at_load(theirs, cls, words):
             optimizer.load_state_dict(saved)
         assert str(before) == str(optimizer.state_dict()), "nothing is loaded"
     optimizer.step()
+
+
+def test_no_rule_takes_the_state_of_any_other():
+    """AdamH's state has the names and shapes of ADOPT's, Steepest's those of Scion's, torch's Muon has Muon's name."""
+    alone = {cls: built(cls) for cls in ALL_RULES}
+    combined = {cls: built(together, rule=cls) for cls in [*ALL_RULES, *TORCHS]}
+    for optimizers in (alone, combined):
+        saved = {cls: copy.deepcopy(optimizer.state_dict()) for cls, optimizer in optimizers.items()}
+        for cls, other in itertools.permutations(optimizers, 2):
+            with raises_naming(ValueError, cls.__name__, other.__name__, "same optimizer"):
+                optimizers[cls].load_state_dict(saved[other])
+        assert all(str(optimizer.state_dict()) == str(saved[cls]) for cls, optimizer in optimizers.items())
+    for cls in ALL_RULES:  # alone or with others, it is the same rule
+        alone[cls].load_state_dict(combined[cls].state_dict())
+        combined[cls].load_state_dict(alone[cls].state_dict())
+
+
+def test_a_group_goes_on_saying_whose_it_is():
+    optimizer = built(together, rule=torch.optim.AdamW)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["param_groups"][0].pop("rule") == "torch.optim.AdamW"
+    optimizer.load_state_dict(saved)  # of an earlier version
+    assert optimizer.state_dict()["param_groups"][0]["rule"] == "torch.optim.AdamW"
+    with raises_naming(ValueError, "rule=SOAP", "Muon"):
+        Muon([{"params": [nn.Parameter(seeded((4, 3), 0))], "rule": "SOAP"}])
 
 
 @pytest.mark.parametrize("cls", [Muon, SOAP, Lion])

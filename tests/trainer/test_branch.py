@@ -1,12 +1,14 @@
 """A run leaves its weights behind, and another goes on from any of its checkpoints with another schedule or length."""
 
+import shutil
+
 import pytest
 import torch
 
 from common import UserError
 from tests.errors import check_names, raises_naming
-from tests.runs import read_losses, read_record
-from trainer.run import storage
+from tests.runs import SHORT, read_losses, read_record
+from trainer.run import resume, storage
 from trainer.run.dcp_index import read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -43,6 +45,31 @@ def test_the_record_says_where_it_branched(run, tmp_path):
     assert [header.get("branch") for header in headers] == [None, "trunk@4"]
     run("again", *COOL, f"run.from_={tmp_path}/branch@6", "train.steps=8")
     assert [line["run"] for line in read_record(tmp_path / "again") if "run" in line][-1]["branch"] == "branch@6"
+
+
+def test_a_copied_directory_has_not_gone_on_from_the_original(run, configure, tmp_path):
+    """Its own checkpoints would win over ``run.from`` without a word."""
+    settings = ["schedule=constant", "train.steps=2", "eval.every=2", "checkpoint.every=1"]
+    trunk, copy, branch = (tmp_path / name for name in ("trunk", "copy", "branch"))
+    run("trunk", *settings)
+    shutil.copytree(trunk, copy)
+    run("branch", *settings, f"run.from_={trunk}@1")
+
+    def again(directory, source):
+        config = configure(*SHORT, *settings, f"run.dir={directory}", f"run.from_={source}")
+        return bool(resume.finished(config)), resume.find(config)[0]
+
+    def refused(directory, source):
+        with raises_naming(UserError, f"run.from={source}", f"run.dir={directory}", "run.from out", "new run.dir"):
+            again(directory, source)
+
+    for source in (trunk, f"{trunk}@1", storage.folder_of(trunk / "checkpoints", 1)):
+        refused(copy, source)
+        assert again(branch, source) == (True, storage.folder_of(branch / "checkpoints", 2)), "the command of its start"
+    refused(trunk, f"{trunk}@1")  # no way back within a run
+    refused(branch, f"{trunk}@2")
+    shutil.rmtree(storage.folder_of(copy / "checkpoints", 2))
+    refused(copy, trunk)  # it has not finished
 
 
 def test_what_a_branch_may_not_change(run, tmp_path):

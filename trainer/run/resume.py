@@ -25,6 +25,8 @@ def finished(config: Config) -> str:
     saved = storage.committed(config.run.checkpoints) if config.checkpoint.last else []
     if saved and storage.step_of(saved[0]) != config.train.steps:
         return ""  # the record is complete, the last weights are lost
+    if saved:
+        _check_from(config, saved[0])
     loss = float("nan") if lines[-1]["val/loss"] is None else lines[-1]["val/loss"]
     gone = "" if saved or not config.checkpoint.last else f"; its weights are not in {config.run.checkpoints}"
     return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do{gone}"
@@ -36,7 +38,7 @@ def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tupl
     Returns where the run stands, what to tell about it, and what keeps other processes out of its directory while open.
     Raises CheckpointError: there are checkpoints but none is good, or one is wanted and there is none.
     Raises UserError: another process holds the directory, there is a record without a checkpoint, or ``run.from`` is of
-    a run whose settings differ in more than schedule and length.
+    a run whose settings differ in more than schedule and length, or not what the directory's run went on from.
     """
     with ExitStack() as stack:
         parallel.broadcast_rank0(lambda: bool(stack.enter_context(lock_run_dir(config.run.path))))
@@ -76,19 +78,38 @@ def find(config: Config) -> tuple[Path | None, list[str]]:
 
     This run's newer ones are set aside: if they could be read another time after all, the run would leap to them and
     leave a gap in its record; and they would be counted among the newest that stay.
+
+    Raises UserError: this run has not gone on from ``run.from``.
     """
     own = config.run.checkpoints
     storage.remove_partial(own)
     folder, faults = storage.newest_good(own)
-    for damaged in storage.committed(own)[: len(faults)] if folder else ():
-        storage.set_aside(damaged)
-    if folder is None and not faults and config.run.from_:
+    if folder:
+        _check_from(config, folder)
+        for damaged in storage.committed(own)[: len(faults)]:
+            storage.set_aside(damaged)
+    elif not faults and config.run.from_:
         own, folder, faults = _other(Path(config.run.from_))
     if folder is None and faults:
         raise CheckpointError(f"{faults[0]}; no good one is left in {own}: remove that folder to start anew")
     if folder is None and config.run.resume == Resume.must:
         raise CheckpointError(f"run.resume=must, but {own} holds no checkpoint: use run.resume=auto to start anew")
     return folder, [f"warning: {fault}; it is not used" for fault in faults]
+
+
+def _check_from(config: Config, folder: Path) -> None:
+    """Raises UserError: the run's own checkpoint did not come from ``run.from``, as in a directory that was copied."""
+    if not config.run.from_:
+        return
+    run, step = storage.run_and_step(Path(config.run.from_))
+    began = storage.read_state(folder).get("branch") or ""
+    name, _, at = began.rpartition("@")
+    if name != run.resolve().name or step not in (None, int(at)):
+        raise UserError(
+            f"run.from={config.run.from_}, but run.dir={config.run.dir} already holds a run that "
+            f"{f'went on from {began}' if began else 'began by itself'}, up to update {storage.step_of(folder)}: leave "
+            "run.from out to go on with that, or choose a new run.dir"
+        )
 
 
 def _other(source: Path) -> tuple[Path, Path | None, list[str]]:

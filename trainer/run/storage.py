@@ -50,15 +50,25 @@ def committed(checkpoints: Path) -> list[Path]:
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
+def run_and_step(source: Path) -> tuple[Path, int | None]:
+    """The run that a checkpoint's folder, RUN@STEP or RUN names, and the step if it names one; it need not exist."""
+    if (step := step_of(source)) is not None:
+        return source.parent.parent, step
+    run, _, number = str(source).rpartition("@")
+    if not run or not number.isdecimal() or source.exists():
+        return source, None
+    return Path(run), int(number)
+
+
 def at_step(source: Path) -> Path:
     """RUN@STEP as that checkpoint's folder; any other path as it is.
 
     Raises CheckpointError: the run has none of that step.
     """
-    run, _, step = str(source).rpartition("@")
-    if not run or not step.isdecimal() or source.exists():
+    run, step = run_and_step(source)
+    if step is None or step == step_of(source):
         return source
-    folder, found = folder_of(Path(run, "checkpoints"), int(step)), committed(Path(run, "checkpoints"))
+    folder, found = folder_of(run / "checkpoints", step), committed(run / "checkpoints")
     if folder not in found:
         steps = ", ".join(str(step_of(path)) for path in reversed(found)) or "none"
         raise CheckpointError(f"{source}: that run holds no checkpoint of update {step}, but of {steps}; the run's "
