@@ -35,10 +35,12 @@ from optim import Muon  # noqa: E402
 from optim.matrix import local  # noqa: E402
 from optim.minimax import polar_express_coefficients  # noqa: E402
 from optim.polar import polar  # noqa: E402
+from scripts.benchmarks.floors import bare_messages, bare_passes, bare_products  # noqa: E402
 
 STANDARD = "newton_schulz5"  # the one iteration that every contender knows; here in float32 for all
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 SAME, DEFAULT, FLOOR = "ours, same iteration", "ours, default", "bare products"
+PASSES, MESSAGES = "bare passes", "bare messages"
 DION, DION_EXPRESS, EVERYWHERE = "dion", "dion, Polar Express", "gather everywhere"
 DION_BFLOAT16 = "dion, sends bfloat16"  # as it does by itself: half of the others' bytes
 OURS_BFLOAT16 = "ours, sends bfloat16"  # the same iteration
@@ -105,19 +107,6 @@ class GatherEverywhere(torch.optim.Optimizer):
             p.add_(distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None), alpha=-0.02)
 
 
-def bare_products(shapes):
-    """The products alone, one matrix after another, of this rank's share: what no implementation can beat."""
-    matrices = [torch.randn(min(s), max(s)) for s in shapes[: len(shapes) // dist.get_world_size()]]
-
-    def step():
-        for x in matrices:
-            for _ in range(5):
-                gram = x @ x.mT
-                torch.addmm(x, torch.addmm(gram, gram, gram), x)
-
-    return step
-
-
 def plain_iteration(x: torch.Tensor, coefficients=JORDAN) -> torch.Tensor:
     """One matrix or a stack of them, the way that every package writes it, in float32; DTensors as they come."""
     tall = x.shape[-2] > x.shape[-1]
@@ -136,16 +125,12 @@ def gathered_iteration(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     return distribute_tensor(plain_iteration(x.full_tensor()), x.device_mesh, x.placements, src_data_rank=None)
 
 
-def plain_newton_schulz(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
+def jordan(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
     return plain_iteration(x)
 
 
 def plain_polar_express(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
     return plain_iteration(x / 1.02, polar_express_coefficients(5))
-
-
-def our_iteration(x: torch.Tensor, epsilon: float = 0) -> torch.Tensor:
-    return polar(x.float(), STANDARD).to(x.dtype)
 
 
 def in_float32(name: str, iteration: str, replacement=gathered_iteration):
@@ -205,6 +190,7 @@ class TimedMuon(Muon):
         return update
 
 
+FLOORS = {FLOOR: bare_products, PASSES: bare_passes, MESSAGES: bare_messages}
 BUILDERS = {
     SAME: lambda params: TimedMuon(params, polar=STANDARD),
     DEFAULT: Muon,
@@ -214,17 +200,17 @@ BUILDERS = {
     "muon-fsdp2": muon_fsdp2,
     "pytorch-optimizer": pytorch_optimizer,
     "heavyball": heavyball,
-    DION: lambda params: dion(params, plain_newton_schulz, dion_in_float32()),
+    DION: lambda params: dion(params, jordan, dion_in_float32()),
     DION_EXPRESS: lambda params: dion(params, plain_polar_express, dion_in_float32()),
-    "dion, our products": lambda params: dion(params, our_iteration, dion_in_float32()),
-    DION_BFLOAT16: lambda params: dion(params, plain_newton_schulz, importlib.import_module("dion.muon")),
+    "dion, our products": lambda params: dion(params, lambda x, epsilon=0: polar(x, STANDARD), dion_in_float32()),
+    DION_BFLOAT16: lambda params: dion(params, jordan, importlib.import_module("dion.muon")),
 }
 
 
 def contender(name: str, shapes, layout: str):
     """Its step, or None with a note where its package is not installed."""
-    if name == FLOOR:
-        return bare_products(shapes)
+    if name in FLOORS:
+        return FLOORS[name](shapes)
     params = sharded(shapes, layout)
     grads = [p.grad for p in params]
     try:
@@ -257,7 +243,7 @@ def main() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo")
     shapes = shapes_of(args.layers, args.dim, args.layout)
-    names = [*BUILDERS, *([FLOOR] if args.layers % dist.get_world_size() == 0 else [])]
+    names = [*BUILDERS, *(FLOORS if args.layers % dist.get_world_size() == 0 else [])]
     allowed = [args.only or names, LAYOUTS[args.layout] or names]
     chosen = [name for name in names if name in (SAME, DEFAULT) or all(name in few for few in allowed)]
     steps = {name: step for name in chosen if (step := contender(name, shapes, args.layout))}
@@ -293,7 +279,7 @@ def first_step(name: str, step) -> float | None:
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
-        before = None if name == FLOOR else local(step.first_weight).detach().clone()
+        before = None if name in FLOORS else local(step.first_weight).detach().clone()
         step()
         if before is not None and torch.equal(before, local(step.first_weight)):
             raise RuntimeError("its second step changed nothing")
@@ -322,6 +308,9 @@ def report(unit: str, times: dict[str, list[float]], first: dict[str, float | No
 def report_targets(times: dict[str, list[float]], engine: list[float]) -> None:
     spread = f"{statistics.median(engine):.1%} ({min(engine):.1%}-{max(engine):.1%})"
     print(f"{SAME}, CPU time of the first rank outside of its products: {spread}, target {ENGINE_TARGET:.0%}")
+    if times.keys() >= FLOORS.keys():
+        floor = [sum(parts) for parts in zip(*(times[name] for name in FLOORS), strict=True)]
+        print(f"{SAME} / {', '.join(FLOORS)}, one after the other: {ratio(times[SAME], floor)[1]}")
     for worlds, ours, against, target in TARGETS:
         others = [name for name in against if name in times]
         if dist.get_world_size() not in worlds or ours not in times or not others:
