@@ -154,10 +154,9 @@ class ShardedTransfer(Transfer):
     def start_scatter(self, results: dict[int, Tensor]) -> None:
         if any(self.plan.specs[i].copies for i in self.order):  # more goes back than came
             self._allocate(self.plan.shard_numel, self.shards.device)
-        parts = [part for i in self.rows for part in self._parts(i, results.pop(i))]
-        rows = [flat for of in self.rows.values() for flat in of]
-        if parts:
-            torch._foreach_copy_([flat.view(part.shape) for flat, part in zip(rows, parts, strict=True)], parts)
+        pairs = [pair for i, of in self.rows.items() for pair in zip(of, self._parts(i, results.pop(i)), strict=True)]
+        if pairs:
+            torch._foreach_copy_([flat.view(part.shape) for flat, part in pairs], [part for _, part in pairs])
         self.work = dist.all_to_all_single(
             self.shards, self.packed, self.to_owner, self.from_rank, group=self.group, async_op=True
         )
