@@ -1,15 +1,18 @@
 """Processes in a fraction of a second: forks of one server that has imported everything.
 
-    server = ForkServer("tests/distributed/harness.py")         # a script that calls serve(...)
-    ranks = Ranks(server, {"any": "request"}, world_size=2, out=tmp_path)
+    ranks = Ranks("tests.distributed.harness", {"any": "request"}, world_size=2, out=tmp_path)
     ranks.kill(1)                                               # SIGKILL
     codes = ranks.wait(timeout=60)                              # of every rank, negative for a signal
     ranks.output(0)                                             # stdout and stderr of rank 0
 
-The server ends with whoever started it, and takes its forks along.
+The module has ``child(request, prepare(request))``, which runs in the fork and returns its exit code; what ``prepare``
+returns is made in the server, where it may be kept for the next fork.  All tests of a session share one server, which
+ends with them and takes its forks along.
 """
 
 import ctypes
+import functools
+import importlib
 import json
 import os
 import signal
@@ -17,10 +20,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch.distributed as dist
@@ -33,10 +36,10 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 class ForkServer:
     """The server, seen from the tests."""
 
-    def __init__(self, script: str):
+    def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, script], env=environment, cwd=ROOT, **pipes)
+        self.process = subprocess.Popen([sys.executable, "-m", __name__], env=environment, cwd=ROOT, **pipes)
 
     def start(self, request: dict, log: Path, environment: dict[str, str]) -> int:
         """Fork a process for the request; returns its pid, which is also its process group."""
@@ -46,10 +49,6 @@ class ForkServer:
         """Its exit code, negative for a signal; None while it runs.  To be asked once after its end."""
         return self._ask({"poll": pid})["code"]
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
     def _ask(self, request: dict) -> dict:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -58,28 +57,35 @@ class ForkServer:
         return json.loads(answer)
 
 
+@functools.cache
+def server() -> ForkServer:
+    return ForkServer()
+
+
 class Ranks:
     """Forks that work together, with torchrun's environment, except that nobody restarts them or kills the rest when
     one has died.
 
     Args:
+        module: whose ``child`` they run.
         out: an empty folder for what they print.
         launched: False: a process that no launcher has started.
         timeout: seconds that one waits for the others to come.
     """
 
-    def __init__(self, server: ForkServer, request: dict, world_size: int, out: Path, launched: bool = True,
+    def __init__(self, module: str, request: dict, world_size: int, out: Path, launched: bool = True,
                  timeout: float = 300):  # fmt: skip
-        self.server, self.out, self.codes = server, out, {}
+        self.out, self.codes = out, {}
         self.store = _rendezvous(timeout) if launched else None
         environments = [_torchrun(rank, world_size, self.store.port) if launched else {} for rank in range(world_size)]
-        self.pids = [server.start(request | {"rank": rank}, out / str(rank), environment)
+        request = request | {"module": module}
+        self.pids = [server().start(request | {"rank": rank}, out / str(rank), environment)
                      for rank, environment in enumerate(environments)]  # fmt: skip
 
     def poll(self) -> list[int | None]:
         """Exit codes so far."""
         for rank, pid in enumerate(self.pids):
-            if rank not in self.codes and (code := self.server.poll(pid)) is not None:
+            if rank not in self.codes and (code := server().poll(pid)) is not None:
                 self.codes[rank] = code
         return [self.codes.get(rank) for rank in range(len(self.pids))]
 
@@ -137,10 +143,11 @@ def _torchrun(rank: int, world_size: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def serve(child: Callable[[dict, Any], int | None], prepare: Callable[[dict], Any] = lambda request: None) -> None:
-    """Answer requests until the tests are gone.  ``child(request, prepare(request))`` runs in the fork and returns
-    its exit code; what ``prepare`` returns is made here, where it may be kept for the next fork."""
+def serve() -> None:
+    """Answer requests until the tests are gone."""
+    import accelerate  # noqa: F401  # with what else a fork would import by itself, each time
     import matplotlib.pyplot  # noqa: F401
+    import pytest  # noqa: F401
     import torch._dynamo  # noqa: F401  # optimizers import it when they are built
     import torch.distributed.fsdp  # noqa: F401
     import wandb  # noqa: F401
@@ -153,15 +160,16 @@ def serve(child: Callable[[dict, Any], int | None], prepare: Callable[[dict], An
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
         else:
-            prepared = prepare(request)
+            module = importlib.import_module(request["module"])
+            prepared = module.prepare(request)
             pid = os.fork()
             if pid == 0:
-                _run(child, request, prepared)
+                _run(module, request, prepared)
             answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
 
 
-def _run(child: Callable[[dict, Any], int | None], request: dict, prepared: Any) -> None:
+def _run(module: ModuleType, request: dict, prepared: Any) -> None:
     """In the fork; it never returns, and never ends the interpreter: what that would wait for is the server's."""
     code = 1
     try:
@@ -174,10 +182,14 @@ def _run(child: Callable[[dict, Any], int | None], request: dict, prepared: Any)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(fork["environment"])
-        code = child(request, prepared) or 0
+        code = module.child(request, prepared) or 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

@@ -15,7 +15,6 @@ Every process has torchrun's environment and one thread.  If a rank fails or is 
 AssertionError shows the end of what it printed.
 """
 
-import functools
 import importlib.util
 import inspect
 import os
@@ -27,12 +26,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.distributed.forks import ForkServer, Ranks, serve
-
-
-@functools.cache
-def server() -> ForkServer:
-    return ForkServer(__file__)
+from tests.distributed.forks import Ranks
 
 
 def run_workers(worker: Callable, world_size: int, tmp_path: Path, *, timeout: float = 300, **kwargs) -> list:
@@ -40,7 +34,7 @@ def run_workers(worker: Callable, world_size: int, tmp_path: Path, *, timeout: f
     out = Path(tmp_path) / f"workers{time.monotonic_ns()}"
     out.mkdir(parents=True)
     request = {"source": inspect.getsourcefile(worker), "name": worker.__qualname__, "kwargs": kwargs, "out": str(out)}
-    ranks = Ranks(server(), request, world_size, out, timeout=timeout)
+    ranks = Ranks(__name__, request, world_size, out, timeout=timeout)
     try:
         if any(ranks.wait(timeout, all_end=False)):
             time.sleep(0.5)  # the first to fail is often the victim of another: let that one fail too
@@ -51,7 +45,11 @@ def run_workers(worker: Callable, world_size: int, tmp_path: Path, *, timeout: f
     return [torch.load(out / f"result{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def _call(request: dict, prepared: None) -> None:
+def prepare(request: dict) -> None:
+    """Nothing that forks could share."""
+
+
+def child(request: dict, prepared: None) -> None:
     """In the fork: import the test file by path and call its function."""
     spec = importlib.util.spec_from_file_location("worker_module", request["source"])
     module = importlib.util.module_from_spec(spec)
@@ -63,7 +61,3 @@ def _call(request: dict, prepared: None) -> None:
     torch.save(result, Path(request["out"]) / f"result{rank}.pt")
     if dist.is_initialized():
         dist.barrier()
-
-
-if __name__ == "__main__":
-    serve(_call)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tests.distributed.forks import ForkServer, Ranks, serve
+from tests.distributed.forks import Ranks
 
 
 class Template:
-    """The process that is forked; ``with`` ends it and all that it started."""
+    """The process that is forked; ``with`` ends all that it started."""
 
     def __init__(self, folder: Path):
-        self.folder, self.jobs, self.server = Path(folder), [], ForkServer(__file__)
+        self.folder, self.jobs = Path(folder), []
 
     def __enter__(self) -> "Template":
         return self
@@ -27,7 +27,6 @@ class Template:
     def __exit__(self, *error: object) -> None:
         for job in self.jobs:
             job.kill_all()
-        self.server.close()
 
     def start(self, arguments: list[str], ranks: int = 1, hook: list | None = None, launched: bool | None = None
               ) -> Ranks:  # fmt: skip
@@ -35,7 +34,7 @@ class Template:
         out = self.folder / f"job{len(self.jobs)}"
         out.mkdir(parents=True)
         request = {"arguments": arguments, "hook": hook}
-        self.jobs.append(Ranks(self.server, request, ranks, out, ranks > 1 if launched is None else launched))
+        self.jobs.append(Ranks(__name__, request, ranks, out, ranks > 1 if launched is None else launched))
         return self.jobs[-1]
 
     def run(self, arguments: list[str], ranks: int = 1, hook: list | None = None, launched: bool | None = None,
@@ -47,7 +46,11 @@ class Template:
         return job
 
 
-def _train(request: dict, composed: DictConfig) -> int:
+def prepare(request: dict) -> DictConfig:
+    return _compose(tuple(request["arguments"]))
+
+
+def child(request: dict, composed: DictConfig) -> int:
     """In the fork: what trainer/launch/job.py does."""
     from common import UserError
     from tests.distributed import hooks
@@ -85,6 +88,3 @@ def _compose(arguments: tuple[str, ...]) -> DictConfig:
     with hydra_initialized(overrides):
         return hydra.compose("train", overrides=overrides)
 
-
-if __name__ == "__main__":
-    serve(_train, lambda request: _compose(tuple(request["arguments"])))

@@ -14,8 +14,9 @@ from hydra.version import getbase
 
 from common import UserError, write_text
 from data.shards import write_shard
+from tests.distributed.programs import train
 from tests.errors import check_names, error_lines, raises_naming
-from tests.runs import ROOT, TINY, train
+from tests.runs import ROOT, TINY
 from trainer.config import keys
 from trainer.launch import failures, load_config, processes, rendezvous
 from trainer.launch.job import prepare_run_dir
