@@ -45,7 +45,8 @@ def place(shapes, mesh: DeviceMesh | None = None) -> Matrices:
 
 def sharded(shapes, layout: str, world_size: int) -> tuple[Matrices, dist.ProcessGroup | None]:
     """The module under a layout, and the process group that a matrix optimizer needs for it."""
-    dist.init_process_group("gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
     return place(shapes, mesh_of(layout, world_size)), dist.group.WORLD if layout == "ddp" else None
 
 

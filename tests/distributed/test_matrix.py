@@ -15,9 +15,10 @@ from tests.optim.reference import AWKWARD, STACKED, plain_muon, seeded
 pytestmark = pytest.mark.slow
 STEPS = 4
 FEW = [(6, 4)]  # fewer matrices than ranks
+SPLIT = [(12, 8), (8, 12), (5, 6, 4)]
 
 
-def train(rank, world_size, shapes, layout, bucket_bytes=2**20, skip=(), **settings):
+def train(shapes, layout, world_size, bucket_bytes=2**20, skip=(), **settings):
     """Take STEPS steps; parameters in ``skip`` get no gradient at step 2.  Returns the whole weights."""
     model, group = sharded(shapes, layout, world_size)
     optimizer = Muon(model.named_parameters(), process_group=group, bucket_bytes=bucket_bytes, **settings)
@@ -39,17 +40,52 @@ def reference(shapes, skip=(), **settings):
     return plain_muon(weights, grads, polar, **settings)
 
 
+def split_groups(world_size, layout):
+    """Fused QKV, a Conv1D-oriented matrix and an expert stack."""
+    model, group = sharded(SPLIT, layout, world_size)
+    w = model.weights
+    groups = [
+        {"params": [w[0]], "split": 3},
+        {"params": [w[1]], "split": 3, "conv1d": True},
+        {"params": [w[2]]},
+    ]
+    optimizer = Muon(groups, process_group=group)
+    for step in range(STEPS):
+        for i, param in enumerate(w):
+            param.grad = gradient(param, step, i)
+        optimizer.step()
+    return [whole(p) for p in w]
+
+
 LAYOUTS = [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4), ("hsdp", 4), ("ddp", 2), ("ddp", 3)]
 
 
-@pytest.mark.parametrize(("layout", "world_size"), [*LAYOUTS, ("hsdp shared", 4)])
-def test_bitwise_on_awkward_shapes(tmp_path, layout, world_size):
+def train_all(rank, world_size, layout):
+    of = dict(layout=layout, world_size=world_size)
+    awkward = dict(shapes=AWKWARD, bucket_bytes=5000, **of)
+    return {
+        "repeated": train(**awkward, skip=[3], weight_decay=0.1, share="never"),
+        "shared": train(**awkward, skip=[3], weight_decay=0.1, share="always"),
+        "sent as bfloat16": train(**awkward, comm_dtype=torch.bfloat16),
+        "stacked": train(STACKED, **of, weight_decay=0.1, cautious=True),
+        "few": train(FEW, **of),
+        "split": split_groups(**of),
+    }
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: f"{layout[0]}-{layout[1]}")
+def job(request, tmp_path_factory):
+    """``job("stacked")`` -> the whole weights of every rank: one launch for all tests of a layout."""
+    layout, world_size = request.param
+    ranks = run_workers(train_all, world_size, tmp_path_factory.mktemp("job"), layout=layout)
+    return lambda name: [found[name] for found in ranks]
+
+
+@pytest.mark.parametrize("share", ["repeated", "shared"])
+def test_bitwise_on_awkward_shapes(job, share):
     """Float32, no two matrices stacked: one row, one column, rows < W, rows not divisible by W, tiny buckets."""
     expected = reference(AWKWARD, skip=[3], wd=0.1)
-    layout, _, shared = layout.partition(" ")
-    settings = dict(skip=[3], weight_decay=0.1, share="always" if shared else "never")
-    results = run_workers(train, world_size, tmp_path, shapes=AWKWARD, layout=layout, bucket_bytes=5000, **settings)
-    for weights in results:
+    for weights in job(share):
         for shape, a, b in zip(AWKWARD, weights, expected, strict=True):
             assert torch.equal(a, b), f"{shape} differs by {(a - b).abs().max()}"
 
@@ -58,36 +94,46 @@ def rounded(tensor):
     return tensor.bfloat16().float()
 
 
-@pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
-def test_bitwise_with_bfloat16_sent(tmp_path, layout, world_size):
+def test_bitwise_with_bfloat16_sent(job):
     """Both ways are rounded, wherever a matrix lives; the products between are those of float32."""
     weights = [seeded(s, 0, i) for i, s in enumerate(AWKWARD)]
     grads = [[seeded(s, 1 + t, i) for i, s in enumerate(AWKWARD)] for t in range(STEPS)]
     expected = plain_muon(weights, grads, lambda whole: rounded(polar(rounded(whole))))
-    for got in run_workers(train_with_bfloat16_sent, world_size, tmp_path, shapes=AWKWARD, layout=layout):
+    for got in job("sent as bfloat16"):
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def train_with_bfloat16_sent(rank, world_size, **settings):
-    return train(rank, world_size, bucket_bytes=5000, comm_dtype=torch.bfloat16, **settings)
-
-
-@pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
-def test_stacks(tmp_path, layout, world_size):
+def test_stacks(job):
     """Equal shapes are stacked; rounding may differ, 1e-5 is the bound."""
     expected = reference(STACKED, wd=0.1, cautious=True)
-    for weights in run_workers(
-        train, world_size, tmp_path, shapes=STACKED, layout=layout, weight_decay=0.1, cautious=True
-    ):
+    for weights in job("stacked"):
         for a, b in zip(weights, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 4), ("ddp", 4)])
-def test_fewer_matrices_than_ranks(tmp_path, layout, world_size):
-    expected = reference(FEW)
-    for weights in run_workers(train, world_size, tmp_path, shapes=FEW, layout=layout):
-        assert torch.equal(weights[0], expected[0])
+def test_fewer_matrices_than_ranks(job):
+    for weights in job("few"):
+        assert torch.equal(weights[0], reference(FEW)[0])
+
+
+def test_splits_conv1d_and_experts(job):
+    pieces = {
+        0: lambda x: list(x.split(4, 0)),
+        1: lambda x: [c.T for c in x.split(4, 1)],
+        2: lambda x: list(x.unbind(0)),
+    }
+    joins = {
+        0: lambda p: torch.cat(p, 0),
+        1: lambda p: torch.cat([c.T for c in p], 1),
+        2: lambda p: torch.stack(p),
+    }
+    expected = []
+    for i, shape in enumerate(SPLIT):
+        grads = [pieces[i](seeded(shape, 1 + t, i)) for t in range(STEPS)]
+        expected.append(joins[i](plain_muon(pieces[i](seeded(shape, 0, i)), grads, polar)))
+    for weights in job("split"):
+        for a, b in zip(weights, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def count(rank, world_size, shapes, layout, bucket_bytes):
@@ -199,45 +245,6 @@ def test_nan_does_not_desynchronise(tmp_path):
     for weights in others:
         assert all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() for a, b in zip(first, weights, strict=True))
     assert first[0].isnan().any() and first[2].isfinite().all()
-
-
-def split_groups(rank, world_size, layout):
-    """Fused QKV, a Conv1D-oriented matrix and an expert stack."""
-    model, group = sharded([(12, 8), (8, 12), (5, 6, 4)], layout, world_size)
-    w = model.weights
-    groups = [
-        {"params": [w[0]], "split": 3},
-        {"params": [w[1]], "split": 3, "conv1d": True},
-        {"params": [w[2]]},
-    ]
-    optimizer = Muon(groups, process_group=group)
-    for step in range(STEPS):
-        for i, param in enumerate(w):
-            param.grad = gradient(param, step, i)
-        optimizer.step()
-    return [whole(p) for p in w]
-
-
-@pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 1), ("fsdp", 3), ("hsdp", 4), ("ddp", 2)])
-def test_splits_conv1d_and_experts(tmp_path, layout, world_size):
-    shapes = [(12, 8), (8, 12), (5, 6, 4)]
-    pieces = {
-        0: lambda x: list(x.split(4, 0)),
-        1: lambda x: [c.T for c in x.split(4, 1)],
-        2: lambda x: list(x.unbind(0)),
-    }
-    joins = {
-        0: lambda p: torch.cat(p, 0),
-        1: lambda p: torch.cat([c.T for c in p], 1),
-        2: lambda p: torch.stack(p),
-    }
-    expected = []
-    for i, shape in enumerate(shapes):
-        grads = [pieces[i](seeded(shape, 1 + t, i)) for t in range(STEPS)]
-        expected.append(joins[i](plain_muon(pieces[i](seeded(shape, 0, i)), grads, polar)))
-    for weights in run_workers(split_groups, world_size, tmp_path, layout=layout):
-        for a, b in zip(weights, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 EVEN = [(8, 4), (4, 8), (16, 12), (4, 6, 4)]  # FSDP2 over tensor parallelism takes shards that divide

@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from tests.distributed.jobs import Template
 from tests.runs import ROOT, TINY, read_record
 
 pytestmark = pytest.mark.slow
@@ -14,12 +13,6 @@ SOME = ["adamw", "lion", "normuon", "scion", "shampoo", "soap", "steepest"]
 # torch's own Muon orthogonalizes in bfloat16, whatever the dtype of the weights.  Shampoo's first statistics are nearly
 # singular: float32 rounding decides their smallest eigenvalues, whose roots are the largest.
 TOLERANCES = {("torch_muon", "float64"): 1e-2, ("torch_muon", "float32"): 1e-2, ("shampoo", "float32"): 2e-3}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    with Template(tmp_path_factory.mktemp("jobs")) as started:
-        yield started
 
 
 @pytest.mark.parametrize("name", NAMES if os.environ.get("NANOMUON_SOAK") else SOME)

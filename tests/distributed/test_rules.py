@@ -3,6 +3,8 @@
 What one process computes is checked against the published formulas in tests/optim.
 """
 
+import functools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -94,6 +96,12 @@ def train_all(rank, world_size, layout):
     }
 
 
+@functools.cache
+def alone(name, stacked=False):
+    """On one process: the same for all layouts."""
+    return train_one(*(RULES | ELEMENTWISE)[name], STACKED if stacked else AWKWARD)
+
+
 LAYOUTS = [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4), ("hsdp", 4), ("ddp", 2), ("ddp", 3)]
 
 
@@ -107,7 +115,7 @@ def job(request, tmp_path_factory):
 def test_bitwise_on_awkward_shapes(job):
     """Float32, matrices of which no two are stacked: one row, one column, fewer rows than ranks, ragged shards."""
     for name, rule in (RULES | ELEMENTWISE).items():
-        expected = train_one(*rule, AWKWARD)["weights"]
+        expected = alone(name)["weights"]
         for result in job[1]:
             for shape, got, want in zip(AWKWARD, result["awkward"][name]["weights"], expected, strict=True):
                 if "fused" in rule[1]:  # torch's fused kernels round the ends of their vectors differently
@@ -118,8 +126,8 @@ def test_bitwise_on_awkward_shapes(job):
 
 def test_stacks_are_equal_to_rounding(job):
     """Equal shapes are stacked, differently in each layout."""
-    for name, rule in RULES.items():
-        expected = train_one(*rule, STACKED)["weights"]
+    for name in RULES:
+        expected = alone(name, stacked=True)["weights"]
         for result in job[1]:
             for got, want in zip(result["stacked"][name]["weights"], expected, strict=True):
                 torch.testing.assert_close(
@@ -133,7 +141,7 @@ def test_every_matrix_has_its_state_at_one_owner(job):
     groups = [results[:2], results[2:]] if layout == "hsdp" else [results]
     momentum = {"normuon": True, "shampoo": False, "soap": False}
     for name, sharded in momentum.items() if layout != "ddp" else ():
-        whole = train_one(*RULES[name], STACKED)["held"]
+        whole = alone(name, stacked=True)["held"]
         for group in groups:
             for i, (m, n) in enumerate(STACKED):
                 held = sorted(result["stacked"][name]["held"][i] for result in group)

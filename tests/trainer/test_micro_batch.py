@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from common import UserError
+from tests.distributed import hooks
 from tests.distributed.harness import run_workers
 from tests.errors import raises_naming
 from tests.runs import SHORT, read_losses, read_record
@@ -82,6 +83,7 @@ def test_not_one_sequence(run, monkeypatch):
 
 def trained(rank: int, world_size: int, folder: str) -> dict:
     """Rank 1's memory holds 3 of its 12 sequences: forward passes fail at 12, backward passes at 6."""
+    hooks.no_plot()
     found = {}
     for mode in ("fsdp", "ddp"):
         for device, asked in (("small", 12), ("large", 3)):
