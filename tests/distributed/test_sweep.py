@@ -8,17 +8,20 @@ import shutil
 
 import pytest
 
+from tests import runs
+from tests.distributed import programs
 from tests.errors import check_names, error_lines
-from tests.runs import TINY, cut_record, read_record, train
+from tests.runs import TINY, cut_record, read_record
 
 pytestmark = pytest.mark.slow
 # The first learning rate ends a run at its second update.
 SWEEP = [*TINY, "train.steps=4", "eval.every=2", "-m", "optim.matrix.lr=1e30,0.01"]
-RANKS = [2, 1, 3] if "NANOMUON_SOAK" in os.environ else [2]
+SEEDS = ["seed=1,2", "sweep.order=abba"]
+RANKS = [2, 0, 1, 3] if "NANOMUON_SOAK" in os.environ else [2]  # 0: processes of their own
 BAD, GOOD = "optim.matrix.lr=1e+30,seed=", "optim.matrix.lr=0.01,seed="
 
 
-def sweep(*arguments, ranks, cwd, code):
+def sweep(*arguments, ranks, cwd, code, train=programs.train):
     done = train(*SWEEP, *arguments, ranks=ranks, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -26,19 +29,6 @@ def sweep(*arguments, ranks, cwd, code):
 
 def order(done):
     return [line.split(": ")[1] for line in done.stdout.splitlines() if re.match(r"job \d+ of \d+: ", line)]
-
-
-def test_abba_runs_in_its_order(tmp_path):
-    """In one process, and with processes of their own: the job that runs is the one that is named."""
-    for ranks in (1, 0) if "NANOMUON_SOAK" in os.environ else (1,):
-        words = ["optim.matrix.lr=0.02,0.01", "seed=1,2", "sweep.order=abba", f"hydra.sweep.dir=abba{ranks}"]
-        done = train(*SWEEP[:-1], *words, ranks=ranks, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        names = [f"optim.matrix.lr=0.0{lr},seed={seed}" for lr, seed in ((2, 1), (1, 1), (1, 2), (2, 2))]
-        assert order(done) == names
-        for name in names:
-            identity = json.loads((tmp_path / f"abba{ranks}" / name / "run.json").read_text())["identity"]
-            assert (f"optim.matrix.lr={identity['optim.matrix.lr']},seed={identity['seed']}") == name
 
 
 def losses(directory):
@@ -58,9 +48,13 @@ def test_sweeps(tmp_path):
     names = [f"{BAD}1", f"{BAD}2", f"{GOOD}1", f"{GOOD}2"]
     for ranks in RANKS:
         folder = tmp_path / f"together{ranks}"
-        done = sweep("seed=1,2", f"hydra.sweep.dir={folder.name}", ranks=ranks, cwd=tmp_path, code=1)
-        assert order(done) == names and len(error_lines(done.stderr)) == 2, "what all ranks meet is told once"
+        done = sweep(*SEEDS, f"hydra.sweep.dir={folder.name}", ranks=ranks, cwd=tmp_path, code=1, train=runs.train)
+        assert order(done) == [names[i] for i in (0, 2, 3, 1)], "the second seed's jobs backwards"
+        assert len(error_lines(done.stderr)) == 2, "what all ranks meet is told once"
         assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(names)
+        for name in names:
+            ran = json.loads((folder / name / "run.json").read_text())["identity"]
+            assert f"optim.matrix.lr={ran['optim.matrix.lr']},seed={ran['seed']}" == name
         for name in (f"{BAD}1", f"{GOOD}1"):
             expected = losses(tmp_path / "own" / name)[:2]
             assert losses(folder / name)[:2] == pytest.approx(expected, rel=1e-4, nan_ok=True)
@@ -73,10 +67,10 @@ def test_sweeps(tmp_path):
     cut_record(folder / names[3], lines=3, torn=9)  # as if it had been killed
     shutil.rmtree(folder / names[3] / "checkpoints")
     torn = (folder / names[3] / "metrics.jsonl").read_bytes()
-    stopped = sweep("seed=1,2", "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
+    stopped = sweep(*SEEDS, "hydra.sweep.dir=together2", ranks=1, cwd=tmp_path, code=1)
     assert (folder / names[3] / "metrics.jsonl").read_bytes() == torn, "no record is emptied without a word"
     assert "run.resume=restart" in stopped.stdout
-    again = sweep("seed=1,2", "hydra.sweep.dir=together2", "run.resume=restart", ranks=1, cwd=tmp_path, code=1)
+    again = sweep(*SEEDS, "hydra.sweep.dir=together2", "run.resume=restart", ranks=1, cwd=tmp_path, code=1)
     rows = [line.split() for line in again.stdout.splitlines() if line.startswith("optim")]
     states = {row[0]: row[1:-4] for row in rows}
     assert states == dict(zip(names, [["failed"], ["failed"], ["finished", "before"], ["finished"]], strict=True))
