@@ -11,8 +11,8 @@ train: install
 	$(PY) train.py experiment=smoke eval.sample="The country"
 
 test: install
-	$(PY) -m pytest -m "not slow" -q -n logical --dist worksteal
-	$(PY) -m pytest -m "slow" -q
+	$(PY) -m pytest --ignore tests/distributed -q -n logical --dist worksteal
+	$(PY) -m pytest tests/distributed -q
 
 soak: install
 	NANOMUON_SOAK=1 $(PY) -m pytest -q --timeout 7200
