@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scaling import report  # noqa: E402
 from scaling.grid import Cell, Results, cells  # noqa: E402
-from tuning.objective import train  # noqa: E402
+from tuning.objective import split_words, train  # noqa: E402
 from tuning.study import hold, locked  # noqa: E402
 
 from common import UserError, write_json  # noqa: E402
@@ -67,9 +67,7 @@ def main(words: list[str]) -> int:
 
 def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """What is this program's own, and the overrides of every run."""
-    pairs = [word.partition("=") for word in words]
-    own = OWN | {key: value for key, _, value in pairs if key in OWN}
-    overrides = [word for word, (key, _, _) in zip(words, pairs, strict=True) if key not in OWN]
+    own, overrides = split_words(words, OWN)
     if world_size() > 1:
         raise UserError(f"WORLD_SIZE={world_size()}: a run trains in one process; start transfer.py without torchrun")
     taken = ("run.", "hydra", "-", "seed=", "model.n_", "model.param", "model.base_", "optim.lr_scale")

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tuning import report, space  # noqa: E402
-from tuning.objective import Objective, overrides_of, train  # noqa: E402
+from tuning.objective import Objective, overrides_of, split_words, train  # noqa: E402
 from tuning.study import Plan, Study, hold, locked, work  # noqa: E402
 
 from common import UserError, write_json  # noqa: E402
@@ -57,9 +57,7 @@ def main(words: list[str]) -> int:
 
 def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """What is this program's own, and the overrides of every run."""
-    pairs = [word.partition("=") for word in words]
-    own = OWN | {key: value for key, _, value in pairs if key in OWN}
-    overrides = [word for word, (key, _, _) in zip(words, pairs, strict=True) if key not in OWN]
+    own, overrides = split_words(words, OWN)
     if own["report"]:
         return own, overrides
     if not own["folder"].strip() or (Path(own["folder"]).exists() and not Path(own["folder"]).is_dir()):

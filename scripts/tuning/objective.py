@@ -37,6 +37,12 @@ class TunedTrainer(Trainer):
         return measured
 
 
+def split_words(words: Sequence[str], usual: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A program's own settings, ``usual`` where they are not given, and the other words: the overrides of every run."""
+    given = {key: value for key, _, value in (word.partition("=") for word in words) if key in usual}
+    return usual | given, [word for word in words if word.partition("=")[0] not in usual]
+
+
 def overrides_of(params: dict[str, object]) -> list[str]:
     """As one types them."""
     return [f"{key}={value!r}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()]
