@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.distributed import programs
+from tests.runs import ROOT
+
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## ([^\n:]+): (\d) files?\n(.*?)(?=^## )", re.M | re.S)
 SECTIONS = {title: (int(count), text) for title, count, text in SECTION.findall(PAGE)}
@@ -63,11 +63,9 @@ def checkout(tmp_path) -> Path:
     return tree
 
 
-def run(words: list[str], tree: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": "", "NANOMUON_DATA": str(tree.parent / "data"), "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True,
-                          timeout=400)  # fmt: skip
+def run(script: Path, words: list[str], tree: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": "", "NANOMUON_DATA": str(tree.parent / "data")}
+    done = programs.run(script, *words, cwd=tree, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -94,9 +92,10 @@ def test_files_are_as_many_as_the_heading_says(title, checkout):
 def test_two_steps(title, checkout):
     write_files(title, checkout)
     for words in command_lines(title):
-        if words[0] == "train.py":
+        program, *words = words
+        if program == "train.py":
             words += SECONDS + SMALL * (title != "A model")
-        printed = run(words, checkout)
+        printed = run(checkout / program, words, checkout)
     assert "step 2/2" in printed
     lines = [json.loads(line) for line in (checkout / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["val/loss"] for line in lines]
@@ -115,6 +114,6 @@ def test_two_steps(title, checkout):
     if title == "A source of text":
         assert run_is["data"] == "paragraphs-byte"
     if title == "A metric":
-        run([str(ROOT / "scripts/compare.py"), "run", "--out", "page"], checkout)
+        run(ROOT / "scripts/compare.py", ["run", "--out", "page"], checkout)
         assert "val/bits_per_token" in (checkout / "page.html").read_text(encoding="utf-8")
         assert all(line["val/bits_per_token"] == pytest.approx(line["val/loss"] / 0.693147, 1e-5) for line in lines)
