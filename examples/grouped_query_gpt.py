@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from trainer.attention import Mask, attend, document_mask
-from trainer.language_model import LanguageModel, ModelConfig, init_tensor
+from trainer.language_model import LanguageModel, ModelConfig, init_tensor, recomputed
 
 
 @dataclass
@@ -40,8 +39,8 @@ class Block(nn.Module):
         self.down = nn.Linear(3 * c.n_embd, c.n_embd, bias=False)
         self.norm1, self.norm2 = nn.RMSNorm(c.n_embd, eps=1e-6), nn.RMSNorm(c.n_embd, eps=1e-6)
 
-    def forward(self, x: Tensor, mask: Mask | None, recompute: bool) -> Tensor:
-        return checkpoint(self.residual, x, mask, use_reentrant=False) if recompute else self.residual(x, mask)
+    def forward(self, x: Tensor, mask: Mask | None, recompute: str) -> Tensor:
+        return recomputed(recompute, self.residual, x, mask)
 
     def residual(self, x: Tensor, mask: Mask | None) -> Tensor:
         y = self.norm1(x)
@@ -54,7 +53,7 @@ class Block(nn.Module):
 class GroupedQueryGPT(LanguageModel):
     Config = GroupedQueryConfig
     config: GroupedQueryConfig
-    recompute = False
+    recompute = "none"
 
     def __init__(self, config: GroupedQueryConfig, vocab_size: int, seq_len: int, document_start: int | None = None):
         super().__init__(config, vocab_size, seq_len, document_start)
@@ -67,7 +66,7 @@ class GroupedQueryGPT(LanguageModel):
         start, head_dim = self.document_start, self.config.n_embd // self.config.n_head
         mask = None if start is None else document_mask(tokens, start, head_dim)
         for block in self.blocks:
-            x = block(x, mask, self.recompute and torch.is_grad_enabled())
+            x = block(x, mask, self.recompute)
         y = self.lm_head(self.norm(x)).flatten(0, 1)
         return F.cross_entropy(y if y.dtype == torch.float64 else y.float(), targets.flatten(), reduction="sum")
 

@@ -88,12 +88,12 @@ class Check:
 
     # Parts ------------------------------------------------------------------------------------------------------
 
-    def parallel(self, mode: str, dtype: torch.dtype, compiled: bool, recompute: bool = False) -> Parallel:
+    def parallel(self, mode: str, dtype: torch.dtype, compiled: bool, recompute: str = "none") -> Parallel:
         config = ParallelConfig(mode=mode, compile=compiled, activation_checkpointing=recompute)
         mesh = build_mesh(config, mode, self.device.type, self.ranks)
         return Parallel(config, mode, self.processes, mesh, dtype, 0)  # type: ignore[arg-type]
 
-    def run(self, model: str, dtype: torch.dtype | None = None, compiled: bool | None = None, recompute: bool = False,
+    def run(self, model: str, dtype: torch.dtype | None = None, compiled: bool | None = None, recompute: str = "none",
             document_start: int | None = None, **settings: Any) -> Run:  # fmt: skip
         mode = "single" if self.ranks == 1 else "fsdp"
         compiled = self.on_gpu if compiled is None else compiled

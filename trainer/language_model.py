@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
@@ -20,11 +20,21 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from common import UserError
 from optim.by_name import BY_NAME
 
 CONTRACT = "see trainer/language_model.py"
+# What selective recomputation does not make again: all work that grows with the width or the length of a sequence by
+# more than memory traffic does. Norms, activations and rotations, half of the bytes, are made again as they are read.
+KEPT = [
+    getattr(torch.ops.aten, name).default
+    for name in (
+        *("mm", "addmm", "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+        *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+    )
+] + [torch.ops.higher_order.flex_attention]
 
 
 @dataclass
@@ -61,9 +71,9 @@ class LanguageModel(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]]  # the dataclass of its settings
     head: ClassVar[str] = "lm_head"  # name of the output projection's module: its weights have the role `head`
     blocks: nn.ModuleList  # what is sharded, recomputed and compiled, each as one
-    # A class whose forward pass can recompute its blocks has `recompute = False`, which
-    # parallel.activation_checkpointing sets to True: keep only the blocks' inputs for the backward pass.
-    recompute: bool
+    # A class whose forward pass runs its blocks by `recomputed` has `recompute = "none"`, which
+    # parallel.activation_checkpointing sets.
+    recompute: str
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int, document_start: int | None = None):
         """With `document_start`, the token that starts each document, attention is to stay inside a document."""
@@ -88,6 +98,19 @@ class LanguageModel(nn.Module, ABC):
 
     def modules_to_compile(self) -> list[nn.Module]:
         return list(self.blocks)
+
+
+def recomputed(how: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs), a block of a model, of which the backward pass is to find only the inputs (``full``), beside
+    them what KEPT makes (``selective``), or everything (``none``)."""
+    if how == "none" or not torch.is_grad_enabled():
+        return function(*inputs)
+    contexts: dict[str, Any] = {"context_fn": _keep_products} if how == "selective" else {}
+    return checkpoint(function, *inputs, use_reentrant=False, **contexts)
+
+
+def _keep_products() -> tuple[Any, Any]:
+    return create_selective_checkpoint_contexts(KEPT)
 
 
 def init_tensor(name: str, shape: torch.Size, seed: int, mean: float, std: float) -> Tensor:
@@ -143,14 +166,14 @@ def check_logits(cls: type[LanguageModel]) -> None:
                         "forward(tokens, targets=None) return them, (B, T, V), without targets")  # fmt: skip
 
 
-def check_needs(cls: type[LanguageModel], measured: Any, recompute: bool) -> None:
+def check_needs(cls: type[LanguageModel], measured: Any, recompute: str) -> None:
     """Raise UserError unless the class can give logits and each token's loss, which the section eval may ask for, and
     recompute activations, where that is asked for."""
     if measured.sample is not None or measured.tasks:
         check_logits(cls)
-    if recompute and not hasattr(cls, "recompute"):
-        raise UserError(f"parallel.activation_checkpointing=true, but model._target_={cls.__module__}.{cls.__name__} "
-                        "has no attribute recompute: leave it off, or let its forward pass read one")  # fmt: skip
+    if recompute != "none" and not hasattr(cls, "recompute"):
+        raise UserError(f"parallel.activation_checkpointing={recompute}, but {cls.__module__}.{cls.__name__} has no "
+                        "attribute recompute: leave it off, or let its forward pass read one")  # fmt: skip
     bins = next((key for key in ("by_frequency", "by_position") if getattr(measured, key)), None)
     if bins and "reduction" not in inspect.signature(cls.forward).parameters:
         raise UserError(f"eval.{bins}, but model._target_={cls.__module__}.{cls.__name__} does not give each token's "

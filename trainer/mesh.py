@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LAUNCH = "start with torchrun --nproc-per-node N train.py … or accelerate launch, or unset WORLD_SIZE"
 MODES = ("auto", "single", "ddp", "fsdp", "hsdp")
+RECOMPUTED = ("full", "selective", "none")
 
 
 @dataclass
@@ -26,8 +27,13 @@ class ParallelConfig:
     mode: str = "auto"  # auto: single on one process, fsdp on several
     shard_size: int | None = None  # hsdp: ranks that share one copy of the weights; null: those of a node
     compile: bool | None = None  # torch.compile of every block and of the loss; null: on CUDA only
-    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more work
+    activation_checkpointing: str = "none"  # full | selective | none: what of a block its backward pass recomputes
     timeout_minutes: int = 30  # of a collective: the first step compiles and reads data at each rank's own pace
+
+    def __post_init__(self) -> None:
+        earlier = {"true": "full", "false": "none"}  # what the setting's values were
+        how = str(self.activation_checkpointing)
+        self.activation_checkpointing = earlier.get(how.lower(), how)
 
 
 def check_launched() -> None:
@@ -47,6 +53,8 @@ def check_parallel(config: ParallelConfig, world_size: int | None = None) -> str
     world_size = world_size or int(os.environ.get("WORLD_SIZE", 1))
     if config.mode not in MODES:
         raise ValueError(f"parallel.mode={config.mode} is unknown: choose one of {', '.join(MODES)}")
+    if (how := config.activation_checkpointing) not in RECOMPUTED:
+        raise ValueError(f"parallel.activation_checkpointing={how} is unknown: choose one of {', '.join(RECOMPUTED)}")
     mode = config.mode if config.mode != "auto" else "single" if world_size == 1 else "fsdp"
     if mode == "single" and world_size > 1:
         raise ValueError(

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from data import IGNORE_INDEX
 from trainer.attention import Attention, KVCache, Mask, document_mask, mask_after, rotation
 from trainer.initial import INITS, initial_value
-from trainer.language_model import LanguageModel, ModelConfig
+from trainer.language_model import LanguageModel, ModelConfig, recomputed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),
@@ -143,13 +142,11 @@ class Block(nn.Module):
         self.norm2, self.mlp = Norm(config), MLP(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, recompute: bool = False,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, recompute: str = "none",
         cache: KVCache | None = None,
     ) -> Tensor:  # fmt: skip
         # In here, and not around the block, so that recomputation gathers no shards again and is compiled as well.
-        if recompute and torch.is_grad_enabled():
-            return checkpoint(self.residual, x, rotation, mask, use_reentrant=False)
-        return self.residual(x, rotation, mask, cache)
+        return recomputed(recompute, self.residual, x, rotation, mask, cache)
 
     def residual(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: KVCache | None = None
@@ -214,7 +211,7 @@ class GPT(LanguageModel):
 
     Config = GPTConfig
     config: GPTConfig
-    recompute = False
+    recompute = "none"
 
     def __init__(self, config: GPTConfig, vocab_size: int, seq_len: int, document_start: int | None = None):
         super().__init__(config, vocab_size, seq_len, document_start)

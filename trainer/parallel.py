@@ -122,8 +122,8 @@ class Parallel:
 
     def _parallelize(self, model: LanguageModel) -> None:
         """The order matters: recomputation lies inside what is compiled, and the gathers of FSDP lie outside of it."""
-        if self.config.activation_checkpointing:
-            model.recompute = True
+        if self.config.activation_checkpointing != "none":
+            model.recompute = self.config.activation_checkpointing
         if self.device.type == "cuda" if self.config.compile is None else self.config.compile:
             _compile(model)
         if self.mesh is not None:

@@ -50,7 +50,8 @@ CHOICES = {
     "all logits at once": Choice(dict(loss_chunk=2**20)),
     "logits by 2048": Choice(dict(loss_chunk=2048)),
     "documents apart": Choice(dict(document_start=0)),
-    "activations recomputed": Choice(dict(recompute=True)),
+    "activations recomputed": Choice(dict(recompute="full")),
+    "activations but products recomputed": Choice(dict(recompute="selective")),
     "not compiled": Choice(dict(compiled=False)),
     "float32": Choice(dict(dtype=torch.float32)),
 }

@@ -72,7 +72,7 @@ class PassBytes(LiveBytes):
 PASSES: dict[str, PassBytes] = {}  # each takes seconds, and is the same on any number of ranks
 
 
-def pass_bytes(make: type[nn.Module], arguments: Sequence[object], dtype: torch.dtype, recompute: bool,
+def pass_bytes(make: type[nn.Module], arguments: Sequence[object], dtype: torch.dtype, recompute: str,
                shape: tuple[int, int]) -> PassBytes:  # fmt: skip
     """Of the model ``make(*arguments)`` on tokens of that shape, by operations that compute nothing."""
     key = repr((make, arguments, dtype, recompute, shape))
@@ -85,8 +85,8 @@ def pass_bytes(make: type[nn.Module], arguments: Sequence[object], dtype: torch.
             model = make(*arguments)
         finally:
             torch.set_default_dtype(usual)
-        if recompute:
-            model.recompute = True
+        if recompute != "none":
+            model.recompute = recompute
         tokens = torch.zeros(shape, dtype=torch.int64)
         with PassBytes(model) as found:
             model(tokens, tokens).backward()

@@ -38,11 +38,11 @@ def quick(monkeypatch):
     torch._dynamo.reset()
 
 
-def started(mode: str = "single", dtype: torch.dtype = torch.float32) -> Parallel:
+def started(mode: str = "single", dtype: torch.dtype = torch.float32, **settings) -> Parallel:
     ranks = dist.get_world_size() if mode == "ddp" else 1
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=ranks, process_index=0,
                                   local_process_index=0)  # fmt: skip
-    return Parallel(ParallelConfig(mode=mode, compile=True), mode, accelerator, None, dtype, 0)
+    return Parallel(ParallelConfig(mode=mode, compile=True, **settings), mode, accelerator, None, dtype, 0)
 
 
 def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | None = None, **settings) -> int:
@@ -68,6 +68,12 @@ def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | No
 ])  # fmt: skip
 def test_a_graph_for_each_function_and_none_broken(settings, dtype):
     assert graphs_of_a_run(started(dtype=dtype), 2, **settings) == GRAPHS
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_recomputation_is_in_the_same_graphs(how):
+    assert graphs_of_a_run(started(activation_checkpointing=how), 2) == GRAPHS
     assert not counters["graph_break"]
 
 

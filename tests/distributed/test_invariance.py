@@ -33,7 +33,7 @@ TOLERANCES = {"adamw-float32": (20, 2e-5), "muon-float32": (20, 1e-4)}
 MODES = {1: ["single"], 2: ["ddp"], 3: ["fsdp"], 4: ["hsdp"]}
 if "NANOMUON_SOAK" in os.environ:
     MODES = {1: ["single", "fsdp"], 2: ["ddp", "fsdp"], 3: ["fsdp", "ddp"], 4: ["hsdp", "fsdp", "ddp"]}
-RECOMPUTED = "fsdp parallel.activation_checkpointing=true"
+RECOMPUTED = "fsdp parallel.activation_checkpointing=selective"
 MORE = {1: [("own", "fsdp")], 2: [("own", "fsdp")], 3: [("own", RECOMPUTED)], 4: []}
 
 

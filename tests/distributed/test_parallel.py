@@ -230,9 +230,11 @@ def options(rank: int, world_size: int, settings: list[dict], dtype: str) -> dic
 
 @pytest.mark.slow
 def test_recomputation_gives_the_same_losses(tmp_path):
-    losses = run_workers(options, 2, tmp_path, settings=[{}, {"activation_checkpointing": True}], dtype="float32")[0]
+    settings = [{"activation_checkpointing": how} for how in ("none", "full", "selective")]
+    losses = run_workers(options, 2, tmp_path, settings=settings, dtype="float32")[0]
     for mode in ("ddp", "fsdp"):
         assert torch.equal(losses[f"{mode} 0"], losses[f"{mode} 1"])
+        assert torch.equal(losses[f"{mode} 0"], losses[f"{mode} 2"])
 
 
 @pytest.mark.slow
@@ -245,7 +247,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path, refer
 @pytest.mark.slow
 @pytest.mark.skipif("NANOMUON_SOAK" not in os.environ, reason="compiles for minutes: make soak runs it")
 def test_compilation_gives_the_same_losses(tmp_path):
-    settings = [{}, {"compile": True}, {"compile": True, "activation_checkpointing": True}]
+    settings = [{}, {"compile": True}, {"compile": True, "activation_checkpointing": "full"}]
     losses = run_workers(options, 2, tmp_path, timeout=1800, settings=settings, dtype="float32")[0]
     for mode in ("ddp", "fsdp"):
         for i in (1, 2):

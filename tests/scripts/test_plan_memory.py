@@ -48,7 +48,8 @@ pytestmark = pytest.mark.usefixtures("filled")
 
 RENEWED = "optim.matrix.update_freq=1 train.seq_len=16 train.batch_tokens=64"  # roots and bases: their step is the peak
 CASES = {
-    "recompute": (1, "parallel.activation_checkpointing=true"),
+    "recompute": (1, "parallel.activation_checkpointing=full"),
+    "recompute all but products": (1, "parallel.activation_checkpointing=selective"),
     "signum": (1, "optim=signum train.seq_len=16 train.batch_tokens=64"),
     "fsdp passes": (4, "parallel=fsdp train.micro_batch=1"),
 }

@@ -77,7 +77,7 @@ def test_the_state_that_is_still_to_begin_needs_room_too(run, monkeypatch):
 
 def test_not_one_sequence(run, monkeypatch):
     small_device(monkeypatch, room=0)
-    with raises_naming(UserError, "train.micro_batch=1", "16 tokens", "activation_checkpointing=true"):
+    with raises_naming(UserError, "train.micro_batch=1", "16 tokens", "activation_checkpointing=full"):
         run("none", *BRIEF, "train.micro_batch=2")
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from examples.grouped_query_gpt import GroupedQueryConfig
 from trainer import attention
 from trainer.language_model import ModelConfig
-from trainer.mesh import ParallelConfig, build_mesh
+from trainer.mesh import RECOMPUTED, ParallelConfig, build_mesh
 from trainer.model import GPTConfig
 from trainer.parallel import Parallel, local, unwrap
 
@@ -47,7 +47,7 @@ class Dtypes(TorchDispatchMode):
         return result
 
 
-def run(mode: str, config: ModelConfig, recompute: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict:
+def run(mode: str, config: ModelConfig, recompute: str = "none", dtype: torch.dtype = torch.bfloat16) -> dict:
     """Two micro-batches, one step's gradients, an evaluation."""
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, local_process_index=0)
     settings = ParallelConfig(mode=mode, activation_checkpointing=recompute)
@@ -78,7 +78,7 @@ def low(arithmetic: list[tuple]) -> list[tuple]:
     return [entry for entry in arithmetic if torch.bfloat16 in entry]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", RECOMPUTED)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_every_mode_computes_alike(config, recompute, fused, monkeypatch):

@@ -28,7 +28,7 @@ def with_room(model: nn.Module, parallel: Parallel, batch: Batch, beside: int) -
     while any(parallel.gather(partial(runs_out, model, parallel, [part[:size] for part in batch], beside))):
         if size == 1:
             raise UserError(f"train.micro_batch=1: {parallel.device} has no room for a sequence of train.seq_len="
-                            f"{batch[0].shape[1]} tokens: give parallel.activation_checkpointing=true, more ranks "
+                            f"{batch[0].shape[1]} tokens: give parallel.activation_checkpointing=full, more ranks "
                             "under parallel=fsdp, or a smaller model")  # fmt: skip
         size = divisors(size)[-2]  # the half of an even one
         torch._dynamo.reset()  # what is compiled for one size would become symbolic at the next
