@@ -23,7 +23,7 @@ from data.config import DataConfig
 from optim.by_name import BY_NAME
 from optim.routing import ROLES, resolve_target
 from trainer.language_model import ModelConfig, by_family, check_needs, model_class, one_line, resolve_model
-from trainer.mesh import ParallelConfig, check_parallel, device_memory, divisors, nearest
+from trainer.mesh import ParallelConfig, check_parallel, device_memory, divisors, nearest, use_expandable_segments
 from trainer.model import GPTConfig
 from trainer.schedules import mup
 from trainer.schedules.config import AverageConfig, LookaheadConfig, Loss, ScheduleConfig, try_optimizer
@@ -198,6 +198,7 @@ def validate(composed: DictConfig, world_size: int) -> Config:
 
     Raises UserError: naming the key, the value and the mend.
     """
+    use_expandable_segments()
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"{missing[0]} has no value: set {missing[0]}=…")

@@ -122,6 +122,13 @@ def build_mesh(config: ParallelConfig, mode: str, device: str, ranks: int) -> De
     return None
 
 
+def use_expandable_segments() -> None:
+    """Let CUDA's allocator extend its segments, so that other sizes (of an evaluation, a halved micro-batch, a job of a
+    sweep) find room where earlier ones lay; before CUDA starts, and unless the user has set the allocator up."""
+    if torch.cuda.is_available() and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what tensors on the CPU leave behind, for the next step's, up to 1 GiB a tensor.
 

@@ -1,11 +1,20 @@
 """What goes between host and device without either waiting: pinned memory, and events on the right stream."""
 
+import os
+from types import SimpleNamespace
+from unittest import mock
+
 import numpy as np
+import pytest
 import torch
 
 from data import eval_batches
 from data.shards import write_shard
 from optim.guarded import read_later
+from tests.runs import SHORT
+from trainer.launch import load_config
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def test_a_flag_is_read_after_its_copy_whichever_device_is_current(monkeypatch):
@@ -47,3 +56,21 @@ def test_batches_of_an_evaluation_do_not_let_the_host_wait(tmp_path, monkeypatch
     kept = list(eval_batches([tmp_path / "x_val_000000.bin"], seq_len=8, tokens=32, micro_batch=2, device="cuda:3"))
     assert len(kept) == 2 and sent == [(id(tensor), device, True) for batch in kept for tensor in batch]
     assert pinned == [number for number, _, _ in sent]
+
+
+@pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_is_set_up_before_cuda_starts(own, monkeypatch):
+    """What a user has set stays."""
+    found = []
+
+    def starts_cuda(*device):
+        found.append({key: os.environ[key] for key in ALLOCATOR if key in os.environ})
+        return SimpleNamespace(total_memory=2**34)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", starts_cuda)
+    kept = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
+    with mock.patch.dict(os.environ, kept | ({own: "backend:native"} if own else {}), clear=True):
+        load_config([word for word in SHORT if "micro_batch" not in word])
+    expected = {own: "backend:native"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert found and all(seen == expected for seen in found)
