@@ -30,6 +30,18 @@ def named_tensors(optimizer: Combined) -> dict[str, Tensor]:
     return tensors
 
 
+def replicated_tensors(optimizer: Combined) -> dict[str, Tensor]:
+    """What of the state lies as its parameter does, and is therefore the same on all replicas: not what owners hold."""
+    found = {}
+    for member in optimizer.members.values():
+        for parameter, name in _named(member):
+            for key, value in member.state.get(parameter, {}).items():
+                like = isinstance(value, Tensor) and value.shape == parameter.shape
+                if like and (not isinstance(member, MatrixOptimizer) or key in member._shard_keys):
+                    found[f"state.{name}.{key}"] = value
+    return found
+
+
 def named_numbers(optimizer: Combined) -> dict[str, float]:
     """ "<member>/<group or parameter>/<key>" -> what is no tensor: counters and settings, but for the lr, which the
     schedule sets."""

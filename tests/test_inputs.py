@@ -52,9 +52,9 @@ INPUTS = """
     data/test_spread.py
 4 seed=1 -> another order where it is shuffled
     data/test_loader.py::test_seed_decides_the_shuffle
-5 cautious=no, nesterov=off, polar_steps=5.0, betas -> read as the class says
+5 cautious=no, nesterov=off, maximize=off, polar_steps=5.0 -> read as the class says
     optim/test_settings.py::test_a_value_is_read_as_the_class_says
-5 weight_decay=none, foreach, maximize=off -> one line or right
+5 weight_decay=none, foreach beside fused, betas=0.9 -> one line
     optim/test_settings.py::test_what_it_cannot_mean_is_one_line
 5 _target_=os.system -> one line, not called
     optim/test_settings.py::test_what_is_no_optimizer_is_not_called
@@ -106,6 +106,8 @@ INPUTS = """
     trainer/test_sweep.py::test_jobs_of_a_sweep_cannot_share_a_directory
 9 RANK=0 WORLD_SIZE=1 left over -> one process
     trainer/test_launch.py::test_a_rank_left_in_the_environment_is_one_process
+9 ACCELERATE_USE_DEEPSPEED, ACCELERATE_USE_MEGATRON_LM of a user's file -> left out
+    distributed/test_processes.py::test_what_a_user_s_accelerate_file_asks_for_is_left_out
 9 MASTER_PORT taken -> one line at once
     trainer/test_launch.py::test_a_port_that_another_program_holds_is_told_at_once
 9 -m under latin-1 -> shown
@@ -134,6 +136,8 @@ INPUTS = """
     trainer/test_branch.py::test_a_copied_directory_has_not_gone_on_from_the_original
 12 one flipped bit in a replica -> rank and tensor named
     distributed/test_kill.py::test_a_replica_that_differs_is_named
+12 one flipped bit in Adam's or a matrix rule's state, in the average of weights, under HSDP -> rank and tensor named
+    distributed/test_kill.py::test_a_replica_that_differs_is_named
 12 any bit, any exchange of places -> seen
     trainer/test_guard.py::test_no_bit_and_no_exchange_of_places_is_missed
 13 17 groups of long labels -> drawn
@@ -142,15 +146,19 @@ INPUTS = """
     scripts/test_compare_odd.py::test_a_spreadsheet_computes_no_cell
 13 no target -> nothing of speed
     scripts/test_compare_odd.py::test_without_a_target_nothing_is_said_of_speed
-13 deep lines, 1e400, NaN, marks -> that line alone
+13 deep lines, a step of 10^400, a string step -> named, that run alone
     scripts/test_compare_records.py::test_faults_flag_the_run_and_set_it_aside
+13 a byte-order mark, U+2028 -> read
+    scripts/test_compare_records.py::test_marks_cost_nothing
 13 labels that are no text, or half a character -> all outputs
     scripts/test_compare_odd.py::test_any_label_is_on_all_four_outputs
 13 losses of 1e308, a target "3" -> set aside
     scripts/test_compare_odd.py::test_numbers_that_are_none_are_set_aside
-14 byte-level, tokenizer, prefixes -> the same text
+14 a byte-level model, its tokenizer -> the same text
     scripts/test_export.py::test_transformers_reads_it_and_writes_the_same_text
-14 nanoGPT's layout, others -> one line
+14 prefixes _orig_mod. and module., nanoGPT's Linear layout -> the same logits
+    trainer/test_initial.py::test_logits_are_theirs_and_training_goes_on
+14 weights of another number of layers, an untied head -> one line
     trainer/test_weights.py::test_foreign_weights_are_refused
 15 W&B out of reach -> offline at once
     trainer/test_wandb.py::test_wandb_out_of_reach_is_offline_at_once

@@ -1,5 +1,7 @@
 """What must not go on: updates that are not finite, attention logits that grow, and replicas that differ."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from common import UserError
 from optim import qk_clip
 from optim.combined import Combined
 from optim.matrix import local
+from optim.named_state import replicated_tensors
 from trainer.attention import Attention
 from trainer.config import NonFinite, TrainConfig
 from trainer.parallel import Parallel
@@ -120,18 +123,24 @@ class QKClip:
             noted.zero_()
 
 
-def check_replicas(model: nn.Module, parallel: Parallel) -> None:
-    """Compare the weights' bits over the ranks that hold the same ones; waits for the device.  On all ranks.
+def check_replicas(model: nn.Module, optimizers: Combined, averages: Mapping[str, Tensor], parallel: Parallel) -> None:
+    """Compare the bits of weights, of their averages and of the optimizers' state over the ranks that hold the same
+    ones; waits for the device.  On all ranks.
+
+    Owners alone hold state of whole matrices, and their faults reach all replicas alike; buffers may be a rank's own.
 
     Raises UserError: naming the ranks and the first tensor that differs.
     """
-    if parallel.replicate_group is not None:
-        parallel.gather(lambda: _compare_replicas(model, parallel.replicate_group))
+    if parallel.replicate_group is None:
+        return
+    weights = {name.removeprefix("module."): weight for name, weight in model.named_parameters()}
+    tensors = {**weights, **averages, **replicated_tensors(optimizers)}
+    parallel.gather(lambda: _compare_replicas(tensors, parallel.replicate_group))
 
 
-def _compare_replicas(model: nn.Module, group: dist.ProcessGroup | None) -> None:
-    names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
-    mine = torch.stack([_sum_of_bits(local(p.detach())) for p in model.parameters()])
+def _compare_replicas(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    names = list(tensors)
+    mine = torch.stack([_sum_of_bits(local(tensor.detach())) for tensor in tensors.values()])
     everywhere = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everywhere, mine, group=group)
     sums = torch.stack(everywhere).cpu()  # [replicas, tensors]
@@ -141,8 +150,8 @@ def _compare_replicas(model: nn.Module, group: dist.ProcessGroup | None) -> None
     tensor, ranks = differing[0], dist.get_process_group_ranks(group)
     usual = sums[:, tensor].mode().values
     odd = [rank for rank, value in zip(ranks, sums[:, tensor], strict=True) if value != usual]
-    two = f"ranks {' and '.join(map(str, ranks))} hold different weights"
-    who = f"rank {odd[0]} holds other weights than its replicas" if len(ranks) > 2 else two
+    two = f"ranks {' and '.join(map(str, ranks))} hold different values"
+    who = f"rank {odd[0]} holds other values than its replicas" if len(ranks) > 2 else two
     raise UserError(
         f"{names[tensor]}: {who} ({len(differing)} of {len(names)} tensors), as after a fault of memory or network; go "
         "on from a checkpoint of before, with run.dir or run.from, on other machines"

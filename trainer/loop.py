@@ -40,8 +40,7 @@ class Trainer:
         from trainer.launch import load_config
         Trainer(load_config(["experiment=smoke", "logger=jsonl"])).run()
 
-    Raises:
-        UserError: the run's directory, data or checkpoints cannot be used.
+    Raises UserError: the run's directory, data or checkpoints cannot be used.
     """
 
     def __init__(self, config: Config):
@@ -170,10 +169,11 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """What is measured on the validation set; off the clock.  Raises Preempted: all ranks agreed to stop."""
-        with self.clock.paused(), self.schedules.evaluated(self.progress.step):
-            check_replicas(self.model, self.parallel)
+        with self.clock.paused():
+            check_replicas(self.model, self.optimizers, self.schedules.state(), self.parallel)
             batches = self.preemption.interruptible(validation_batches(self.config, self.split, self.parallel))
-            measured = evaluate(self.config, self.model, self.parallel, self.split, batches, self.bins)
+            with self.schedules.evaluated(self.progress.step):
+                measured = evaluate(self.config, self.model, self.parallel, self.split, batches, self.bins)
         self.progress.note_val_loss(measured["val/loss"])
         return measured
 

@@ -103,8 +103,10 @@ def start_processes(timeout: timedelta) -> "Accelerator":
         threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         os.environ["OMP_NUM_THREADS"] = str(threads)  # or Accelerate counts the cores its own way
         torch.set_num_threads(threads)
-    # Without cpu=True every rank on a CPU would believe that it is alone. mixed_precision is set because
-    # `accelerate launch` would otherwise take it from the user's own file.
+    # Without cpu=True every rank on a CPU would believe that it is alone. `accelerate launch` hands on what is in the
+    # user's own file: a mixed_precision, and DeepSpeed, Megatron and the like, to none of which the model is given.
+    for key in [key for key in os.environ if key.startswith("ACCELERATE_USE_") and key != "ACCELERATE_USE_CPU"]:
+        del os.environ[key]
     handlers = [InitProcessGroupKwargs(timeout=timeout)]
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
     if (found := accelerator.num_processes) != world_size:

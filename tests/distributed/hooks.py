@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from optim.named_state import replicated_tensors
 from trainer import loop
 from trainer.loop import Trainer
 from trainer.metrics import record
-from trainer.parallel import Parallel, local
+from trainer.parallel import Parallel, local, unwrap
 
 
 def around(owner: Any, name: str) -> Callable:
@@ -128,11 +129,12 @@ def stop_in_evaluation(rank: int, *, step: int, of: int) -> None:
 
 
 def flip_bit(rank: int, *, step: int, on: int, tensor: str) -> None:
-    """One bit of the exponent of one weight of one rank, as a fault of its memory would, before update ``step``."""
+    """One bit of one weight, average or state of one rank, as a fault of its memory would, before update ``step``."""
 
     def act(trainer, now):
         if (rank, now) == (on, step):
-            weight = dict(trainer.model.named_parameters())[tensor].detach()
-            local(weight).view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 24)
+            weights = dict(unwrap(trainer.model).named_parameters())
+            held = weights | trainer.schedules.state() | replicated_tensors(trainer.optimizers)
+            local(held[tensor].detach()).view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 24)
 
     before_update(act)

@@ -135,15 +135,25 @@ def test_nan_on_one_rank(template, tmp_path, policy):
     assert [line["step"] for line in read_record(tmp_path / "run")] == list(range(9))
 
 
-@pytest.mark.parametrize(("mode", "ranks", "prefix"), [("ddp", 2, "module."), ("ddp", 3, "module."), ("hsdp", 4, "")])
-def test_a_replica_that_differs_is_named(template, tmp_path, mode, ranks, prefix):
-    """At the next evaluation, before anything is measured with it."""
-    flip = ["flip_bit", {"step": 6, "on": 1, "tensor": f"{prefix}blocks.0.mlp.fc.weight"}]
+@pytest.mark.parametrize(
+    ("mode", "ranks", "tensor"),
+    [
+        ("ddp", 2, "blocks.0.mlp.fc.weight"),
+        ("ddp", 2, "state.blocks.0.mlp.fc.weight.momentum"),
+        ("ddp", 3, "average.blocks.0.mlp.fc.weight"),
+        ("hsdp", 4, "blocks.0.mlp.fc.weight"),
+        ("hsdp", 4, "state.wte.weight.exp_avg"),
+    ],
+)
+def test_a_replica_that_differs_is_named(template, tmp_path, mode, ranks, tensor):
+    """At the next evaluation, before anything is measured with it.  A rank holds bfloat16 weights in a pass alone."""
+    flip = ["flip_bit", {"step": 9, "on": 1, "tensor": tensor}]
     arguments = [*COMMON, f"parallel={mode}", "train.batch_tokens=768", "train.steps=15", f"run.dir={tmp_path}/run"]
-    job = template.start(arguments, ranks, flip)
+    job = template.start([*arguments, "average.blend=0.5", "train.dtype=bfloat16"], ranks, flip)
     assert job.wait(PATIENCE) == [1] * ranks
     [error] = set(error_lines("".join(job.output(rank) for rank in range(ranks))))
-    check_names(error, "blocks.0.mlp.fc.weight", "rank 1 " if ranks == 3 else "ranks ", "run.from")
+    weight = tensor.removeprefix("state.").removesuffix(".exp_avg")  # Adam's state shows in its weights at once
+    check_names(error, weight, "rank 1 " if ranks == 3 else "ranks ", "run.from")
     assert [line["step"] for line in read_record(tmp_path / "run") if "val/loss" in line] == [0, 5]
 
 

@@ -56,6 +56,13 @@ def test_a_process_that_is_alone_among_many_is_an_error(monkeypatch):
         setup(ParallelConfig(mode="fsdp"))
 
 
+@pytest.mark.parametrize("plugin", ["DEEPSPEED", "MEGATRON_LM", "FSDP"])
+def test_what_a_user_s_accelerate_file_asks_for_is_left_out(monkeypatch, plugin):
+    """The first two need packages that are not here."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    assert setup(ParallelConfig()).mode == "single" and f"ACCELERATE_USE_{plugin}" not in os.environ
+
+
 # --- launchers ---
 
 SCRIPT = """

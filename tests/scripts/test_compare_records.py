@@ -24,6 +24,9 @@ def test_a_clean_record(tmp_path):
         (lambda x: [*x[:2], '{"loss": 1}', *x[2:]], 3, "neither step, run nor event"),
         (lambda x: [*x[:2], '{"step": "7"}', *x[2:]], 3, "step is '7'"),
         (lambda x: [*x[:2], '{"step": 1.5}', *x[2:]], 3, "step is 1.5"),
+        (lambda x: [*x, '{"step": 400, "a": ' + "[" * 100_000 + "]" * 100_000 + "}"], 6, "not valid JSON"),
+        (lambda x: [*x, '{"step": 1' + "0" * 400 + "}"], 6, "step is 1000"),
+        (lambda x: [*x, '{"step": 400, "tokens": 1' + "0" * 5000 + "}"], 6, "not valid JSON"),
         (lambda x: [*x, '{"step": 400, "val/loss": 2, "tokens": 1e6}'], 6, "without a usable train_time_s"),
         (lambda x: [*x, '{"step": 400, "val/loss": "2", "tokens": 1e6, "train_time_s": 99}'], 6, "val/loss is '2'"),
         (lambda x: [*x, '{"step": 400, "val/loss": 2, "tokens": 1e6, "train_time_s": 3}'], 6, "falls from 30 to 3"),
@@ -44,6 +47,13 @@ def test_faults_flag_the_run_and_set_it_aside(tmp_path, edit, line, text):
     comparison = groups.compare([run, good])
     assert [run for run, _ in comparison.aside] == [run]
     assert [group.runs for group in comparison.groups] == [[good]]
+
+
+def test_marks_cost_nothing(tmp_path):
+    """A byte-order mark, at the beginning or where files were joined, and U+2028, which ends no line."""
+    sound = lines(label="a\u2028b")
+    run = write_run(tmp_path, "\n".join(["\ufeff" + sound[0], *sound[1:-1], "\ufeff" + sound[-1]]).encode() + b"\n")
+    assert (run.errors, run.steps, run.header["label"]) == ([], [0, 100, 200, 300], "a\u2028b")
 
 
 def test_torn_last_line_and_empty_lines_are_only_warnings(tmp_path):

@@ -58,6 +58,7 @@ def test_load_config_works_anywhere_and_leaves_hydra_as_it_was(tmp_path, monkeyp
         "logger=true": ["logger=true", "jsonl, wandb"],
         "model=3": ["model=3", "tiny"],
         "parallel=[0.9,0.95]": ["choose one of", "fsdp"],
+        "run.name=${hydra:runtime.choices.optim}": ["the value itself"],
         "seed=-1": ["from 0"],
         "seed=4294967296": ["4294967295"],
     }.items(),

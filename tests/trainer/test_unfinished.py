@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -133,22 +134,21 @@ def test_a_directory_that_is_renamed_is_not_made_again(run, configure, tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(run, tmp_path, monkeypatch):
-    run("run")
+    config = run("run").config
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     fingerprint = storage.fingerprint
+    for number in (errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES):
 
-    def away(path):
-        if path.parent.name == "step_00000006":
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return fingerprint(path)
+        def away(path, number=number):
+            if path.parent.name == "step_00000006":
+                raise OSError(number, os.strerror(number))
+            return fingerprint(path)
 
-    monkeypatch.setattr(storage, "fingerprint", away)
-    with raises_naming(UserError, "step_00000006", "Stale file handle", "start again"):
-        run("run")
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
-        "step_00000004",
-        "step_00000006",
-    ]
+        monkeypatch.setattr(storage, "fingerprint", away)
+        with raises_naming(UserError, "step_00000006", os.strerror(number), "start again"):
+            resume.find(config)
+        left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+        assert left == ["step_00000004", "step_00000006"]
 
 
 def test_lines_that_are_lost_at_the_end_are_an_error(run, tmp_path, monkeypatch):

@@ -32,6 +32,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"cannot read {error.override!r}: write KEY=VALUE, with quotes around special characters"
     if isinstance(root, yaml.YAMLError):
         return f"a configuration file is not valid YAML: {one_line(root)}"
+    if "HydraConfig was not set" in f"{root}\n{error}":
+        given = next((o for o in overrides if "${hydra:" in o), "${hydra:…}")
+        return f"{given}: that is for Hydra's own keys: write the value itself"
     found = re.search(r"full_key: (\S+)", f"{root}\n{error}") or QUOTED_KEY.search(str(error))
     if not found:
         interpolated = [o for o in overrides if "${" in o and "interpolation" in str(error)]

@@ -24,7 +24,7 @@ def scan(raw: bytes) -> Iterator[tuple[int, Line | None, str]]:
             yield number, None, EMPTY
             continue
         try:
-            line = json.loads(text.decode())
+            line = json.loads(text.decode().removeprefix("\ufeff"))  # a mark that editors put at a file's beginning
         except (ValueError, RecursionError):
             yield number, None, TORN if number == len(lines) else "not valid JSON"
             continue
