@@ -44,7 +44,7 @@ from scripts.gpu.program import train_twice  # noqa: E402
 from scripts.gpu.report import Figures, estimate, require, section, table  # noqa: E402
 from scripts.gpu.run import Run, same  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
-from trainer.mesh import ParallelConfig, build_mesh  # noqa: E402
+from trainer.mesh import ParallelConfig, build_mesh, use_expandable_segments  # noqa: E402
 from trainer.metrics.environment import peak_flops  # noqa: E402
 from trainer.parallel import Parallel, unwrap  # noqa: E402
 
@@ -75,14 +75,14 @@ class Check:
         self.on_gpu = device == "cuda"
         rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
         self.ranks, self.rank = int(os.environ.get("WORLD_SIZE", 1)), rank
+        use_expandable_segments()
         if self.on_gpu:
             torch.cuda.set_device(local_rank)
         self.device = torch.device("cuda", local_rank) if self.on_gpu else torch.device("cpu")
         store = None if "MASTER_ADDR" in os.environ else dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
         backend = "cuda:nccl,cpu:gloo" if self.on_gpu else "gloo"
-        where = dict(device_id=self.device) if self.on_gpu else {}
-        dist.init_process_group(backend, store=store, rank=rank, world_size=self.ranks, timeout=timedelta(minutes=2),
-                                **where)  # fmt: skip
+        more = dict(timeout=timedelta(minutes=2)) | (dict(device_id=self.device) if self.on_gpu else {})
+        dist.init_process_group(backend, store=store, rank=rank, world_size=self.ranks, **more)
         self.processes = Processes(self.device, self.ranks, rank, local_rank)
         self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
 

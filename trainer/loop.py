@@ -83,7 +83,7 @@ class Trainer:
             self.metrics.start(self.optimizers.table(), flops, step, self.eval_is_due(step), self.progress.branch)
             for notice in self.notices:
                 self.metrics.message(notice)
-            fits = warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step)[0])
+            fits = warm_up(self.model, self.optimizers, self.parallel, self.loader.batch(step))
             use_micro_batch(fits, train, self.loader, self.progress, self.metrics.message)
             reason = self.train()
             self.metrics.finish(reason, self.progress.step)

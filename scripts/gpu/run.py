@@ -34,7 +34,7 @@ class Run:
 
     def fit(self) -> None:
         """As a run's warm-up does."""
-        self.sequences = warm_up(self.model, self.optimizers, self.parallel, self.batch())
+        self.sequences = warm_up(self.model, self.optimizers, self.parallel, [self.batch()] * 2)
 
     def fit_in(self, share: float) -> None:
         """The same where this process may have so much of the memory that it has had so far."""

@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_halved_said_recorded_and_kept(run, tmp_path, monke
 def test_the_state_that_is_still_to_begin_needs_room_too(run, monkeypatch):
     room = []
 
-    def runs_out(model, parallel, batch, beside):
+    def runs_out(model, parallel, batch, beside, passes):
         room.append(beside)
         return len(batch[0]) > 8
 
@@ -73,6 +73,23 @@ def test_the_state_that_is_still_to_begin_needs_room_too(run, monkeypatch):
     trainer = run("adamw", "optim=adamw", "train.steps=1")
     held = [s for m in trainer.optimizers.members.values() for state in m.state.values() for s in state.values()]
     assert set(room) == {sum(value.nbytes for value in held)} and trainer.config.train.micro_batch == 6
+
+
+def test_the_second_pass_of_an_update_is_tried_too(run, monkeypatch):
+    """Which begins beside whole gradients; an update of one pass never does."""
+    began = []
+    runs_out = micro_batch.runs_out
+
+    def noting(model, *others):
+        began.append([])
+        with model.register_forward_pre_hook(lambda model, _: began[-1].append(model.wte.weight.grad is not None)):
+            return runs_out(model, *others) or len(others[1][0]) > 6
+
+    monkeypatch.setattr(micro_batch, "can_run_out", lambda device: True)
+    monkeypatch.setattr(micro_batch, "runs_out", noting)
+    run("several", *BRIEF, "train.micro_batch=6")
+    run("one", *BRIEF, "train.micro_batch=24")
+    assert began == [[False, True], [False], [False, True], [False, True]]
 
 
 def test_not_one_sequence(run, monkeypatch):

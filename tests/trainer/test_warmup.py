@@ -97,7 +97,7 @@ def trained(parallel, preset, warm):
         batch = tokens[:, :-1], tokens[:, 1:]
         if warm and step != 1:
             random, before = torch.get_rng_state(), everything(unwrap(model), optimizers)
-            warm_up(model, optimizers, parallel, batch)
+            warm_up(model, optimizers, parallel, [batch])
             same(before, everything(unwrap(model), optimizers))
             assert torch.equal(random, torch.get_rng_state())
             assert all(p.grad is None for p in model.parameters()) and model.training

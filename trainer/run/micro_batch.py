@@ -1,8 +1,7 @@
 """How many sequences a pass has room for: tried in the warm-up, halved on every rank where one runs out of memory."""
 
 import gc
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,21 @@ from trainer.run.checkpoint import Progress
 Batch = tuple[Tensor, Tensor]
 
 
-def with_room(model: nn.Module, parallel: Parallel, batch: Batch, beside: int) -> Batch:
-    """The batch, or its first half, or quarter, …: what a pass has room for on every rank, beside so many bytes more.
+def with_room(model: nn.Module, parallel: Parallel, batches: Sequence[Batch], beside: int) -> Batch:
+    """The first of an update's batches, or its first half, or quarter, …: what a pass has room for on every rank,
+    beside so many bytes more.
 
     FSDP may keep gradients of it, until the next pass."""
+    batch, whole = batches[0], len(batches) == 1
     if not can_run_out(parallel.device):
         return batch
     size = min(parallel.gather(lambda: len(batch[0])))
-    while any(parallel.gather(partial(runs_out, model, parallel, [part[:size] for part in batch], beside))):
+
+    def without_room() -> bool:
+        passes = 1 if whole and size == len(batch[0]) else 2
+        return runs_out(model, parallel, [part[:size] for part in batch], beside, passes)
+
+    while any(parallel.gather(without_room)):
         if size == 1:
             raise UserError(f"train.micro_batch=1: {parallel.device} has no room for a sequence of train.seq_len="
                             f"{batch[0].shape[1]} tokens: give parallel.activation_checkpointing=full, more ranks "
@@ -42,11 +48,14 @@ def can_run_out(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def runs_out(model: nn.Module, parallel: Parallel, batch: list[Tensor], beside: int) -> bool:
-    """Whether this rank has no room for a forward and backward pass.
+def runs_out(model: nn.Module, parallel: Parallel, batch: list[Tensor], beside: int, passes: int = 1) -> bool:
+    """Whether this rank has no room for a forward and backward pass, or for the second of an update, which begins
+    beside the first one's gradients.
 
-    No rank waits for another in the pass, so that each may fail alone.  FSDP's weights and gradients lie whole in it,
-    as they do where an update has several passes: where it has one, that is more than it will need.
+    No rank waits for another in a pass, so that each may fail alone.  FSDP's weights and gradients therefore lie whole
+    in it, as in an update of several passes.  One of a single pass needs less, by the weights of most blocks: it may be
+    halved although it had room.  That costs no more work, and the pass after the trial, in which a rank that fails
+    leaves the others waiting, never needs more than was tried.
 
     Raises:
         UserError: this version of torch cannot go on after a pass under FSDP that has failed.
@@ -56,8 +65,9 @@ def runs_out(model: nn.Module, parallel: Parallel, batch: list[Tensor], beside: 
             module.unshard()
     try:
         _held = torch.empty(beside, dtype=torch.uint8, device=parallel.device)
-        with parallel.accumulate(model, last=False):
-            model(*batch).backward()
+        for _ in range(passes):
+            with parallel.accumulate(model, last=False):
+                model(*batch).backward()
         failed = False
     except torch.OutOfMemoryError:
         failed = True

@@ -1,7 +1,7 @@
 """One update and one evaluation that leave no trace: all kernels are compiled and loaded before the clock runs, and
 the device has shown how many sequences it has room for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from trainer.parallel import Parallel
 from trainer.run.micro_batch import Batch, with_room
 
 
-def warm_up(model: nn.Module, optimizers: Combined, parallel: Parallel, batch: Batch) -> int:
-    """On any batch of (inputs, targets) [B, T].  Ranks call together.
+def warm_up(model: nn.Module, optimizers: Combined, parallel: Parallel, batches: Sequence[Batch]) -> int:
+    """On the first of an update's batches of (inputs, targets) [B, T].  Ranks call together.
 
     Returns:
         Of how many of the B sequences a pass has room on every rank.  Elsewhere than on a GPU, B.
@@ -26,7 +26,7 @@ def warm_up(model: nn.Module, optimizers: Combined, parallel: Parallel, batch: B
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     state = dry_run_step(optimizers, parallel.device)
     optimizers.zero_grad()
-    batch = with_room(model, parallel, batch, state)
+    batch = with_room(model, parallel, batches, state)
     with parallel.accumulate(model, last=True):
         model(*batch).backward()
     parallel.clip(model)
