@@ -100,6 +100,8 @@ INPUTS = """
     optim/test_shampoo.py::test_a_null_space_in_float32_does_not_drown_the_step
 9 logger=null, seed=-1, hydra.run.dir, ${hydra:...} -> one line
     trainer/test_launch.py::test_what_strangers_type_is_told_in_one_line
+9 run.init, run.from, eval.tasks of nothing -> one line, no directory taken
+    trainer/test_launch.py::test_what_a_run_begins_with_is_looked_for_before_it_takes_a_directory
 9 run.dir=~/x, experiment=null -> mean what they say
     trainer/test_launch.py::test_home_and_no_experiment_can_be_typed
 9 x_b and x/b in a sweep -> one line
@@ -164,7 +166,7 @@ INPUTS = """
     trainer/test_wandb.py::test_wandb_out_of_reach_is_offline_at_once
 15 a key that is refused -> offline
     trainer/test_wandb.py::test_a_key_that_wandb_refuses_keeps_the_run_offline
-15 WANDB_MODE=hello, a key with a line's end -> offline, read
+15 WANDB_MODE="" or hello, a key with a line's end -> offline, read
     trainer/test_wandb.py::test_wandb_is_offline_without_a_key
 16 a hostile index -> nothing is unpickled
     trainer/test_dcp_index.py::test_nothing_is_unpickled

@@ -92,7 +92,7 @@ def test_weights_of_another_model_are_refused(configure, run, gpt2, tmp_path, mi
 
 
 BROKEN = {
-    "a folder without weights": ["config.json"],
+    "a folder without weights": ["model.safetensors"],
     "a run": ["run.from", "scripts/export.py"],
     "torn": ["torn.safetensors", "cannot be read"],
     "empty": ["torn.safetensors", "cannot be read"],

@@ -230,6 +230,23 @@ def test_data_that_cannot_be_trained_on_takes_no_directory(configure, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("run.init=hf:{}", "holds no model.safetensors"),
+        ("run.from={}", "holds no checkpoint"),
+        ("run.from={}@3", "no checkpoint of update 3"),
+        ("eval.tasks=[{}]", "lm"),  # has no such task, or is not installed
+    ],
+)
+def test_what_a_run_begins_with_is_looked_for_before_it_takes_a_directory(configure, tmp_path, word, said):
+    word = word.format("nowhere" if "tasks" in word else tmp_path / "nowhere")
+    config = configure("experiment=smoke", "logger=jsonl", f"run.dir={tmp_path}/run", word)
+    with raises_naming(UserError, "nowhere", said):
+        prepare_run_dir(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_never_and_must(configure, tmp_path):
     base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
     with raises_naming(UserError, "run.resume=must", f"run.dir={tmp_path}/run", "a started run"):

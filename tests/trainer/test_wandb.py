@@ -114,6 +114,9 @@ def test_wandb_is_offline_without_a_key(unset, server, tmp_path):
     unset.delenv("WANDB_API_KEY")
     unset.setenv("WANDB_API_KEY", " x\n")
     assert wandb_mode()[0] is None and os.environ["WANDB_API_KEY"] == "x"
+    for name in ("WANDB_MODE", "WANDB_INIT_TIMEOUT"):
+        unset.setenv(name, " ")
+    assert wandb_mode()[0] is None and not {"WANDB_MODE", "WANDB_INIT_TIMEOUT"} & os.environ.keys()
     unset.setenv("WANDB_MODE", "disabled")
     assert wandb_mode()[0] is None
     unset.setenv("WANDB_MODE", "hello")

@@ -1,7 +1,8 @@
 """What an evaluation during training measures.  A further number goes into the dictionary that ``evaluate`` returns:
 the record, W&B and the speedrun page take every key of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,16 +47,30 @@ def sample(config: Config, prompt: str, model: nn.Module, parallel: Parallel, sp
 
 
 def scores(config: Config, model: nn.Module, parallel: Parallel, split: TrainValSplit) -> dict[str, float]:
-    """Of ``eval.tasks``. Raises UserError: the harness is absent, there is no such task, or its set cannot be had."""
-    tasks = config.eval.tasks
-    try:
+    """Of ``eval.tasks``. Raises UserError as ``check_tasks`` does."""
+    with _naming_tasks(config), parallel.evaluation(model), torch.compiler.set_stance("force_eager"):
         from trainer.evaluate.harness import score
+
+        tokenizer = load_tokenizer(split.tokenizer)
+        return score(unwrap(model), tokenizer, config.eval.tasks, config.eval.task_examples, parallel=parallel)[0]
+
+
+def check_tasks(config: Config) -> None:
+    """Raises UserError: ``eval.tasks`` need what is not installed, there is no such task, or its set cannot be had."""
+    if not config.eval.tasks:
+        return
+    with _naming_tasks(config):
+        from trainer.evaluate.harness import load_tasks
+
+        load_tasks(tuple(config.eval.tasks))
+
+
+@contextmanager
+def _naming_tasks(config: Config) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         mend = "pip install '.[eval]', or leave it out"
-        raise UserError(f"eval.tasks={tasks}, but {error.name} is not installed: {mend}") from None
-    with parallel.evaluation(model), torch.compiler.set_stance("force_eager"):
-        tokenizer = load_tokenizer(split.tokenizer)
-        try:
-            return score(unwrap(model), tokenizer, tasks, config.eval.task_examples, parallel=parallel)[0]
-        except UserError as error:
-            raise UserError(f"eval.tasks={tasks}: {error}") from None
+        raise UserError(f"eval.tasks={config.eval.tasks}, but {error.name} is not installed: {mend}") from None
+    except UserError as error:
+        raise UserError(f"eval.tasks={config.eval.tasks}: {error}") from None

@@ -14,6 +14,7 @@ from common import UserError
 from data import Loader, open_split
 from data import prepare as prepare_data
 from trainer.config import Config, Resume, world_size
+from trainer.evaluate.measure import check_tasks
 from trainer.launch import processes
 from trainer.launch.compose import check
 from trainer.launch.failures import report_failed_ranks, silent_ranks
@@ -83,7 +84,10 @@ def train_or_launch(config: Config, train: Train, number: int, overrides: Sequen
 
 
 def prepare_run_dir(config: Config) -> str:
-    """On rank 0: see that the data can be read and fill a batch, then take the run's directory; returns its path."""
+    """On rank 0: see that what the run begins with is there, that tasks are, and that the data can be read and fill a
+    batch; then take the run's directory; returns its path."""
+    resume.check_sources(config)
+    check_tasks(config)
     if not config.data.download:  # which may take long; the Trainer does it, one rank a node
         prepare_data(config.data)
         files, train = open_split(config.data).train, config.train

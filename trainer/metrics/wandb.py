@@ -73,6 +73,9 @@ def abandon() -> None:
 
 def wandb_mode() -> tuple[str | None, str]:
     """``offline``, and why, where this machine has no key or W&B does not answer; (None, "") for W&B's own choice."""
+    for name, value in list(os.environ.items()):
+        if name.startswith("WANDB_") and not value.strip():
+            del os.environ[name]  # as of a script's unset variable; W&B would refuse it
     if mode := os.environ.get("WANDB_MODE"):
         known = mode in MODES
         return (None, "") if known else ("offline", f" (WANDB_MODE={mode} is none of {', '.join(MODES)})")

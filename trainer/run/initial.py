@@ -59,16 +59,9 @@ def read_initial(source: str, model: LanguageModel) -> dict[str, Tensor]:
 
     Nothing is unpickled but tensors and plain values. Raises ValueError: another format or architecture.
     """
-    path = Path(source.removeprefix("hf:"))
-    about: dict[str, Any] = {}
-    if (path / "run.json").exists():
-        raise ValueError("is a run of nanoMuon's: give run.from to go on from it, or what scripts/export.py writes")
-    if path.is_dir():
-        about = read_config(path / "config.json")
-        path /= "model.safetensors" if (path / "model.safetensors").exists() else "pytorch_model.bin"
-    if not path.is_file():
-        raise ValueError("holds no model.safetensors: give a folder of transformers', a ckpt.pt of nanoGPT, or a "
-                         ".safetensors file")  # fmt: skip
+    given = Path(source.removeprefix("hf:"))
+    path = weights_file(given)
+    about: dict[str, Any] = read_config(given / "config.json") if given.is_dir() else {}
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -92,6 +85,18 @@ def read_initial(source: str, model: LanguageModel) -> dict[str, Tensor]:
         raise ValueError(f"model._target_={model.config._target_} has no form there")
     check_same(about, model.config)
     return from_hf(found, model.config, model.vocab_size, model.seq_len)
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or that of a folder. Raises ValueError: there is none."""
+    if (path / "run.json").exists():
+        raise ValueError("is a run of nanoMuon's: give run.from to go on from it, or what scripts/export.py writes")
+    if path.is_dir():
+        path /= "model.safetensors" if (path / "model.safetensors").exists() else "pytorch_model.bin"
+    if not path.is_file():
+        raise ValueError("holds no model.safetensors: give a folder of transformers', a ckpt.pt of nanoGPT, or a "
+                         ".safetensors file")  # fmt: skip
+    return path
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
 from trainer.run.directory import defaults, excluded_from_identity, lock_run_dir
+from trainer.run.initial import weights_file
 
+NO_CHECKPOINT = "run.from={} holds no checkpoint: give the directory of a run or of a checkpoint"
 BRANCHES = ("schedule.", "train.steps")  # what a run that goes on from another may change: a cool-down, a longer run
 
 
@@ -30,6 +32,21 @@ def finished(config: Config) -> str:
     loss = float("nan") if lines[-1]["val/loss"] is None else lines[-1]["val/loss"]
     gone = "" if saved or not config.checkpoint.last else f"; its weights are not in {config.run.checkpoints}"
     return f"{config.run.dir} is finished: step {config.train.steps}, val loss {loss:.4f}; nothing to do{gone}"
+
+
+def check_sources(config: Config) -> None:
+    """On rank 0, before a new run takes its directory. Raises UserError: what it is to begin with is not there."""
+    if config.run.dir and (config.run.path / "run.json").exists():
+        return
+    if config.run.init:
+        try:
+            weights_file(Path(config.run.init.removeprefix("hf:")))
+        except ValueError as error:
+            raise UserError(f"run.init={config.run.init}: {error}") from None
+    if config.run.from_:
+        source = storage.at_step(Path(config.run.from_))
+        if storage.step_of(source) is None and not storage.committed(source / "checkpoints"):
+            raise CheckpointError(NO_CHECKPOINT.format(source))
 
 
 def resume(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple[Progress, list[str], ExitStack]:
@@ -120,7 +137,7 @@ def _other(source: Path) -> tuple[Path, Path | None, list[str]]:
         return source.parent, source, []
     folder, faults = storage.newest_good(source / "checkpoints")
     if folder is None and not faults:
-        raise CheckpointError(f"run.from={source} holds no checkpoint: give the directory of a run or of a checkpoint")
+        raise CheckpointError(NO_CHECKPOINT.format(source))
     return source / "checkpoints", folder, faults
 
 
