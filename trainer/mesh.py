@@ -28,6 +28,7 @@ class ParallelConfig:
     shard_size: int | None = None  # hsdp: ranks that share one copy of the weights; null: those of a node
     compile: bool | None = None  # torch.compile of every block and of the loss; null: on CUDA only
     activation_checkpointing: str = "none"  # full | selective | none: what of a block its backward pass recomputes
+    deterministic: bool = False  # sums in one order, slower on CUDA; an operation that has none is an error
     timeout_minutes: int = 30  # of a collective: the first step compiles and reads data at each rank's own pace
 
     def __post_init__(self) -> None:

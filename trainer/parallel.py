@@ -6,6 +6,7 @@ NCCL and on the CPU with gloo, and is never given to `prepare`.
 """
 
 import gc
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,9 @@ def setup(config: ParallelConfig, *, dtype: str = "float32", seed: int = 0) -> "
     from accelerate.utils import set_seed
 
     mode = check_parallel(config)
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is none
     accelerator = start_processes(timedelta(minutes=config.timeout_minutes))
     set_seed(seed)
     if accelerator.device.type == "cuda":

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.launcher import api
 
 from tests.errors import raises_naming
 from tests.runs import ROOT
+from trainer.launch import processes
 from trainer.parallel import ParallelConfig, check_parallel, setup
 
 
@@ -61,6 +65,29 @@ def test_what_a_user_s_accelerate_file_asks_for_is_left_out(monkeypatch, plugin)
     """The first two need packages that are not here."""
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     assert setup(ParallelConfig()).mode == "single" and f"ACCELERATE_USE_{plugin}" not in os.environ
+
+
+def test_deterministic_is_of_the_run_alone(monkeypatch):
+    """The next job of a sweep, in the same process, does not inherit it."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        setup(ParallelConfig(deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        setup(ParallelConfig())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_processes_start_under_a_torch_without_a_patience_of_its_own(configure, monkeypatch, known):
+    """torch 2.11's LaunchConfig has no shutdown_timeout."""
+    names = ["min_nodes", "max_nodes", "nproc_per_node", "run_id", "rdzv_backend", "rdzv_endpoint", "local_addr"]
+    config_class = make_dataclass("LaunchConfig", [*names, "max_restarts", *["shutdown_timeout"] * known])
+    started = []
+    monkeypatch.setattr(api, "LaunchConfig", config_class)
+    monkeypatch.setattr(api, "elastic_launch", lambda settings, *_: lambda *words: started.append(settings))
+    processes.launch(configure("experiment=smoke", "run.processes=3", world_size=3), ["experiment=smoke"])
+    assert started[0].nproc_per_node == 3 and hasattr(started[0], "shutdown_timeout") == known
 
 
 # --- launchers ---

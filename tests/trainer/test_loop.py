@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_updates_are_traced_for_perfetto(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", lambda self, number: (step(self, number) and "a signal", False))
     Trainer(load_config([*SHORT, f"run.dir={tmp_path / 'stopped'}", "train.profile=1-3"])).run()
     assert [path.name for path in (tmp_path / "stopped" / "profile").iterdir()] == ["updates-1-1-rank0.json.gz"]
+
+
+@pytest.mark.parametrize("logger", ["jsonl", "wandb"])
+def test_a_run_does_without_packages_for_other_choices(run, monkeypatch, capsys, logger, tmp_path):
+    for name in ("wandb", "datasets", "transformers", "plotly"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an ImportError
+    run("run", f"logger={logger}")
+    assert len(read_record(tmp_path / "run")) == 7
+    assert ("wandb" in capsys.readouterr().out) == (logger == "wandb")
 
 
 @pytest.mark.parametrize("updates", ["0-2", "5-7", "4-3", "two", "1-2-3"])
