@@ -1,7 +1,9 @@
 """A process that does trials of a fake objective of milliseconds."""
 
+import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from optuna.distributions import FloatDistribution
@@ -21,11 +23,17 @@ def loss(params: dict[str, float], step: int) -> float:
     return math.nan if params["optim.lr_scale"] > 8 else 2 + off + 3 / math.sqrt(step)
 
 
-def objective(job: Job) -> None:
-    for step in range(0, 91, 10):
-        time.sleep(0.002)
-        if job.report(step, loss(job.params, step or 1)):
-            return
+def until(reports: int) -> Callable[[Job], None]:
+    """An objective that waits to be killed after so many reports, however fast the machine; -1: never."""
+    left = itertools.count(reports, -1)
+
+    def limited(job: Job) -> None:
+        for step in range(0, 91, 10):
+            time.sleep(0.002 if next(left) else 600)
+            if job.report(step, loss(job.params, step or 1)):
+                return
+
+    return limited
 
 
 def studies(folder: Path) -> list[Study]:
@@ -33,8 +41,9 @@ def studies(folder: Path) -> list[Study]:
     return [Study(folder, name, PLAN, SPACE) for name in ("a", "b")]
 
 
-def main(folder: Path) -> None:
-    work(studies(folder), objective, lambda: time.sleep(0.02))
+def main(folder: Path, reports: int = -1) -> None:
+    """Do all trials; or as many reports as are given, and wait."""
+    work(studies(folder), until(reports), lambda: time.sleep(0.02))
 
 
 def trials(folder: Path) -> list[tuple]:
