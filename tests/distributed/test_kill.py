@@ -254,7 +254,7 @@ def test_with_torchrun(template, tmp_path):
 def test_killed_again_and_again(template, tmp_path, optim):
     """kill -9 of one rank, of all, of the launcher, at any moment; the curve is the same to the last bit."""
     # At least 6 lines after an empty record: the one of step 5 comes after the checkpoint of step 2.
-    kills, more, pace, steps = (30, (0, 2), 0.15, 60) if SOAK else (3, (6, 9), 0.05, 40)
+    kills, more, pace, steps = (30, (0, 2), 0.15, 60) if SOAK else (3, (6, 9), 0.05, 60)
     size = ["experiment=smoke", "logger=jsonl", "parallel=fsdp", "eval.tokens=9216"] if SOAK else COMMON
     often = {"shampoo": ["optim.matrix.update_freq=2"], "soap": ["optim.matrix.update_freq=2"]}.get(optim, [])
     common = [*size, f"optim={optim}", *often, f"train.steps={steps}", "eval.every=10"]
