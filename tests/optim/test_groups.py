@@ -1,12 +1,15 @@
 """State of parameter groups that differ, and of the owner when it is loaded."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
 
 from optim import SOAP, Steepest
+from optim.elementwise import Elementwise
 from tests.optim.reference import seeded
+from tests.optim.rules import find_rules
 from tests.optim.test_rules import RULES
 
 
@@ -54,3 +57,36 @@ def test_blocks_of_unequal_size_begin_as_whole_matrices_do(name):
     squares = {k: v for k, v in state.items() if k.partition(".")[0].endswith(("_root", "_basis", "_factor"))}
     assert len(squares) == 4
     assert all(torch.equal(v.flatten(0, -3)[0], torch.eye(v.shape[-1])) for v in squares.values())
+
+
+SCHEDULED = [
+    (cls, key)
+    for cls in [*find_rules(), *find_rules(Elementwise)]
+    for key in ("momentum", "weight_decay")
+    if key in signature(cls).parameters
+]
+
+
+@pytest.mark.parametrize(("cls", "key"), SCHEDULED)
+def test_a_setting_that_a_schedule_changes_is_that_of_the_next_step(cls, key):
+    """Equal to an optimizer that was built with it and goes on from the same state; not to one without the change."""
+
+    def step(optimizer, number):
+        (weight,) = optimizer.param_groups[0]["params"]
+        weight.grad = seeded((4, 3), number, dtype=torch.float64)
+        optimizer.step()
+        return weight.detach().clone()
+
+    def built(value, weight):
+        return cls([torch.nn.Parameter(weight.clone())], **{key: value})
+
+    optimizer = built(0.5, seeded((4, 3), 0, dtype=torch.float64))
+    weight = [step(optimizer, number) for number in range(1, 4)][-1]
+    others = [built(value, weight) for value in (0.99, 0.5)]
+    saved = copy.deepcopy(optimizer.state_dict())
+    for other in others:
+        other.load_state_dict(saved)
+    for changed in (optimizer, others[0]):
+        changed.param_groups[0][key] = 0.99
+    got, expected, unchanged = (step(one, 4) for one in (optimizer, *others))
+    assert torch.equal(got, expected) and not torch.equal(got, unchanged)
