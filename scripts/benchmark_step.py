@@ -7,8 +7,9 @@
 nanoGPT's model and optimizer come from its checkout; the step around them does what its train.py does. Ours is a
 Trainer built from the configuration, with its loader, clipping, guard against NaN, stop signal and record. Each has a
 process of its own, as its users have, and takes its turn while the other waits, so that a change of the machine's
-speed meets both; a pair of blocks of steps gives one ratio. Before that, the two models with the same weights must give
-the same loss: they do the same work.
+speed meets both; a pair of blocks of steps gives one ratio. Time is the processor's, of all threads of a process: other
+work on the machine hardly changes it. Before that, the two models with the same weights must give the same loss: they
+do the same work.
 """
 
 import argparse
@@ -150,10 +151,10 @@ def contender(orders: multiprocessing.connection.Connection, name: str, args: ar
     else:
         step = nanogpt_step(nanogpt_model(args.nanogpt), folder / "train.bin")
     while steps := orders.recv():
-        begin = time.perf_counter()
+        begin = time.process_time()
         for _ in range(steps):
             step()
-        orders.send((time.perf_counter() - begin) / steps)
+        orders.send((time.process_time() - begin) / steps)
 
 
 def main() -> None:
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--blocks", type=int, default=20, help="pairs of blocks")
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if not (args.nanogpt / "model.py").is_file():
         raise SystemExit(f"error: --nanogpt={args.nanogpt} holds no model.py: give a checkout of karpathy/nanoGPT")

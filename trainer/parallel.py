@@ -52,8 +52,8 @@ def setup(config: ParallelConfig, *, dtype: str = "float32", seed: int = 0) -> "
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     else:
         keep_freed_memory()
-    if dtype == "bfloat16":
-        torch.set_float32_matmul_precision("high")
+    # Of an earlier job in this process too: float32 is what a float32 run computes in.
+    torch.set_float32_matmul_precision("high" if dtype == "bfloat16" else "highest")
     mesh = build_mesh(config, mode, accelerator.device.type, accelerator.num_processes)
     return Parallel(config, mode, accelerator, mesh, getattr(torch, dtype), seed)
 

@@ -18,6 +18,7 @@ from trainer.parallel import Parallel
 LENGTH, VOCABULARY = 16, 250
 GRAPHS = 4  # of a block and of the loss, with and without gradients; all blocks share theirs
 
+PLAIN_COMPILE = nn.Module.compile
 
 compiled: list[torch.fx.GraphModule] = []  # what a backend was given
 
@@ -42,7 +43,8 @@ def started(mode: str = "single", dtype: torch.dtype = torch.float32, **settings
     ranks = dist.get_world_size() if mode == "ddp" else 1
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=ranks, process_index=0,
                                   local_process_index=0)  # fmt: skip
-    return Parallel(ParallelConfig(mode=mode, compile=True, **settings), mode, accelerator, None, dtype, 0)
+    settings = dict(compile=True) | settings
+    return Parallel(ParallelConfig(mode=mode, **settings), mode, accelerator, None, dtype, 0)
 
 
 def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | None = None, **settings) -> int:
@@ -61,20 +63,32 @@ def graphs_of_a_run(parallel: Parallel, sequences: int, document_start: int | No
     return len(compiled)
 
 
-@pytest.mark.parametrize("dtype, settings", [
-    (torch.float32, dict()), (torch.bfloat16, dict(norm="layernorm", activation="gelu", tied=True)),
-    (torch.bfloat16, dict(position="half_rope", qk_norm=True)),
-    (torch.float32, dict(softcap=15.0, document_start=0, loss_chunk=8)),
+@pytest.mark.parametrize("dtype, recompute, settings", [
+    (torch.float32, "none", dict()),
+    (torch.bfloat16, "full", dict(norm="layernorm", activation="gelu", tied=True)),
+    (torch.bfloat16, "selective", dict(position="half_rope", qk_norm=True)),
+    (torch.float32, "none", dict(softcap=15.0, document_start=0, loss_chunk=8)),
 ])  # fmt: skip
-def test_a_graph_for_each_function_and_none_broken(settings, dtype):
-    assert graphs_of_a_run(started(dtype=dtype), 2, **settings) == GRAPHS
+def test_a_graph_for_each_function_and_none_broken(dtype, recompute, settings):
+    assert graphs_of_a_run(started(dtype=dtype, activation_checkpointing=recompute), 2, **settings) == GRAPHS
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("how", ["full", "selective"])
-def test_recomputation_is_in_the_same_graphs(how):
-    assert graphs_of_a_run(started(activation_checkpointing=how), 2) == GRAPHS
-    assert not counters["graph_break"]
+def test_recomputed_and_compiled_blocks_note_the_largest_logits_of_their_passes(monkeypatch):
+    """For optim.qk_clip: what is made again in the backward pass counts no pass twice, and compilation loses none."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(PLAIN_COMPILE, backend="aot_eager"))
+    batches, noted = torch.randint(VOCABULARY, (2, 2, 2, LENGTH)), []
+    for settings in (dict(compile=False), dict(activation_checkpointing="selective")):
+        parallel = started(**settings)
+        model = parallel.wrap(GPTConfig(n_layer=1, n_head=2, n_embd=32), VOCABULARY, LENGTH)
+        largest = model.blocks[0].attn.note_largest(parallel.device, torch.float32)
+        for last, batch in enumerate(batches):
+            with parallel.accumulate(model, last=bool(last)):
+                model(*batch).backward()
+            noted.append(largest.clone())
+    one, both = noted[:2]
+    assert (one > 0).any() and not torch.equal(one, both)
+    assert torch.equal(one, noted[2]) and torch.equal(both, noted[3])
 
 
 def test_every_job_of_a_sweep_is_compiled_for_its_own_shapes():

@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from optim import SOAP, Muon, NorMuon, Shampoo
 from optim.combined import Combined
 from tests.cuda.fake import GPT2, Kernels, fake_cuda, parameters
+from tests.runs import ROOT
 from trainer.guard import guarded_step
 from trainer.mesh import ParallelConfig, build_mesh
 from trainer.model import GPTConfig
@@ -43,6 +44,11 @@ def test_kernels_of_a_step(name, layout):
     budget, most = BUDGET[name][layout], gpu.kernels.most_common(6)
     assert gpu.count <= budget, f"{gpu.count} kernels, {budget} are allowed: {most}"
     assert gpu.count >= 0.9 * budget, f"write {gpu.count} down in budget.json, so that it stays so"
+
+
+def test_the_budget_is_what_the_docs_say():
+    counts = [count for layouts in BUDGET.values() for count in layouts.values()]
+    assert f"{min(counts)} to {max(counts)} kernels" in " ".join((ROOT / "docs/performance.md").read_text().split())
 
 
 @pytest.mark.parametrize("passes, gathers", [(1, 25), (2, 13), (3, 13)])

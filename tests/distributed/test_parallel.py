@@ -270,6 +270,13 @@ def test_one_process_is_single_and_plain(alone):
         assert torch.equal(parameter, model.init_parameter(name, 5).double())
 
 
+def test_float32_is_whole_also_after_a_job_in_bfloat16():
+    """In a sweep under torchrun, jobs share a process; a GPU would round a later one's products."""
+    for dtype, precision in (("bfloat16", "high"), ("float32", "highest")):
+        setup(ParallelConfig(), dtype=dtype)
+        assert torch.get_float32_matmul_precision() == precision
+
+
 @pytest.mark.parametrize("max_norm", [0.01, 1e6, None])
 def test_clip_equals_torchs(alone, max_norm):
     ours, theirs = (alone.wrap(TIED, VOCABULARY, LENGTH) for _ in range(2))

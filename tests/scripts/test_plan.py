@@ -1,6 +1,7 @@
 """A plan says what a run then has and does: the same parameters, states, bytes and collectives, for any ranks."""
 
 import os
+import re
 import runpy
 import sys
 from collections import Counter
@@ -178,6 +179,11 @@ def test_the_time_of_an_update_is_that_of_its_parts():
     sent, calls = eight.model_traffic()
     assert shared["travel"] == pytest.approx((sent / (450e9 * SENT) + calls.total() * 7 * HOP) / 13)
     assert step_time(eight, 0.6)["products"] < shared["products"]
+    table = re.findall(r"^\| ([a-z, ]+) " + 3 * r"\| ([\d.,]+) ", (ROOT / "docs/performance.md").read_text(), re.M)
+    in_the_docs = {part: times for part, *times in table}
+    for column, costs in enumerate((one, eight, costs_of([], "h100", 64))):
+        for part, seconds in step_time(costs, 0.6).items():
+            assert in_the_docs[part][column] == f"{seconds * 1e3:,.1f}"
     crowded = step_time(costs_of(["train.batch_tokens=1048576"], "h100", 1024), 0.6)
     assert crowded["travel"] > crowded["products"], "a thousand ranks with a sequence each wait for the network"
 
