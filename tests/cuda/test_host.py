@@ -10,6 +10,7 @@ import torch
 
 from data import eval_batches
 from data.shards import write_shard
+from optim import exchange
 from optim.guarded import read_later
 from tests.runs import SHORT
 from trainer.launch import load_config
@@ -44,6 +45,13 @@ def test_a_flag_is_read_after_its_copy_whichever_device_is_current(monkeypatch):
     ask = read_later(Number())
     assert done == ["copy, non_blocking=True", "record on the stream of cuda:3"]
     assert ask() and done[2:] == ["synchronize", "read"]
+
+
+def test_ranks_compare_their_plans_by_way_of_the_hosts(monkeypatch):
+    monkeypatch.setattr(exchange.dist, "get_backend", lambda group: "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(exchange.dist, "get_process_group_ranks", lambda group: [1, 3])
+    monkeypatch.setattr(exchange.dist, "new_group", lambda ranks, *, backend, **options: (ranks, backend))
+    assert exchange._host_group(object()) == ([1, 3], "gloo")
 
 
 def test_batches_of_an_evaluation_do_not_let_the_host_wait(tmp_path, monkeypatch):

@@ -36,15 +36,16 @@ def test_the_loader_thread_stays_on_its_ranks_device(tmp_path, chosen):
 
 
 def test_the_checkpoint_thread_stays_on_its_ranks_device(tmp_path, monkeypatch, chosen):
-    staged = []
+    staged, groups = [], []
+    monkeypatch.setattr(checkpoint.dist, "new_group", lambda **options: groups.append(options["backend"]))
     monkeypatch.setattr(
         checkpoint, "DefaultStager", lambda options: staged.append(options) or SimpleNamespace(close=int)
     )
     config = load_config([*TINY, f"run.dir={tmp_path}"])
-    parallel = SimpleNamespace(world_size=1, mode="single", device=DEVICE)
+    parallel = SimpleNamespace(world_size=8, mode="ddp", device=DEVICE, config=config.parallel)
     split = SimpleNamespace(tokenizer="byte", fingerprint={})
     checkpoints = checkpoint.Checkpoints(config, parallel, GPT(config.model, 257, 8), None, {}, split, int)
     checkpoints.pool.submit(int).result()
     checkpoints.close()
-    assert chosen == [("checkpoint_0", DEVICE)]
+    assert chosen == [("checkpoint_0", DEVICE)] and groups == ["gloo"], "connected at once, and not by way of a device"
     assert staged[0].use_pinned_memory and not staged[0].use_async_staging, "one copy of the state, used again"
