@@ -81,8 +81,10 @@ def test_the_host_waits_where_the_rule_says_so(rule):
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 @pytest.mark.parametrize("rule", find_rules(), ids=lambda rule: rule.__name__)
 def test_products_are_made_in_the_dtype_that_was_asked_for(rule, dtype):
-    """By default bfloat16 where the rule allows it; what a rule keeps beside that is float32."""
+    """By default bfloat16 where the rule allows it; what a rule keeps beside that is float32, and so is what float32
+    parameters of other rules send."""
     with fake_cuda("fsdp") as parallel:
+        sent = {layout.exchange.comm_dtype for layout in rule(parameters(SHAPES, parallel), dtype=dtype)._layouts}
         optimizer = rule(parameters(SHAPES, parallel, torch.bfloat16 if dtype is None else dtype), dtype=dtype)
         go_on_from(4, optimizer)
         with Kernels() as gpu:
@@ -90,6 +92,7 @@ def test_products_are_made_in_the_dtype_that_was_asked_for(rule, dtype):
         owned = {value.dtype for state in optimizer.state.values() for key, value in state.items()
                  if key not in optimizer._shard_keys}  # fmt: skip
     low = dtype is None and rule.half_precision
+    assert sent == ({torch.bfloat16} if low else {torch.float32})
     assert set(gpu.products) <= ({torch.bfloat16} if low else {torch.float32})
     assert owned <= {torch.float32}
 
