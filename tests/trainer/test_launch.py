@@ -258,6 +258,16 @@ def test_resume_never_and_must(configure, tmp_path):
         acquire_run_dir(configure(*base, "run.resume=never"))
 
 
+def test_a_longer_run_is_told_how_to_go_on(configure, tmp_path):
+    base = ["experiment=smoke", f"run.dir={tmp_path}/run"]
+    acquire_run_dir(configure(*base))
+    with raises_naming(UserError, "train.steps is 400 there and 800 here", f"run.from={tmp_path}/run", "new run.dir"):
+        acquire_run_dir(configure(*base, "train.steps=800"))
+    with pytest.raises(UserError) as error:
+        acquire_run_dir(configure(*base, "train.steps=800", "seed=9"))
+    assert "run.from" not in str(error.value)
+
+
 def test_foreign_and_damaged_directories_are_refused(configure, tmp_path):
     config = configure("experiment=smoke", f"run.dir={tmp_path}/run")
     (tmp_path / "run").mkdir()

@@ -28,6 +28,7 @@ NOT_IDENTITY = (
     *("train.micro_batch", "train.non_finite", "train.max_skips", "train.max_minutes", "train.timeout_minutes"),
     "train.profile",
 )
+BRANCHES = ("schedule.", "train.steps")  # what a run that goes on from another may change: a cool-down, a longer run
 SHOWN = 8  # differences that an error lists
 FORMAT = 2  # of run.json: settings have other names than in 1
 LOCK_TIMEOUT = 120  # seconds for which a run that is just saving its last checkpoint may still hold its directory
@@ -155,9 +156,10 @@ def _compare(mark: Path, config: Config) -> None:
     if different:
         diff = "; ".join(f"{key} is {theirs.get(key)} there and {mine.get(key)} here" for key in different[:SHOWN])
         more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""
-        raise UserError(
-            f"run.dir={mark.parent} belongs to another run: {diff}{more}; choose a new run.dir or the same settings"
-        )
+        mend = "choose a new run.dir or the same settings"
+        if all(key.startswith(BRANCHES) for key in different):
+            mend = f"choose the same settings, or go on from it by run.from={mark.parent} in a new run.dir"
+        raise UserError(f"run.dir={mark.parent} belongs to another run: {diff}{more}; {mend}")
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

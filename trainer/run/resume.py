@@ -12,11 +12,10 @@ from trainer.metrics.jsonl import FILE, read_lines
 from trainer.parallel import Parallel
 from trainer.run import storage
 from trainer.run.checkpoint import CheckpointError, Checkpoints, Progress
-from trainer.run.directory import defaults, excluded_from_identity, lock_run_dir
+from trainer.run.directory import BRANCHES, defaults, excluded_from_identity, lock_run_dir
 from trainer.run.initial import weights_file
 
 NO_CHECKPOINT = "run.from={} holds no checkpoint: give the directory of a run or of a checkpoint"
-BRANCHES = ("schedule.", "train.steps")  # what a run that goes on from another may change: a cool-down, a longer run
 
 
 def finished(config: Config) -> str:
