@@ -2,6 +2,7 @@
 
     python scripts/export.py runs/mine mine.safetensors      our parameter names, whole matrices, of any model
     python scripts/export.py runs/mine mine/ --hf            a folder for transformers, with tokenizer and model card
+    python scripts/export.py runs/mine mine/ --hf --push OWNER/NAME      and onto the Hugging Face hub
 
 The newest good checkpoint is taken; RUN@STEP, or a checkpoint's own folder, may be given in place of the run's.
 GPT-2's architecture goes as GPT2LMHeadModel, another one with modelling code of its own.
@@ -28,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run's directory, RUN@STEP, or one of its checkpoints")
     parser.add_argument("out", type=Path, help="a file, or with --hf a folder")
     parser.add_argument("--hf", action="store_true", help="a folder as transformers reads it")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this model repository, new or not")
     options = parser.parse_args(arguments)
+    if options.push and not options.hf:
+        parser.error("--push uploads a folder for transformers: give --hf too")
     try:
         folder, faults = find_checkpoint(options.run)
         for fault in faults:
@@ -43,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {options.out} cannot be written ({reason})", file=sys.stderr)
         return 1
     print(f"{options.out}: the weights after update {storage.step_of(folder)}, from {folder}")
-    return 0
+    return push(options.out, options.push) if options.push else 0
 
 
 def check_place(out: Path, hf: bool) -> None:
@@ -69,6 +73,22 @@ def export_hf(folder: Path, out: Path) -> None:
     if (target := storage.read_state(folder)["config"].get("model._target_")) != GPTConfig._target_:
         raise ValueError(f"model._target_={target}: only {GPTConfig._target_} has a form for --hf, leave it out")
     write_hf_folder(load_trained(folder), out)
+
+
+def push(out: Path, name: str) -> int:
+    """Upload the folder; the account is that of ``hf auth login`` or HF_TOKEN.  Returns the exit code."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        print(f"uploaded: {api.upload_folder(repo_id=name, folder_path=out)}")
+    except Exception as error:  # of the hub, the network and the account, each with a class of its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        mend = f"{out} is whole, `hf upload {name} {out}` sends it later"
+        print(f"error: --push {name}: {reason}; {mend}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

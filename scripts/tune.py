@@ -111,7 +111,8 @@ def make_plan(config: Config, budget: int) -> Plan:
     steps, every = config.train.steps, config.eval.every
     if steps % every:
         raise UserError(
-            f"train.steps={steps} is no multiple of eval.every={every}, in which a budget is counted: give one"
+            f"train.steps={steps} is no multiple of eval.every={every}, in which a budget is counted: "
+            f"give train.steps={max(1, round(steps / every)) * every}, or another eval.every"
         )
     return Plan(budget, steps, every, config.seed)
 

@@ -1,7 +1,9 @@
 """Exported weights are the trained ones, for us and for transformers."""
 
+import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -80,16 +82,56 @@ def test_gpt2s_tokenizer_as_a_fast_one(tmp_path):
         assert theirs.decode(tokens, skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("damage", ["none", "weights"])
+class Hub:
+    """What of huggingface_hub's HfApi is used."""
+
+    uploaded: ClassVar[dict[str, set[str]]] = {}
+
+    def create_repo(self, name: str, *, exist_ok: bool) -> None:
+        if "/" not in name:
+            raise ValueError(f"{name} has no owner\nand more lines")
+        assert exist_ok
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path) -> str:
+        self.uploaded[repo_id] = {path.name for path in folder_path.iterdir()}
+        return f"https://hub/{repo_id}"
+
+
+@pytest.mark.parametrize(("name", "code"), [("me/mine", 0), ("mine", 1)])
+def test_pushed_to_a_hub(run, tmp_path, capsys, monkeypatch, name, code):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    run("run")
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--hf", "--push", name]) == code
+    said = capsys.readouterr()
+    if code == 0:
+        assert "uploaded: https://hub/me/mine" in said.out
+        assert Hub.uploaded[name] >= {"model.safetensors", "config.json", "README.md", "tokenizer.json"}
+    else:
+        words = "error: ", "--push mine", "has no owner", "hf upload mine", tmp_path / "out"
+        check_names(said.err.splitlines()[-1], *words)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_what_is_pushed_is_for_transformers(capsys):
+    with pytest.raises(SystemExit):
+        export.main(["run", "out", "--push", "me/mine"])
+    check_names(capsys.readouterr().err.splitlines()[-1], "--push", "--hf")
+
+
+@pytest.mark.parametrize("damage", ["none", "empty", "weights"])
 def test_errors_are_one_line(run, tmp_path, capsys, damage):
     folder = tmp_path / "run"
     if damage != "none":
         run("run")
+    if damage == "empty":
+        shutil.rmtree(folder / "checkpoints")
     if damage == "weights":
         for path in folder.glob("checkpoints/*/__0*"):
             path.write_bytes(b"")
     assert export.main([str(folder), str(tmp_path / "out")]) == 1
-    check_names(capsys.readouterr().err.splitlines()[-1], "error: ", str(folder), "no good checkpoint")
+    why = "not exist" if damage == "none" else "no good checkpoint"
+    check_names(capsys.readouterr().err.splitlines()[-1], "error: ", str(folder), why)
     assert not (tmp_path / "out").exists()
 
 

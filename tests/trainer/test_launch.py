@@ -54,6 +54,7 @@ def test_load_config_works_anywhere_and_leaves_hydra_as_it_was(tmp_path, monkeyp
         "optim.vector.lr=1": ["optim.scalar.lr"],
         "+optim.vector.lr=1": ["optim.scalar.lr"],
         "hydra.run.dir=X": ["called run.dir"],
+        "run.extend=true": ["called run.from"],
         "logger=null": ["choose one of jsonl, wandb"],
         "logger=true": ["logger=true", "jsonl, wandb"],
         "model=3": ["model=3", "tiny"],

@@ -16,7 +16,7 @@ from trainer.language_model import one_line, reason
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir"}  # a key or section -> what to give instead
+RENAMED = {"optim.vector": "optim.scalar", "hydra.run.dir": "run.dir", "run.extend": "run.from"}  # to what is meant
 QUOTED_KEY = re.compile(r"(?:override|delete|append to config\.?|in) '([\w./@-]+)'")  # in Hydra's own messages
 OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)  # whose keys a class decides
 

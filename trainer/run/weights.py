@@ -36,6 +36,8 @@ def find_checkpoint(run: Path) -> tuple[Path, list[str]]:
     run = storage.at_step(run)
     if storage.step_of(run) is not None:
         return run, []
+    if not run.exists():
+        raise CheckpointError(f"{run} does not exist: give the directory of a run that saved a checkpoint")
     folder, faults = storage.newest_good(run / "checkpoints")
     if folder is None:
         why = f": {faults[0]}" if faults else ""
