@@ -23,6 +23,7 @@ from data.documents import BadDocument, Batch, Cursor, Document, batch_documents
 Rows = Iterator[tuple[Document, int, float]]  # document, rows read by then, part of the file read by then
 ENDS = 2**16  # bytes at either end of a file that its identity is made of
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # the first bytes of such a file
 LFS = b"version https://git-lfs"
 TEXT_TYPES = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_fixed_size_binary]
 TEXT_TYPES += [pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view]
@@ -68,26 +69,28 @@ class LocalText:
 
 def _find(root: Path) -> tuple[list[Path], Counter[str]]:
     """The files of text, links followed and each taken once, by path; and how many others there are of each kind."""
-    files, others, seen, waiting = list[Path](), Counter[str](), set[str](), [root]
+    files, others, seen, waiting = list[Path](), Counter[str](), set[tuple[int, int]](), [root]
     while waiting:
         path = waiting.pop()
-        real = os.path.realpath(path)
         if path != root and path.name.startswith("."):
             others["hidden"] += 1
-        elif not os.path.exists(path):
+            continue
+        if not os.path.exists(path):
             others["broken_link"] += 1
-        elif real in seen:
+            continue
+        about = path.stat()
+        itself = about.st_dev, about.st_ino  # the same behind every link, hard ones too
+        if itself in seen:
             others["linked_again"] += 1
         elif path.is_dir():
             waiting += sorted(path.iterdir(), reverse=True)
         elif _reader(path) is None or not path.is_file():
             others[f"unread {''.join(path.suffixes[-2:]) or path.name}"] += 1
-        elif _reader(path) is _lines and path.stat().st_size == 0 and path.suffix.lower() not in COMPRESSIONS:
+        elif _reader(path) is _lines and about.st_size == 0 and path.suffix.lower() not in COMPRESSIONS:
             others["empty_file"] += 1
         else:
             files.append(path)
-        if path == root or not path.name.startswith("."):
-            seen.add(real)
+        seen.add(itself)
     return sorted(files), others
 
 
@@ -143,6 +146,9 @@ def _lines(path: Path, row: int) -> Rows:
 
 def _check_lines(head: bytes) -> None:
     """Raises ValueError for what is known, by its beginning, to be no lines of JSON at all."""
+    for beginning, ending in COMPRESSED.items():
+        if head.startswith(beginning):
+            raise ValueError(f"compressed, which its name does not say: let it end in .jsonl{ending}")
     if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head[:4]:
         raise ValueError("UTF-16 or UTF-32: convert it to UTF-8")
     if head.removeprefix(BOM_UTF8).lstrip().startswith(b"["):

@@ -129,7 +129,8 @@ def test_linked_folders_and_files_are_read_once(text, tmp_path):
     (text / "sub" / "again").symlink_to(tmp_path / "far" / "deep")  # a second way to what has been read
     (text / "sub" / "d.txt").symlink_to("../a.txt")
     (text / "sub" / "gone.txt").symlink_to("nowhere")
-    assert prepared(text) == ([FILLER, "far", "file"], {"written": 3, "linked_again": 2, "broken_link": 1})
+    os.link(text / "a.txt", text / "sub" / "hard.txt")
+    assert prepared(text) == ([FILLER, "far", "file"], {"written": 3, "linked_again": 3, "broken_link": 1})
 
 
 def test_circles_of_links_end(text, tmp_path):
@@ -187,6 +188,8 @@ def test_a_folder_that_cannot_be_listed_is_named(text, monkeypatch, mistake):
         ("b.jsonl", line("one").decode().encode("utf-16"), ["UTF-16", "UTF-8"]),
         ("b.jsonl", line("one").decode().encode("utf-16-be"), ["UTF-16"]),
         ("b.ndjson", line("one").decode().encode("utf-32"), ["UTF-32"]),
+        ("b.jsonl", gzipped(line("one")), ["compressed", ".jsonl.gz"]),
+        ("b.ndjson", pa.compress(line("one"), "zstd", asbytes=True), ["compressed", ".jsonl.zst"]),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_named(text, mistake, name, content, reason):
