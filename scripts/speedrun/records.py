@@ -181,9 +181,9 @@ def _take_header(run: Run, number: int, header: dict) -> None:
     if changed:
         run.errors.append((number, f"a second run in the same record: {', '.join(changed)} changed"))
     elif steps is not None and not (_is_number(steps) and steps > 0):
-        run.errors.append((number, f"header steps is {steps!r}, not a number of steps"))
+        run.errors.append((number, f"header steps is {_short(steps)}, not a number of steps"))
     elif target is not None and not _is_number(target):
-        run.errors.append((number, f"header target is {target!r}, not a loss"))
+        run.errors.append((number, f"header target is {_short(target)}, not a loss"))
     else:
         run.header = {**run.header, **header}
         if device and str(device) not in run.devices:
@@ -193,9 +193,12 @@ def _take_header(run: Run, number: int, header: dict) -> None:
 def _take_metrics(run: Run, number: int, entry: dict) -> None:
     step = entry["step"]
     if not _is_number(step) or step < 0 or step != int(step):
-        run.errors.append((number, f"step is {step!r}, not a number of steps"))
+        run.errors.append((number, f"step is {_short(step)}, not a number of steps"))
         return
     step = int(step)
+    if (length := run.header.get("steps")) is not None and step > length:
+        run.errors.append((number, f"step {_short(step)} is beyond the run's {length} steps"))
+        return
     if step < run.last_step:
         # A resumed run trains again what it had recorded after its last checkpoint; what it did in the end counts.
         text = f"goes back from step {run.last_step} to {step}: resumed; the later lines count"
@@ -210,17 +213,23 @@ def _take_metrics(run: Run, number: int, entry: dict) -> None:
         _take_other_metrics(run, step, entry)
 
 
+def _short(value: object) -> str:
+    """As a message shows a value that may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def _take_evaluation(run: Run, number: int, step: int, entry: dict) -> None:
     # Strict JSON has no NaN: a writer may put null for a loss that has left the numbers.
     loss, curve = entry[LOSS], run.curves[LOSS]
     if not _is_metric(loss):
-        run.errors.append((number, f"{LOSS} is {loss!r}, not a number"))
+        run.errors.append((number, f"{LOSS} is {_short(loss)}, not a number"))
         return
     curve.forget_from(step)
     for key, known in (("tokens", curve.tokens), ("train_time_s", curve.seconds)):
         value = entry.get(key)
         if not _is_number(value):
-            run.errors.append((number, f"{LOSS} without a usable {key} ({value!r})"))
+            run.errors.append((number, f"{LOSS} without a usable {key} ({_short(value)})"))
             return
         if known and value < known[-1]:
             run.errors.append((number, f"{key} falls from {known[-1]:g} to {value:g} while the steps go on"))
