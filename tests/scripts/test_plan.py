@@ -225,7 +225,8 @@ def test_a_run_beside_its_plan(run, tmp_path, capsys):
     found = {line[:20].strip(): line[20:].split() for line in lines}
     assert found["updates"] == ["6", "6", "1.000"] and found["evaluations"] == ["3", "3", "1.000"]
     assert found["an update"][0] == "-" and found["an update"][2:] == ["ms", "-"]
-    assert found["peak memory"][2] == f"{read_record(folder)[-1]['perf/peak_memory_bytes'] / 1e6:.2f}"
+    size, unit = found["peak memory"][2:4]
+    assert size == f"{read_record(folder)[-1]['perf/peak_memory_bytes'] / {'MB': 1e6, 'GB': 1e9}[unit]:.2f}"
     saved = sum(file.stat().st_size for file in (trainer.checkpoints.folder / "step_00000006").iterdir())
     assert found["a checkpoint"][2:4] == [f"{saved / 1e3:.2f}", "kB"]
     config = folder / "config.yaml"

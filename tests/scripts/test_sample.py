@@ -89,7 +89,7 @@ def test_errors_are_one_line(run, tmp_path, capsys, mistake):
     words += {"setting": ["--top-p", "0"], "device": ["--device", "moon"]}.get(mistake, [])
     place = f"{folder}@5" if mistake == "step" else folder
     assert sample.main([str(place), "--prompt", "a", *words]) == 1
-    names = {"no run": [folder, "no good checkpoint"], "step": ["update 5", "4, 6"], "setting": ["top_p=0", "give"],
+    names = {"no run": [folder, "does not exist"], "step": ["update 5", "4, 6"], "setting": ["top_p=0", "give"],
              "device": ["--device moon"], "class": ["NoLogits", "--trust-code"], "logits": ["NoLogits", "targets=None"],
              "weights": ["blocks.1", "missing"]}  # fmt: skip
     check_names(capsys.readouterr().err.splitlines()[-1], "error: ", *names[mistake])

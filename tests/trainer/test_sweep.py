@@ -121,7 +121,8 @@ def script(tmp_path, monkeypatch, text):
 
 def test_a_job_that_is_killed_is_named(configure, tmp_path, monkeypatch, capfd):
     config = configure("experiment=smoke", "run.processes=2", "run.dir=here", world_size=2)
-    script(tmp_path, monkeypatch, "import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
+    what = "os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(60)"  # the agent ends the other
+    script(tmp_path, monkeypatch, f"import os, time; {what}")
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(JobFailed):
         processes.launch(config, [])

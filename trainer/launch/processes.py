@@ -117,7 +117,9 @@ def launch(config: Config, overrides: Sequence[str]) -> None:
     try:
         elastic_launch(settings, sys.executable)("-u", os.path.abspath(sys.argv[0]), *job_arguments(config, overrides))
     except ChildFailedError as error:
-        for rank, failure in error.failures.items():
+        # When one has failed, the agent ends the others, by SIGTERM.
+        causes = {rank: f for rank, f in error.failures.items() if f.exitcode != -signal.SIGTERM} or error.failures
+        for rank, failure in causes.items():
             if failure.exitcode < 0:  # who exits by itself has said why
                 name = failure.signal_name()
                 print(f"error: {config.run.dir}: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
