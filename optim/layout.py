@@ -24,6 +24,7 @@ from .stacks import block_parts, block_shapes, matrix_shape, owner_shapes, split
 Kind = tuple[str, dist.ProcessGroup | None, dist.ProcessGroup | None]
 """A layout of :class:`Exchange`, the ranks that it spans, and those of one copy where it spans several."""
 SHARE = ("auto", "always", "never")
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 log = logging.getLogger(__name__)
 
 
@@ -115,6 +116,7 @@ def build_layouts(
 ) -> list[ParamLayout]:
     """The arguments are those of :class:`MatrixOptimizer`; so is the ValueError."""
     check_choice(SHARE, share=share)
+    _check_settings(process_group, bucket_bytes, dtype=dtype, comm_dtype=comm_dtype)
     # Of freed memory glibc keeps twice the largest block (below 32 MiB) that was ever freed, and gives the kernel the
     # rest, whose pages it would have to clear again for the buffers of every step. This block is never touched.
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
@@ -137,6 +139,17 @@ def build_layouts(
         exchange.warm_up(alike[0].param.device)
         layouts.append(ParamLayout(alike, exchange, compute_dtype))
     return layouts
+
+
+def _check_settings(process_group: Any, bucket_bytes: Any, **dtypes: Any) -> None:
+    """Raises ValueError for what would fail in a later step, or move no weight: integers round every factor to 0."""
+    for name, value in dtypes.items():
+        if value is not None and value not in FLOATS:
+            raise ValueError(f"{name}={value}: give torch.bfloat16, float16, float32 or float64, or None")
+    if type(bucket_bytes) not in (int, float) or not 1 <= bucket_bytes < math.inf:
+        raise ValueError(f"bucket_bytes={bucket_bytes}: give a number of at least 1")
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise ValueError(f"process_group={process_group}: give a torch.distributed.ProcessGroup, or None")
 
 
 def _sharing(

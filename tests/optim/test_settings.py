@@ -16,6 +16,7 @@ from trainer.config import resolve_optim
 from trainer.language_model import ModelConfig
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1, "fused": True}
+INF, NAN = float("inf"), float("nan")
 MATRIX = [Muon, NorMuon, Scion, Steepest, Shampoo, SOAP]
 
 
@@ -206,3 +207,20 @@ def test_the_container_loads_counters_and_leaves_settings():
     load_named(optimizers, {}, {"matrix/0/momentum": 1.5, "matrix/0/step": 7})
     (group,) = optimizers.members["matrix"].param_groups
     assert (group["momentum"], group["step"]) == (0.95, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"comm_dtype": torch.int8}, ("comm_dtype=torch.int8", "float32")),
+        ({"dtype": torch.complex64}, ("dtype=torch.complex64", "float32")),
+        ({"dtype": "bfloat16"}, ("dtype=bfloat16", "torch.bfloat16")),
+        ({"dtype": torch.float8_e4m3fn}, ("dtype=torch.float8_e4m3fn", "bfloat16")),
+        *(({"bucket_bytes": value}, (f"bucket_bytes={value}", "at least 1")) for value in (-1, 0, True, "1", NAN, INF)),
+        ({"process_group": "world"}, ("process_group=world", "ProcessGroup")),
+    ],
+)
+def test_what_the_engine_cannot_work_with_is_named(settings, words):
+    """Factors sent as int8 were zeros, and no weight moved."""
+    with raises_naming(ValueError, *words):
+        Muon([nn.Parameter(torch.ones(2, 3))], lr=0.1, **settings)
