@@ -95,13 +95,14 @@ def test_the_mean_curve_uses_the_steps_that_all_seeds_share(tmp_path):
 
 def test_the_mean_of_another_metric_is_over_the_seeds_that_record_it(tmp_path):
     def with_other(seed: int, values: dict[int, object]) -> records.Run:
-        more = [json.dumps({"step": 300 + step, "tokens": step, "train_time_s": step, "val/other": value})
+        more = [json.dumps({"step": 200 + step, "tokens": step, "train_time_s": step, "val/other": value})
                 for step, value in values.items()]  # fmt: skip
-        return write_run(tmp_path / str(seed), [*lines(seed=seed), *more])
+        *before, last = lines(seed=seed)
+        return write_run(tmp_path / str(seed), [*before, *more, last])
 
     found = [with_other(1, {10: 1, 20: 2, 30: None}), with_other(2, {10: 3, 30: 4}), with_other(3, {})]
     curve = groups.compare(found).groups[0].curve("val/other")
-    assert curve["steps"] == [310, 330]
+    assert curve["steps"] == [210, 230]
     assert [curve[name][0] for name in ("mean", "low", "high")] == [2, 1, 3]
     assert all(math.isnan(curve[name][1]) for name in ("mean", "low", "high"))
 
