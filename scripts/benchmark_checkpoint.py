@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.benchmarks.options import count  # noqa: E402
 from trainer.config import world_size  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
 from trainer.loop import Trainer  # noqa: E402
@@ -29,7 +30,7 @@ from trainer.run.dcp_index import read_index  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-    parser.add_argument("--repeat", type=int, default=5, help="saves of each kind (default: 5)")
+    parser.add_argument("--repeat", type=count, default=5, help="saves of each kind (default: 5)")
     parser.add_argument("--folder", type=Path, help="where to save (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # rank 0's is used

@@ -36,6 +36,7 @@ from optim.matrix import local  # noqa: E402
 from optim.minimax import polar_express_coefficients  # noqa: E402
 from optim.polar import polar  # noqa: E402
 from scripts.benchmarks.floors import bare_messages, bare_passes, bare_products  # noqa: E402
+from scripts.benchmarks.options import count  # noqa: E402
 
 STANDARD = "newton_schulz5"  # the one iteration that every contender knows; here in float32 for all
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
@@ -231,10 +232,10 @@ def contender(name: str, shapes, layout: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--slow-rounds", type=int, default=3, help=f"rounds of {', '.join(SLOW)}")
+    parser.add_argument("--layers", type=count, default=12)
+    parser.add_argument("--dim", type=count, default=256)
+    parser.add_argument("--rounds", type=count, default=9)
+    parser.add_argument("--slow-rounds", type=count, default=3, help=f"rounds of {', '.join(SLOW)}")
     parser.add_argument("--layout", choices=LAYOUTS, default="fsdp", help="tp takes an even number of ranks")
     parser.add_argument("--only", nargs="+", help="contenders by name, beside ours")
     args = parser.parse_args()

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from optim.minimax import polar_express_coefficients  # noqa: E402
 from optim.polar import POLAR_METHODS, Iteration, newton_schulz, plan_segments, polar  # noqa: E402
+from scripts.benchmarks.options import count  # noqa: E402
 
 
 def bare_products(x: torch.Tensor, segments) -> Callable[[], None]:
@@ -93,9 +94,9 @@ def compare(x: torch.Tensor, methods: list[str], repeats: int, synchronize: Call
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dim", type=int, default=256, help="D of the shapes (3D,D), (D,D), (4D,D), (D,4D)")
-    parser.add_argument("--count", type=int, default=4, help="matrices in a stack")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--dim", type=count, default=256, help="D of the shapes (3D,D), (D,D), (4D,D), (D,4D)")
+    parser.add_argument("--count", type=count, default=4, help="matrices in a stack")
+    parser.add_argument("--repeats", type=count, default=15)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="+", default=list(POLAR_METHODS), choices=list(POLAR_METHODS))

@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.benchmarks.options import count  # noqa: E402
 from trainer.evaluate.generate import Sampling, generate  # noqa: E402
 from trainer.model import GPT, GPTConfig  # noqa: E402
 from trainer.parallel import initialise  # noqa: E402
@@ -29,7 +30,7 @@ COUNT = {True: 32, False: 4}  # tokens that are timed, with a cache and without
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(layers=6, width=384, heads=6, vocabulary=257, tokens=256, texts=1, rounds=5).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=count, default=default)
     options = parser.parse_args()
     config = GPTConfig(n_layer=options.layers, n_head=options.heads, n_embd=options.width)
     model = GPT(config, vocab_size=options.vocabulary, seq_len=options.tokens + 33).eval()

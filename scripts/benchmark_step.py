@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.shards import write_shard  # noqa: E402
 from data.split import TrainValSplit  # noqa: E402
+from scripts.benchmarks.options import count  # noqa: E402
 from trainer import loop  # noqa: E402
 from trainer.launch import load_config  # noqa: E402
 
@@ -160,9 +161,9 @@ def contender(orders: multiprocessing.connection.Connection, name: str, args: ar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
-    parser.add_argument("--blocks", type=int, default=20, help="pairs of blocks")
-    parser.add_argument("--steps", type=int, default=20, help="steps in a block")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--blocks", type=count, default=20, help="pairs of blocks")
+    parser.add_argument("--steps", type=count, default=20, help="steps in a block")
+    parser.add_argument("--threads", type=count, default=1)
     args = parser.parse_args()
     if not (args.nanogpt / "model.py").is_file():
         raise SystemExit(f"error: --nanogpt={args.nanogpt} holds no model.py: give a checkout of karpathy/nanoGPT")

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import optim  # noqa: E402
 from optim import SOAP, MatrixOptimizer, Muon, NorMuon, Shampoo  # noqa: E402
 from optim.matrix import local  # noqa: E402
+from scripts.benchmarks.options import count  # noqa: E402
 
 Shapes = list[tuple[int, int]]
 STATE_PER_MATRIX = {  # elements for an m x n matrix, as docs/optimizers.md has them
@@ -181,9 +182,9 @@ def report_state(shapes: Shapes, world_size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", type=int, nargs="+", default=[2, 4, 8, 32, 64])
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--worlds", type=count, nargs="+", default=[2, 4, 8, 32, 64])
+    parser.add_argument("--layers", type=count, default=12)
+    parser.add_argument("--dim", type=count, default=768)
     parser.add_argument("--rule", default="Muon", help="one whose products are all of its FLOPs: Muon, NorMuon, Dion2")
     args = parser.parse_args()
     shapes = gpt2_shapes(args.layers, args.dim)

@@ -92,3 +92,23 @@ def test_scores_that_have_no_line_are_said(place, monkeypatch):
     assert not evaluate.record(place / "good", 99, {"x/acc": 1.0})
     assert not evaluate.record(place / "text", 3, {"x/acc": 1.0})
     assert evaluate.record(place / "good", 3, {"x/acc": float("nan")})
+
+
+COUNTS = [
+    "optim --slow-rounds 0",
+    "polar --count -1",
+    "sample --rounds 0",
+    "step --blocks 2.5",
+    "traffic --worlds 2 x",
+    "checkpoint --repeat 0",
+]
+
+
+@pytest.mark.parametrize("words", COUNTS)
+def test_benchmarks_count_from_one(monkeypatch, capsys, words):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    name, *rest = words.split()
+    monkeypatch.setattr("sys.argv", [name, *rest])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"benchmark_{name}").main()
+    check_names(capsys.readouterr().err.splitlines()[-1], rest[0], repr(rest[-1]), "at least 1")
