@@ -76,7 +76,8 @@ function ranges() {
   const starts = curves.map((c) => c.find((p) => p.late)).filter(Boolean).map((p) => p.y).sort((a, b) => a - b);
   const ends = points.filter((p) => p.end).map((p) => p.y);
   const top = highest([...(isLoss() ? [starts[Math.floor(starts.length / 2)]] : late), ...ends]);
-  const bottom = lowest(isLoss() ? [...points.map((p) => p.y), data.target ?? Infinity] : late);
+  const lows = owners.flatMap((owner) => (curveOf(owner).low ?? []).filter((y) => y !== null && (!state.logY || y > 0)));
+  const bottom = lowest(isLoss() ? [...points.map((p) => p.y), ...lows, data.target ?? Infinity] : late);
   const [low, high] = state.logY ? [Math.log10(bottom), Math.log10(top)] : [bottom, top];
   const pad = 0.06 * (high - low || 0.1 * Math.abs(high) || 1), y = [low - pad, high + pad];
   const right = highest(points.map((p) => p.x));

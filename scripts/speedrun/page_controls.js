@@ -5,7 +5,7 @@ function refresh() {
   for (const b of document.querySelectorAll("[data-flip]")) press(b, state[b.dataset.flip]);
   for (const b of document.querySelectorAll("[data-group]")) press(b, state.groups.has(Number(b.dataset.group)));
   for (const box of document.querySelectorAll("[data-run]")) box.checked = state.runs.has(Number(box.dataset.run));
-  for (const el of document.querySelectorAll("[data-loss-only]")) el.hidden = !isLoss();
+  for (const el of document.querySelectorAll("[data-loss-only]")) el.hidden = !isLoss() || data.target === null;
   const note = document.getElementById("published-note");
   if (note) note.hidden = state.unit !== "seconds";
   [metricChoice.value, acrossChoice.value] = [state.metric, NAMES[state.unit] ? "" : state.unit];

@@ -165,7 +165,7 @@ def test_shards_take_the_manifest_s_tokenizer_and_no_other(tmp_path, mistake):
     prepare(config_of("sample", dir=str(folder)))
     split = open_split(config_of("shards", dir=str(folder)))
     assert (split.tokenizer, split.vocab_size, split.eos) == ("byte", 257, 256)
-    with mistake("data.tokenizer=gpt2", str(folder), "data.tokenizer=byte"):
+    with mistake("data.tokenizer=gpt2", str(folder), "data.tokenizer=byte", "another data.dir"):
         open_split(config_of("shards", dir=str(folder), tokenizer="gpt2"))
 
 
