@@ -46,7 +46,8 @@ def open_split(config: DataConfig) -> TrainValSplit:
         check_origin(config, content)
         name = content["tokenizer"]["name"]
         if config.tokenizer not in (None, name):
-            raise UserError(f"data.tokenizer={config.tokenizer}: {folder} was written with data.tokenizer={name}")
+            written = f"{folder} was written with data.tokenizer={name}"
+            raise UserError(f"data.tokenizer={config.tokenizer}: {written}: give that, or another data.dir")
     tokenizer = load_tokenizer(name)
     if content is not None and content["tokenizer"]["sha256"] != tokenizer.sha256:
         raise UserError(f"data.tokenizer={name}: {folder} was written with another vocabulary; prepare it anew")
