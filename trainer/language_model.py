@@ -159,9 +159,13 @@ def model_class(target: Any) -> type[LanguageModel]:
     return cls
 
 
+def gives_logits(cls: type[LanguageModel]) -> bool:
+    """Whether the forward pass gives logits where it is given no targets."""
+    return inspect.signature(cls.forward).parameters["targets"].default is None
+
+
 def check_logits(cls: type[LanguageModel]) -> None:
-    """Raise UserError unless the forward pass gives logits where it is given no targets."""
-    if inspect.signature(cls.forward).parameters["targets"].default is not None:
+    if not gives_logits(cls):
         raise UserError(f"model._target_={cls.__module__}.{cls.__name__} has no logits to draw text from: let "
                         "forward(tokens, targets=None) return them, (B, T, V), without targets")  # fmt: skip
 

@@ -89,6 +89,21 @@ def test_a_whole_record(open_record, tmp_path, shown, monkeypatch):
         assert b"hunter2" not in path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [("tests.trainer.no_logits.NoLogits", []), ("tests.scripts.reads_values.ReadsValues", ["--trust-code"])],
+)
+def test_the_command_for_text_is_one_that_works(open_record, shown, target, hint):
+    """Of a model of one's own, which sample.py imports only if it is told to, and of which it may get no text."""
+    record = open_record("model=custom", f"model._target_={target}")
+    record.start([])
+    record.add(0, {"val/loss": 5.5})
+    record.write(0, 0.0)
+    record.finish()
+    commands = [line.split() for line in shown.getvalue().splitlines() if "sample.py" in line]
+    assert [words[-1:] for words in commands] == [hint][: len(hint)]
+
+
 def measured(record: Metrics, step: int, seconds: float) -> None:
     record.add(step, {"train/loss": float(step)})
     record.write(step, seconds)

@@ -17,6 +17,7 @@ from torch import Tensor
 from common import UserError, write_json, write_text
 from data import TrainValSplit
 from trainer.config import Config, LoggerKind
+from trainer.language_model import ModelConfig, gives_logits, model_class
 from trainer.metrics import wandb as wandb_run
 from trainer.metrics.console import Display, duration
 from trainer.metrics.environment import describe, environment, header, peak_flops
@@ -250,8 +251,9 @@ class Metrics:
             speed = f", {self.last['tokens'] / seconds:,.0f} tokens/s" if seconds else ""
             trained = f"{duration(seconds)} of training{speed}"
             self.message(f"final val loss {val_loss:.4f} after {trained}; {self.directory}")
-            if self.config.checkpoint.last:
-                self.message(f"text from it: python scripts/sample.py {shlex.quote(str(self.directory))}")
+            if self.config.checkpoint.last and gives_logits(model_class(target := self.config.model._target_)):
+                trust = "" if target == ModelConfig._target_ else " --trust-code"
+                self.message(f"text from it: python scripts/sample.py {shlex.quote(str(self.directory))}{trust}")
         if lost := self.file.unwritten.count(b"\n"):
             raise UserError(f"{self.directory / FILE}: {lost} lines could not be written: make room there")
 
