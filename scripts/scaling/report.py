@@ -82,7 +82,8 @@ def write(folder: Path, axes: Axes, base_width: int, overrides: Sequence[str]) -
     results = Results(folder)
     rows = read(axes, base_width, results)
     if not rows:
-        raise UserError(f"folder={folder}: no row of the grid is whole yet; start the same command to go on")
+        mend = "start the same command to go on, or give the widths, lr and seeds that were run"
+        raise UserError(f"folder={folder}: no row of this grid is whole: {mend}")
     done = [found for cell in cells(axes, base_width) if (found := results.read(cell))]
     hours = sum(found.get("processor_seconds", math.nan) for found in done) / 3600
     text = to_markdown(rows, overrides) + f"\n{len(done)} runs, {hours:.2f} hours of processor time.\n"

@@ -83,7 +83,7 @@ def run(monkeypatch, capsys):
         (["param=mu"], ["param=mu", "mup"]),
         (["optim=moun"], ["optim=moun", "muon"]),
         (["seed=3"], ["seed=3", "seeds"]),
-        (["report=true"], ["no row", "same command"]),
+        (["report=true"], ["no row", "same command", "widths"]),
     ],
 )
 def test_mistakes_give_one_line(run, tmp_path, monkeypatch, words, named):
