@@ -12,7 +12,7 @@ train: install
 
 test: install
 	$(PY) -m pytest --ignore tests/distributed -q -n logical --dist worksteal
-	$(PY) -m pytest tests/distributed -q
+	$(PY) -m pytest tests/distributed -q -n logical --dist loadscope
 
 soak: install
 	NANOMUON_SOAK=1 $(PY) -m pytest -q --timeout 7200

@@ -76,8 +76,7 @@ class Trainer:
         )  # fmt: skip
 
     def run(self) -> float | None:
-        """Train for ``train.steps`` updates, or until all ranks agree to stop; returns the last validation loss
-        [nats per token]."""
+        """Train for ``train.steps`` updates or until all ranks agree to stop; gives the last val loss [nats/token]."""
         with self.lock, self.preemption:
             train, step, flops = self.config.train, self.progress.step, unwrap(self.model).flops_per_token()
             self.metrics.start(self.optimizers.table(), flops, step, self.eval_is_due(step), self.progress.branch)
@@ -121,6 +120,7 @@ class Trainer:
             if step == first:  # everything is compiled and connected
                 set_timeouts(self.config.train.timeout_minutes, but=self.checkpoints.group)
         self.clock.stop()
+        self.poll_async_save(wait=True)  # it makes the record durable, which is closed next
         if reason or self.config.checkpoint.last:
             self.save(wait=True)
         return reason

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,27 @@ def test_a_line_that_the_disk_refuses_holds_up_the_checkpoint_after_it(run, tmp_
     assert told["step"] <= 5, "the save after update 4 waits for the one before it"
     check_names(told["checkpoint/failed"], "metrics.jsonl")
     assert {2, 6} & {storage.step_of(path) for path in storage.committed(trainer.checkpoints.folder)} == {6}
+
+
+@pytest.mark.parametrize("fault", [None, OSError(errno.ENOSPC, "No space left on device")])
+def test_a_checkpoint_on_its_way_at_the_end_is_waited_for(configure, tmp_path, no_plot, capsys, fault):
+    """Where the end has none of its own: after update 4 of 5."""
+    words = "train.steps=5", "checkpoint.last=false", f"run.dir={tmp_path / 'run'}"
+    trainer = Trainer(configure(*SHORT, *words))
+    sync, calls = trainer.checkpoints.before_commit, []
+
+    def slow():
+        time.sleep(0.5)
+        calls.append(fault)
+        if len(calls) == 2 and fault:
+            raise fault
+        sync()
+
+    trainer.checkpoints.before_commit = slow
+    trainer.run()
+    [newest, *_] = storage.committed(trainer.checkpoints.folder)
+    assert storage.step_of(newest) == (2 if fault else 4)
+    assert ("a checkpoint failed" in capsys.readouterr().out) == bool(fault)
 
 
 def test_a_start_that_led_to_no_checkpoint_leaves_no_gap(run, tmp_path):
