@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or options.run}: {error.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing is recorded; --limit 100 scores the first examples alone", file=sys.stderr)
+        return 130
     return 0
 
 

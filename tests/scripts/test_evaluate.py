@@ -4,13 +4,14 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from common import UserError
 from data import load_tokenizer
 from tests.distributed.harness import run_workers
-from tests.errors import raises_naming
+from tests.errors import check_names, raises_naming
 from tests.runs import read_record
 from trainer.mesh import ParallelConfig
 from trainer.model import GPTConfig
@@ -126,6 +127,12 @@ def test_scores_go_onto_the_line_of_their_step(run, tmp_path):
     evaluate.record(tmp_path / "run", 6, {"hellaswag/acc": 0.25})
     after = read_record(tmp_path / "run")
     assert after[:-1] == before[:-1] and after[-1] == before[-1] | {"hellaswag/acc": 0.25}
+
+
+def test_interrupting_a_long_evaluation_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "find_checkpoint", mock.Mock(side_effect=KeyboardInterrupt))
+    assert evaluate.main([str(tmp_path)]) == 130
+    check_names(capsys.readouterr().err.strip(), "interrupted", "--limit")
 
 
 def test_an_unknown_task_is_named():
