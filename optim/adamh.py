@@ -28,7 +28,7 @@ class AdamH(Elementwise):
     buffers = ("momentum", "second_moment")
 
     def __init__(self, params: ParamsT, lr: float = 0.01, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, step=0))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, step=0))
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])

@@ -34,7 +34,7 @@ class ADOPT(Elementwise):
         eps: float = 1e-6,
         weight_decay: float = 0.0,
     ):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, step=0))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, step=0))
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])

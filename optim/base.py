@@ -1,7 +1,6 @@
 """What all optimizers here share: the frame of a step, checks of settings, and this rank's part of a tensor."""
 
 import difflib
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .parameters import check_apart, check_trainable
 from .precision import full_float32
 from .settings import settings_of, typed
 
@@ -24,8 +24,10 @@ ALSO_IN_GROUPS = {"params", "param_names", "name", "rule"} | _OF_SCHEDULERS
 """What a group may hold beside settings: torch's own keys, those of its schedulers, a label, and whose group it is."""
 NEVER_NEGATIVE = (
     *("lr", "weight_decay", "eps", "graft_eps", "radius", "alpha", "warmup"),
-    *("floor", "brake", "cautious_decay"),
+    *("floor", "brake", "cautious_decay", *COUNTERS),
 )
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -55,13 +57,10 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self.param_groups[-1].setdefault("rule", rule_of(self))
         self._check_settings(self.param_groups[-1], self.defaults)
-        for param, name in named(self.param_groups[-1]):
-            if not param.is_floating_point() or param.dtype.itemsize == 1:
-                raise ValueError(f"{name} is {param.dtype}: give real floating-point tensors, such as view_as_real's")
-            if param.layout == torch.strided and _span(param) < param.numel():
-                raise ValueError(f"{name} has elements that share memory, as expand makes them: give its clone()")
+        check_trainable(named(self.param_groups[-1]))
         if len(set(self.param_groups[-1]["params"])) < len(self.param_groups[-1]["params"]):
             raise ValueError("a parameter is given twice: give model.parameters(), which has shared ones once")
+        check_apart(pair for group in self.param_groups for pair in named(group))
         self._remember()
 
     def update_params(self) -> None:
@@ -148,14 +147,16 @@ class Optimizer(torch.optim.Optimizer):
                 group[key] = typed(value, types.get(key, Any))
             except ValueError as error:
                 raise ValueError(f"{key}={value}: {error}") from None
-            if key in NEVER_NEGATIVE and not 0 <= group[key] < math.inf:
-                raise ValueError(f"{key}={value}: give a finite number, {key} >= 0")
+            if key in NEVER_NEGATIVE and not 0 <= group[key] <= LARGEST:
+                raise ValueError(f"{key}={value}: give a finite number of float32, {key} >= 0")
         self.check_group(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What ``load_state_dict`` and copies end with: a group may lack settings that its checkpoint did not know."""
         defaults = state.get("defaults") or self.defaults
-        for group in state["param_groups"]:
+        own_groups = vars(self).get("param_groups", state["param_groups"])
+        for group, own in zip(state["param_groups"], own_groups, strict=True):
+            group |= {"param_names": own["param_names"]} if "param_names" in own else {}
             self.rename_settings(group, defaults)
             for key, value in {**defaults, "rule": rule_of(self)}.items():
                 group.setdefault(key, value)
@@ -231,11 +232,6 @@ def named(group: Group) -> Iterable[tuple[Tensor, str]]:
     return zip(params, names, strict=False)
 
 
-def _span(param: Tensor) -> int:
-    """Elements of memory from the first of a tensor to its last."""
-    return 1 + sum(max(size - 1, 0) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-
-
 def _check_state(
     where: str, rule: str, state: dict[str, Any], shapes: dict[str, tuple[int, ...]], live: dict[str, Any]
 ) -> None:
@@ -246,6 +242,8 @@ def _check_state(
         if not isinstance(value, Tensor) or tuple(value.shape) != shapes[key]:
             found = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"{where} has {key} of {found}, but {rule} needs the shape {shapes[key]}")
+        if not value.is_floating_point():
+            raise ValueError(f"{where} has {key} of {value.dtype}, but {rule} needs floating-point numbers")
         if isinstance(live.get(key), DTensor) and not isinstance(value, DTensor):
             raise ValueError(
                 f"{where} has {key} as a whole, but the parameter is sharded: load it by set_optimizer_state_dict of "

@@ -12,6 +12,7 @@ from torch import Tensor
 from .base import Group, Optimizer, check_rule, named, rule_of
 from .guarded import step_unless, unscale
 from .matrix import MatrixOptimizer
+from .parameters import check_apart
 
 
 class Combined(torch.optim.Optimizer):
@@ -65,6 +66,7 @@ class Combined(torch.optim.Optimizer):
                     raise ValueError(f"{label} has two optimizers: give each parameter one")
         self.members[name] = member
         self._link()
+        check_apart(pair for group in self.param_groups for pair in named(group))
 
     def _link(self) -> None:
         """The groups are those of the members themselves, so that a scheduler's change reaches them."""
@@ -181,6 +183,8 @@ class Combined(torch.optim.Optimizer):
         for name, member in self.members.items():
             for group in parts[name]["param_groups"]:
                 check_rule(group, member)
+                if "lr" not in group:
+                    raise ValueError(f"the state has no settings of {name}, such as lr: give that of all its groups")
             if isinstance(member, Optimizer):
                 member.check_state(parts[name])
         for name, member in self.members.items():

@@ -44,4 +44,5 @@ def hyperball_step(group: Group, params: Tensors, updates: Tensors, sums: Tensor
         step = lr * radius / length
         moved = (square - 2 * step * product + step.square() * update_square).clamp_min(0).sqrt()
         back = radius / moved.clamp_min(1e-10)
-        param.mul_(back).addcmul_(update, (-step * back).to(param.dtype))
+        factor = (-step * back).clamp_min(-torch.finfo(param.dtype).max)  # of an update of 0 in float16
+        param.mul_(back).addcmul_(update, factor.to(param.dtype))

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Tensors, check_fraction, local
 from .limits import limit_entries
+from .parameters import local_gradient
 
 
 class Elementwise(Optimizer):
@@ -39,7 +40,7 @@ class Elementwise(Optimizer):
             if "step" in group:
                 group["step"] += 1
             if params:
-                grads = [local(p.grad) for p in params]
+                grads = [local_gradient(p) for p in params]
                 grads = limit_entries(grads) if self.squares else grads
                 self.update(group, [local(p) for p in params], grads, *buffers)
 
@@ -103,7 +104,7 @@ class Lion(Elementwise):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
     ):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay))
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])
@@ -185,7 +186,8 @@ def adam_roots(group: Group, grads: Tensors, squares: Tensors) -> Tensors:
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     roots = list(torch._foreach_sqrt(squares))
     torch._foreach_div_(roots, math.sqrt(1 - beta2 ** group["step"]))
-    torch._foreach_add_(roots, group["eps"] or torch.finfo(roots[0].dtype).tiny ** 0.5)
+    torch._foreach_add_(roots, group["eps"])
+    torch._foreach_clamp_min_(roots, torch.finfo(roots[0].dtype).tiny ** 0.5)  # V underflows before G, eps in float16
     return roots
 
 

@@ -132,7 +132,7 @@ def build_layouts(
         stacked = len(matrix_shape(rule.param_groups[ref.group_index], ref.param.shape)) > 2
         ref.place = place_of(ref.param, ref.name, stacked, process_group, groups, True)
     layouts = []
-    for (kind, ranks, copy_ranks), alike in _by(refs, lambda ref: ref.place.kind).items():
+    for (kind, ranks, copy_ranks, _), alike in _by(refs, lambda ref: (*ref.place.kind, ref.param.device)).items():
         compute_dtype = dtype or _default_dtype(rule, alike)
         specs = [_spec(rule, ref, compute_dtype) for ref in alike]
         exchange = Exchange(specs, kind, ranks, comm_dtype or compute_dtype, bucket_bytes, copy_ranks)

@@ -39,7 +39,7 @@ class MARS(Elementwise):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        settings = dict(lr=lr, betas=tuple(betas), gamma=gamma, eps=eps, weight_decay=weight_decay)
+        settings = dict(lr=lr, betas=betas, gamma=gamma, eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | {"step": 0})
 
     def check_group(self, group: Group) -> None:

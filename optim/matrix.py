@@ -26,6 +26,7 @@ from .exchange import Transfer
 from .layout import EngineSettings, ParamLayout, build_layouts, check_matrices, check_same_gradients, create_state
 from .limits import limit_matrices
 from .measure import Batch, add_up
+from .parameters import local_gradient
 from .stacks import block_shapes, block_state, cast_like, cat_states, pack_blocks, split_state, unpack_blocks
 from .state import OwnerState
 
@@ -198,7 +199,7 @@ class MatrixOptimizer(OwnerState):
         for group, members in self._by_group(layout, indices):
             params = [layout.refs[i].param for i in members]
             states = [self._on_shards(param) for param in params]
-            grads = [local(p.grad) for p in params if p.grad is not None]
+            grads = [local_gradient(p) for p in params]
             inputs.update(zip(members, self.prepare(group, grads, states), strict=True))
         return inputs
 

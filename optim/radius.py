@@ -36,7 +36,7 @@ def radius_step(group: Group, params: Tensors, updates: Tensors, scales: Sequenc
         product = product - outward * weight
         lengths = (weight, square) if group["floor_rows"] else (whole, square.sum())
         sizes, steps = (x.sqrt().clamp_min(1e-8) for x in lengths)
-        lifted = (floor * sizes / steps).clamp_min(1).expand_as(weight)
+        lifted = (floor * sizes / steps).clamp(1, torch.finfo(param.dtype).max).expand_as(weight)
         radius, product = whole.sqrt().clamp_min(1e-8), (lifted * product).sum()
         moved = (whole - 2 * lr * product + lr**2 * (lifted.square() * square).sum()).clamp_min(0).sqrt()
         back = (radius - lr * product / radius).clamp_min(1e-8) / moved.clamp_min(1e-8)

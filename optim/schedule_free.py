@@ -43,7 +43,7 @@ class ScheduleFreeAdamW(Elementwise):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | dict(step=0, lr_max=0.0, weight_sum=0.0))
 
     def check_group(self, group: Group) -> None:

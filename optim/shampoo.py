@@ -62,7 +62,7 @@ class Shampoo(MatrixOptimizer):
         weight_decay: float = 0.0,
         **engine: Unpack[EngineSettings],
     ):
-        settings = dict(lr=lr, betas=tuple(betas), eps=eps, statistics=statistics, exponent=exponent, root=root)
+        settings = dict(lr=lr, betas=betas, eps=eps, statistics=statistics, exponent=exponent, root=root)
         settings |= dict(one_sided=one_sided, block=block, update_freq=update_freq, early_roots=early_roots)
         settings |= dict(graft=graft, graft_eps=graft_eps, weight_decay=weight_decay)
         super().__init__(params, settings, **engine)

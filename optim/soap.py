@@ -43,7 +43,7 @@ class SOAP(MatrixOptimizer):
         max_dim: int = 10000,
         **engine: Unpack[EngineSettings],
     ):
-        settings = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | dict(update_freq=update_freq, max_dim=max_dim), **engine)
         for state in self.state.values():
             self.initialise(state)

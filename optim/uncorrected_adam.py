@@ -25,7 +25,7 @@ class UncorrectedAdam(Elementwise):
     buffers = ("momentum", "second_moment")
 
     def __init__(self, params: ParamsT, lr: float = 1e-2, betas: tuple[float, float] = (0.8, 0.99), eps: float = 1e-10):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     def check_group(self, group: Group) -> None:
         check_fraction(betas=group["betas"])
@@ -37,5 +37,6 @@ class UncorrectedAdam(Elementwise):
         torch._foreach_mul_(seconds, beta2)
         torch._foreach_addcmul_(seconds, grads, grads, 1 - beta2)
         roots = torch._foreach_sqrt(seconds)
-        torch._foreach_add_(roots, group["eps"] or torch.finfo(roots[0].dtype).tiny ** 0.5)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_clamp_min_(roots, torch.finfo(roots[0].dtype).tiny ** 0.5)
         torch._foreach_addcdiv_(params, momenta, roots, -float(group["lr"]))

@@ -82,6 +82,16 @@ INPUTS = """
     optim/test_parameters.py::test_a_kernel_is_one_matrix
 7 a Hugging Face Conv1D -> seen
     optim/test_parameters.py::test_build_sees_how_a_module_stores_its_weight
+7 weights tied by their data, views of a parameter -> one line
+    optim/test_parameters.py::test_memory_that_two_parameters_share_is_named
+7 a gradient of partial sums -> added up
+    optim/test_parameters.py::test_a_gradient_of_partial_sums_is_added_up
+7 a gradient of another dtype -> the parameter's
+    optim/test_parameters.py::test_a_gradient_may_have_another_dtype
+7 parameters of two devices -> each on its own
+    optim/test_parameters.py::test_parameters_of_two_devices
+8 float16 weights, gradients of 0 ... 1e4 -> finite
+    optim/test_extremes.py::test_weights_in_half_precision_stay_finite
 8 gradients of 1e19 and 1e-25 -> full steps
     optim/test_extremes.py::test_a_step_has_its_length_at_any_size_of_the_gradient
 8 gradients of 1e-38 ... 3e38, in every rule that squares them -> finite weights and state
@@ -100,6 +110,12 @@ INPUTS = """
     optim/test_shampoo.py::test_a_null_space_in_float32_does_not_drown_the_step
 9 logger=null, seed=-1, hydra.run.dir, ${hydra:...} -> one line
     trainer/test_launch.py::test_what_strangers_type_is_told_in_one_line
+9 WORLD_SIZE=abc, RANK=5 of 2, MASTER_PORT=tcp -> one line
+    trainer/test_odd_starts.py::test_what_is_no_rank_is_told_before_anything_starts
+9 run.name=../../x, 300 letters -> one folder in runs
+    trainer/test_odd_starts.py::test_a_name_is_one_folder
+9 a sweep of no job, over hydra.sweep.dir -> one line
+    trainer/test_sweep.py::test_a_sweep_has_jobs_and_is_not_over_hydra_s_own_keys
 9 run.init, run.from, eval.tasks of nothing -> one line, no directory taken
     trainer/test_launch.py::test_what_a_run_begins_with_is_looked_for_before_it_takes_a_directory
 9 run.dir=~/x, experiment=null -> mean what they say
@@ -186,6 +202,10 @@ INPUTS = """
     optim/test_state_dict.py::test_the_state_of_another_rule_is_refused_at_load
 17 any rule's state in any other, torch's in Combined too -> one line that names both
     optim/test_state_dict.py::test_no_rule_takes_the_state_of_any_other
+17 step=-3, a group without settings -> one line at load
+    optim/test_state_dict.py::test_counters_and_settings_that_a_state_dict_cannot_have
+17 state of whole or complex numbers -> one line at load
+    optim/test_state_dict.py::test_damaged_state_is_refused_at_load
 17 load hooks -> see and change it
     optim/test_state_dict.py::test_hooks_see_and_change_the_owners_state
 """

@@ -134,6 +134,18 @@ def test_without_eps_nothing_is_divided_by_zero(cls):
         assert torch.equal(weight[1].detach(), torch.ones(3))
 
 
+@pytest.mark.parametrize("cls", [*find_rules(), *find_rules(Elementwise)])
+@pytest.mark.parametrize("scale", [0.0, 1e-7, 1e-5, 1e-3, 1.0, 1e4])
+def test_weights_in_half_precision_stay_finite(cls, scale):
+    """In float16 the usual eps is 0, and so are squares below 2e-4."""
+    weight = nn.Parameter(seeded((4, 3), 0).half())
+    optimizer = cls([weight])
+    for t in range(4):
+        weight.grad = (seeded((4, 3), 1 + t) * scale).half()
+        optimizer.step()
+    assert weight.isfinite().all() and (weight - seeded((4, 3), 0)).abs().max() < 1
+
+
 @pytest.mark.parametrize(
     ("cls", "kwargs"), [(Steepest, {"momentum": 0.0}), (Shampoo, {"betas": (0.0, 0.9)}), (SOAP, {"betas": (0.0, 0.9)})]
 )

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
-from optim import SOAP, Lion, Muon
+from optim import SOAP, Combined, Lion, Muon, NorMuon
 from optim.elementwise import Elementwise
 from optim.routing import build_from_config
 from tests.errors import raises_naming
@@ -65,6 +66,87 @@ def test_parameters_that_changed_are_named(cls):
 def test_what_cannot_be_trained_is_named_at_once(cls, tensor, mend):
     with raises_naming(ValueError, "(4, 3)", mend):
         cls([nn.Parameter(tensor, requires_grad=False)])
+
+
+def tied_by_data():
+    weight = torch.ones(4, 3)
+    return [nn.Parameter(weight), nn.Parameter(weight)]
+
+
+def a_part_too():
+    weight = nn.Parameter(torch.ones(8, 3))
+    return [weight, nn.Parameter(weight.data[2:6])]
+
+
+def columns_of_one(*ends):
+    weight = torch.ones(4, 6)
+    return [nn.Parameter(weight[:, slice(*end)]) for end in ends]
+
+
+@pytest.mark.parametrize("given", [tied_by_data(), a_part_too(), columns_of_one((0, 4), (3, 6))])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_memory_that_two_parameters_share_is_named(cls, given):
+    """They were updated twice in every step."""
+    a, b = given
+    for params in ([("wte", a), ("head", b)], [{"params": [("wte", a)]}, {"params": [("head", b)]}]):
+        with raises_naming(ValueError, "head shares memory with wte", "one parameter"):
+            cls(params)
+    with raises_naming(ValueError, "head shares memory with wte", "one parameter"):
+        Combined([dict(optimizer=cls, params=[("wte", a)]), dict(optimizer=torch.optim.AdamW, params=[("head", b)])])
+
+
+def test_parameters_that_lie_between_one_another_share_nothing():
+    flat = torch.ones(24)
+    for params in (columns_of_one((0, 3), (3, 6)), [nn.Parameter(flat[i : i + 12].view(4, 3)) for i in (0, 12)]):
+        step(Muon(params))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_gradient_may_have_another_dtype(cls, dtypes):
+    of_param, of_grad = dtypes
+    weights = [nn.Parameter(seeded((4, 3), 0).to(of_param)) for _ in range(2)]
+    optimizers = [cls([weight]) for weight in weights]
+    weights[0].grad_dtype = of_grad
+    for t in range(3):
+        weights[0].grad = seeded((4, 3), 1 + t).bfloat16().to(of_grad)
+        weights[1].grad = seeded((4, 3), 1 + t).bfloat16().to(of_param)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(*(weight.detach() for weight in weights)) and weights[0].dtype == of_param
+
+
+@pytest.mark.parametrize("cls", [Muon, NorMuon])
+def test_parameters_of_two_devices(cls):
+    """Stacks are of one device: here of the CPU, and of none."""
+    here, alone = (nn.Parameter(seeded((4, 3), 0)) for _ in range(2))
+    there = nn.Parameter(torch.empty(4, 3, device="meta"))
+    for params in ([there, here], [alone]):
+        optimizer = cls(params)
+        step(optimizer)
+    assert torch.equal(here.detach(), alone.detach())
+
+
+@pytest.mark.parametrize("cls", [Muon, SOAP, Lion])
+def test_a_gradient_of_partial_sums_is_added_up(cls):
+    """As tensor parallelism leaves it for a replicated parameter; each rank's own part made the replicas differ."""
+    whole, alone = seeded((4, 4), 1), nn.Parameter(seeded((4, 4), 0))
+    alone.grad = whole
+    single = cls([alone])
+    single.step()
+    single.step()
+
+    def on_rank(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        weight = nn.Parameter(distribute_tensor(seeded((4, 4), 0), mesh, [Replicate()]))
+        weight.grad = DTensor.from_local(whole * (0.25 + 0.5 * rank), mesh, [Partial()])
+        optimizer = cls([weight])
+        optimizer.step()
+        optimizer.step()
+        return weight.to_local().detach()
+
+    for weight in run_threads(2, on_rank):
+        torch.testing.assert_close(weight, alone.detach())
 
 
 @pytest.mark.parametrize("cls", CLASSES)

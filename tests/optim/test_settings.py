@@ -119,6 +119,10 @@ def test_types_come_from_annotations_of_all_bases_or_from_defaults():
 WRONG = [
     (MATRIX, "lr", -0.1),
     (MATRIX, "lr", float("nan")),
+    ([Muon, SOAP, Lion], "lr", 1e300),
+    ([Muon, Lion], "lr", 10**400),
+    ([SOAP, Lion], "betas", 0.9),
+    ([SOAP, Lion], "betas", torch.tensor([0.9, 0.95])),
     ([Muon, Shampoo, Lion, Signum], "weight_decay", -0.1),
     ([Muon, SOAP, Steepest, Lion], "weight_decay", float("nan")),
     ([NorMuon, SOAP, AdagradInside, RMSpropInside], "eps", -1e-8),

@@ -32,6 +32,9 @@ ALL_RULES = [cls for cls in find_rules(Optimizer) if "defaults" not in inspect.s
 TORCHS = [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Muon]
 
 
+NO_FLOATS = [torch.int32, torch.bool, torch.complex64]
+
+
 class Kellers(torch.optim.Optimizer):
     """Whose group settings are among ours, and whose state is not."""
 
@@ -109,6 +112,7 @@ def test_damaged_state_is_refused_at_load(cls):
         (lambda state: state[0].update(extra=torch.ones(3)), "extra"),
         (lambda state: state[0].update({key: torch.ones(2, 3)}), key),
         (lambda state: state[0].update({key: 3.0}), key),
+        *((lambda state, to=to: state[0].update({key: state[0][key].to(to)}), str(to)) for to in NO_FLOATS),
     ]:
         saved = copy.deepcopy(optimizer.state_dict())
         damage(saved["state"])
@@ -143,3 +147,30 @@ def test_loading_does_not_share_the_owners_state():
     before = saved["state"][0]["row_mean_square"].clone()
     other.step()
     assert torch.equal(before, saved["state"][0]["row_mean_square"])
+
+
+def test_counters_and_settings_that_a_state_dict_cannot_have():
+    """A negative step made SOAP's weights NaN; a group without settings, as torch makes of one that is not there, was a
+    KeyError in the next step."""
+    for cls in (Muon, SOAP, UncorrectedAdam, AdamH):
+        optimizer = built(cls)
+        saved = copy.deepcopy(optimizer.state_dict())
+        if "step" in saved["param_groups"][0]:
+            saved["param_groups"][0]["step"] = -3
+            with raises_naming(ValueError, "step=-3", ">= 0"):
+                optimizer.load_state_dict(saved)
+    optimizer = built(together, rule=torch.optim.AdamW)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"] = [{"params": saved["param_groups"][0]["params"]}]
+    with raises_naming(ValueError, "AdamW", "lr"):
+        optimizer.load_state_dict(saved)
+    optimizer.step()
+
+
+def test_names_are_those_of_the_optimizer_that_loads():
+    """Parameters go by their order, as in torch; what was called otherwise is not named so in later errors."""
+    optimizer = built(Lion)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["param_names"] = ["module.weight"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["param_names"] == ["weight"]

@@ -61,6 +61,8 @@ def test_load_config_works_anywhere_and_leaves_hydra_as_it_was(tmp_path, monkeyp
         "parallel=[0.9,0.95]": ["choose one of", "fsdp"],
         "run.name=${hydra:runtime.choices.optim}": ["the value itself"],
         "seed=-1": ["from 0"],
+        "~train": ["give it another value"],
+        "hydra.sweeper.params.seed='1,2'": ["cannot compose"],
         "seed=4294967296": ["4294967295"],
     }.items(),
 )

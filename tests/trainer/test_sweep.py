@@ -185,6 +185,14 @@ def test_summary_is_read_from_the_records(tmp_path, capsys):
     assert found.summary() is True and "--baseline adamw" in capsys.readouterr().out
 
 
+def test_a_sweep_has_jobs_and_is_not_over_hydra_s_own_keys():
+    """Nothing ran, with exit code 0."""
+    with raises_naming(UserError, "seed=range(3,1)", "no job"):
+        sweep("experiment=smoke", "seed=range(3,1)")
+    with raises_naming(UserError, "hydra.sweep.dir", "one value"):
+        sweep("experiment=smoke", "hydra.sweep.dir=a,b")
+
+
 def test_every_job_of_a_sweep_is_checked_first():
     with raises_naming(UserError, "train.batch_tokens=3000", "2944 or 3072"):
         sweep("experiment=smoke", "train.batch_tokens=3072,3000")

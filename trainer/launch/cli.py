@@ -24,7 +24,7 @@ from trainer.launch.compose import check, check_choices, hydra_initialized, to_h
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, explain
 from trainer.launch.hydra_private import BasicSweeper, get_args_parser
 from trainer.launch.job import run_job
-from trainer.launch.rendezvous import broadcast_rank0, rank, report_error
+from trainer.launch.rendezvous import broadcast_rank0, check_environment, rank, report_error
 from trainer.launch.sweep import JobFailed, Sweep, in_order
 from trainer.parallel import teardown
 
@@ -66,6 +66,7 @@ def parse_command_line() -> Sweep | None:
 
     ``sys.argv`` is left as Hydra is to read it.
     """
+    check_environment()
     args, unknown = get_args_parser().parse_known_intermixed_args()
     info_only = args.help or args.hydra_help or args.info or args.shell_completion
     if (info_only or args.cfg) and rank() > 0:
@@ -102,6 +103,10 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Sweep | No
             jobs = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
             jobs = in_order(jobs, whole.sweep.order)
             swept_keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
+            if not jobs:
+                raise UserError(f"{' '.join(overrides)}: the sweep has no job; give every swept key a value")
+            if of_hydra := [key for key in swept_keys if key.startswith("hydra")]:
+                raise UserError(f"{of_hydra[0]}: a sweep is over keys of the runs, not of Hydra; give it one value")
             sweep = Sweep(broadcast_rank0("sweep", lambda: sweep_folder(whole.hydra)), swept_keys, launcher._target_)
         elif processes.is_submitit(launcher._target_):
             raise UserError("hydra/launcher starts the jobs of a sweep: give -m, for a single job too")

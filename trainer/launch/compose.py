@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,10 +19,10 @@ from common import UserError
 from optim.by_name import BY_NAME
 from optim.routing import ROLES, build_from_config
 from trainer.config import OPEN_SECTIONS, Config, register, validate
-from trainer.language_model import model_class
+from trainer.language_model import model_class, one_line
 from trainer.launch.hydra_errors import COMPOSITION_ERRORS, CONFIGS, check_unknown_keys, choices, explain, new_name
 
-TEXTS = ("run.dir", "run.from_", "run.init", "logger.label", "logger.group")  # which may be null, but not empty
+TEXTS = ("run.dir", "run.name", "run.from_", "run.init", "logger.label", "logger.group")  # null, or not empty
 
 
 def load(overrides: Sequence[str], world_size: int) -> Config:
@@ -50,9 +51,20 @@ def hydra_initialized(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
             yield GlobalHydra.instance().config_loader()
     except COMPOSITION_ERRORS as error:
         raise UserError(explain(error, overrides)) from None
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        if not raised_in(error, "hydra", "omegaconf"):
+            raise
+        said = f"Hydra cannot compose what they ask for ({one_line(error)}): leave out one after the other"
+        raise UserError(f"{' '.join(overrides)}: {said}") from None
     finally:
         GlobalHydra.set_instance(instance)  # Hydra would put a copy in its place
         instance.hydra, base.version_base = before
+
+
+def raised_in(error: Exception, *packages: str) -> bool:
+    """Whether the innermost frame of an error is code of one of these packages."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] in packages
 
 
 def check(composed: DictConfig, world_size: int) -> Config:
@@ -62,6 +74,8 @@ def check(composed: DictConfig, world_size: int) -> Config:
     for key in TEXTS:  # of a variable of the shell that is not set, most often
         if isinstance(text := attrgetter(key)(config), str) and not text.strip():
             raise UserError(f"{key.rstrip('_')}={text}: it is empty; leave it out, or give null")
+        if text and re.search(r"[\x00-\x1f\x7f]", text):
+            raise UserError(f"{key.rstrip('_')}={text!r}: leave out line ends and other control characters")
     matrix = config.optim.matrix
     keeps_norms = matrix.get("constraint") or str(matrix.get("_target_")).endswith(".AdamH")
     if keeps_norms and getattr(config.model, "zero_init_proj", False):

@@ -68,7 +68,11 @@ def check_unknown_keys(composed: DictConfig) -> None:
             if f"{key}." not in OPEN:
                 walk(inner, f"{key}.")
 
-    walk(OmegaConf.to_container(composed), "")
+    given = OmegaConf.to_container(composed)
+    walk(given, "")
+    for key in known:
+        if "." not in key and isinstance(given, dict) and key not in given:
+            raise UserError(f"~{key}: a key cannot be removed; give it another value")
 
 
 def _missing_choice(error: MissingConfigException) -> str:

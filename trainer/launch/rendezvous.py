@@ -30,6 +30,15 @@ def restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
+def check_environment() -> None:
+    """Raises RendezvousError: what a launcher, or a script, says of this process is no number or cannot be."""
+    for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if (value := os.environ.get(key)) is not None and not value.strip().isdecimal():
+            raise RendezvousError(f"{key}={value}: give a whole number, or unset it and start with torchrun")
+    if rank() >= world_size():
+        raise RendezvousError(f"RANK={rank()} WORLD_SIZE={world_size()}: give ranks from 0 to WORLD_SIZE - 1")
+
+
 class RendezvousError(UserError):
     """The ranks cannot reach each other, not even to say so once."""
 
@@ -127,7 +136,7 @@ def _free_port() -> str:
 def report_error(error: Exception, job: int = 0) -> None:
     """Print ``error: …`` once for all ranks that met the same error in a job."""
     line = f"error: {error}"
-    if world_size() > 1 and not isinstance(error, RendezvousError):
+    if not isinstance(error, RendezvousError) and world_size() > 1:
         mine = f"{rank()} {line}"
         try:
             first = store().compare_set(f"error {job} {restart_count()}", "", mine).decode()

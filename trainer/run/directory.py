@@ -36,18 +36,25 @@ LOCK_TIMEOUT = 120  # seconds for which a run that is just saving its last check
 
 def new_directory(config: Config) -> Path:
     """``runs/<date>-<time>-<name>``, with a number behind it if two runs start in one second."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{folder_name(str(config.run.name))}"
     candidates = (Path("runs", name + suffix) for suffix in chain([""], map("-{}".format, count(2))))
     return next(path for path in candidates if not path.exists())
 
 
 def job_name(overrides: list[str], seed: int) -> str:
     """A readable folder name for one job of a sweep, from its overrides and its seed."""
-    words = [re.sub(r"[^\w.=+-]", "_", override.lstrip("+")) for override in overrides]
+    words = [override.lstrip("+") for override in overrides]
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={seed}")
-    name = ",".join(words)
-    return name if len(name) <= 150 else f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return folder_name(",".join(map(folder_name, words)))
+
+
+def folder_name(text: str) -> str:
+    """What a text is called as one folder."""
+    name = re.sub(r"[^\w.,=+-]", "_", text)
+    if len(name.encode()) <= 150:
+        return name
+    return f"{name.encode()[:130].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -72,23 +79,24 @@ def acquire_run_dir(config: Config) -> str:
     """
     directory = Path(config.run.dir) if config.run.dir else new_directory(config)
     mark, mine = directory / "run.json", identity(config)
-    if mark.exists():
-        _compare(mark, config)
-        if config.run.resume == Resume.never:
-            raise UserError(f"run.dir={directory} already holds this run, and run.resume=never: choose a new run.dir")
-        return str(directory)
-    if config.run.resume == Resume.must:
-        raise UserError(f"run.resume=must, but run.dir={directory} holds no run: give the run.dir of a started run")
-    if directory.exists() and (not directory.is_dir() or _holds_files(directory)):
-        raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
     try:
+        if mark.exists():
+            _compare(mark, config)
+            if config.run.resume == Resume.never:
+                holds = f"run.dir={directory} already holds this run, and run.resume=never"
+                raise UserError(f"{holds}: choose a new run.dir")
+            return str(directory)
+        if config.run.resume == Resume.must:
+            raise UserError(f"run.resume=must, but run.dir={directory} holds no run: give the run.dir of a started run")
+        if directory.exists() and (not directory.is_dir() or _holds_files(directory)):
+            raise UserError(f"run.dir={directory} holds files that are not a run's: choose an empty or new folder")
         directory.mkdir(parents=True, exist_ok=True)
         saved = {"format": FORMAT, "name": config.run.name, "id": secrets.token_hex(4), "identity": mine}
         write_json(mark, saved, exclusive=True)
     except FileExistsError:  # another start of this moment was first
         _compare(mark, config)
     except OSError as error:
-        raise UserError(f"run.dir={directory} cannot be written ({error.strerror}): choose another folder") from None
+        raise UserError(f"run.dir={directory} cannot be used ({error.strerror}): choose another folder") from None
     return str(directory)
 
 
