@@ -43,11 +43,12 @@ def split_of(file: str) -> str | None:
 
 
 def bin_files(folder: Path) -> list[Path]:
-    """The files of a folder that may be shards, in any case: `.BIN` is what some disks and tools make of them.
+    """The files of a folder that may be shards, in any case: `.BIN` is what some disks and tools make of them.  Hidden
+    ones are not, such as the `._x_train_1.bin` that a Mac leaves beside x_train_1.bin.
 
     In the order of their numbers where those have no leading zeros: x_train_2.bin comes before x_train_10.bin.
     """
-    files = (file for file in folder.glob("*") if file.suffix.lower() == ".bin")
+    files = (file for file in folder.glob("[!.]*") if file.suffix.lower() == ".bin")
     return sorted(files, key=lambda file: (re.sub(r"\d+", lambda number: number[0].zfill(20), file.name), file))
 
 
@@ -75,6 +76,8 @@ def open_shard(path: Path | str) -> np.memmap:
     path = Path(path)
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a FIFO would be waited for
+            raise UserError(f"{path}: cannot be read (a folder, a FIFO or a device, not a file)")
         with open(path, "rb") as file:
             fields = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
     except FileNotFoundError:

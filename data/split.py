@@ -67,10 +67,13 @@ def _files(folder: Path, content: dict[str, Any] | None) -> tuple[list[Path], li
             raise UserError(f"{file}: for training or validation? Call it NAME_train_000001.bin or NAME_val_000000.bin")
     train, val = ([file for file, role in roles.items() if role == split] for split in ("train", "val"))
     beginnings = {file: _beginning(file) for file in train + val}
-    trained = {beginnings[file]: file for file in train}
-    for file in val:  # a link, or a copy under another name
-        if twin := trained.get(beginnings[file]):
+    seen: dict[bytes, Path] = {}
+    for file in train + val:  # a link, or a copy under another name
+        twin = seen.setdefault(beginnings[file], file)
+        if twin in train and file in val:
             raise UserError(f"{file} holds the tokens of {twin}: a file is never for both; replace one of them")
+        if twin != file and content is None:  # prepared text may repeat itself
+            raise UserError(f"{file} holds the tokens of {twin}, which would count twice; remove one of them")
     return train, val, beginnings
 
 

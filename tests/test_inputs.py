@@ -20,8 +20,12 @@ INPUTS = """
     data/test_roles.py::test_the_manifest_decides_where_there_is_one
 1 X_TRAIN_000002.BIN -> read too
     data/test_roles.py::test_endings_count_in_any_case
-1 validation links to training, or is its copy -> one line
-    data/test_roles.py::test_a_file_is_not_for_both
+1 validation links to training, or is its copy; a training shard twice -> one line
+    data/test_roles.py::test_a_file_is_read_for_one_purpose_and_once
+1 ._x_train_000001.bin, .x_train_000002.bin -> left out
+    data/test_roles.py::test_hidden_files_are_no_shards
+1 a FIFO or a folder called x_train_000001.bin -> one line
+    data/test_roles.py::test_what_is_no_file_is_named_and_not_waited_for
 1 a manifest with other words, places, types -> one line
     data/test_roles.py::test_a_manifest_that_says_something_else_is_one_line
 1 data.name with a slash, NUL, line's end, 300 letters -> one line

@@ -1,5 +1,6 @@
 """Which shards are for training and which for validation: the end of the name says it, and only the end."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,26 @@ def test_endings_count_in_any_case(tmp_path):
 
 
 @pytest.mark.parametrize("way", [Path.symlink_to, Path.hardlink_to, lambda new, old: new.write_bytes(old.read_bytes())])
-def test_a_file_is_not_for_both(tmp_path, mistake, way):
+@pytest.mark.parametrize(("copy", "reason"), [("x_val_000000.bin", "never for both"), ("x_train_000002.bin", "twice")])
+def test_a_file_is_read_for_one_purpose_and_once(tmp_path, mistake, way, copy, reason):
     write_shard(tmp_path / "x_train_000001.bin", np.arange(99))
-    way(tmp_path / "x_val_000000.bin", tmp_path / "x_train_000001.bin")
-    with mistake(str(tmp_path / "x_val_000000.bin"), str(tmp_path / "x_train_000001.bin"), "replace one"):
+    write_shard(tmp_path / "x_val_000009.bin", np.arange(98))
+    way(tmp_path / copy, tmp_path / "x_train_000001.bin")
+    with mistake(str(tmp_path / copy), str(tmp_path / "x_train_000001.bin"), reason):
+        open_split(config_of("shards", dir=str(tmp_path)))
+
+
+def test_hidden_files_are_no_shards(tmp_path):
+    for tokens, name in enumerate(("x_train_000001.bin", "x_val_000000.bin", ".x_train_000002.bin")):
+        write_shard(tmp_path / name, np.arange(90 + tokens))
+    (tmp_path / "._x_train_000001.bin").write_bytes(b"what a Mac leaves")
+    assert [file.name for file in open_split(config_of("shards", dir=str(tmp_path))).train] == ["x_train_000001.bin"]
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, mistake):
+    write_shard(tmp_path / "x_val_000000.bin", np.arange(99))
+    os.mkfifo(tmp_path / "x_train_000001.bin")
+    with mistake(str(tmp_path / "x_train_000001.bin"), "FIFO"):
         open_split(config_of("shards", dir=str(tmp_path)))
 
 
