@@ -130,19 +130,20 @@ def test_parameters_of_two_devices(cls):
 @pytest.mark.parametrize("cls", [Muon, SOAP, Lion])
 def test_a_gradient_of_partial_sums_is_added_up(cls):
     """As tensor parallelism leaves it for a replicated parameter; each rank's own part made the replicas differ."""
-    whole, alone = seeded((4, 4), 1), nn.Parameter(seeded((4, 4), 0))
-    alone.grad = whole
+    alone = nn.Parameter(seeded((4, 4), 0))
+    parts = [[seeded((4, 4), step, rank) for rank in range(2)] for step in range(1, 4)]
     single = cls([alone])
-    single.step()
-    single.step()
+    for two in parts:
+        alone.grad = two[0] + two[1]
+        single.step()
 
     def on_rank(rank):
         mesh = init_device_mesh("cpu", (2,))
         weight = nn.Parameter(distribute_tensor(seeded((4, 4), 0), mesh, [Replicate()]))
-        weight.grad = DTensor.from_local(whole * (0.25 + 0.5 * rank), mesh, [Partial()])
         optimizer = cls([weight])
-        optimizer.step()
-        optimizer.step()
+        for two in parts:
+            weight.grad = DTensor.from_local(two[rank], mesh, [Partial()])
+            optimizer.step()
         return weight.to_local().detach()
 
     for weight in run_threads(2, on_rank):
