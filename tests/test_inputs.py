@@ -146,6 +146,10 @@ INPUTS = """
     scripts/test_compare_groups.py::test_a_run_goes_on_where_its_model_has_more_settings_now
 11 a record without its checkpoints -> stops, keeps it
     trainer/test_unfinished.py::test_a_record_without_a_checkpoint_is_not_begun_anew
+11 another run's metrics.jsonl beside the checkpoints -> one line
+    trainer/test_unfinished.py::test_the_record_of_another_run_is_not_gone_on_with
+11 a last checkpoint still being written at the end -> waited for
+    trainer/test_unfinished.py::test_a_checkpoint_on_its_way_at_the_end_is_waited_for
 11 run.dir renamed during a run -> fails loudly
     trainer/test_unfinished.py::test_a_directory_that_is_renamed_is_not_made_again
 11 two first starts -> one of them

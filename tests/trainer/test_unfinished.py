@@ -138,6 +138,23 @@ def test_a_record_without_a_checkpoint_is_not_begun_anew(run, tmp_path):
     assert (tmp_path / "run" / "metrics.1.jsonl").read_text() == before
 
 
+def test_the_record_of_another_run_is_not_gone_on_with(run, tmp_path):
+    run("run")
+    run("other", "seed=7")
+    foreign = (tmp_path / "other" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(foreign)
+    with raises_naming(UserError, f"{tmp_path}/run/metrics.jsonl", "another run", "bring this run's own record back"):
+        run("run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == foreign
+
+
+def test_a_stop_before_the_first_update_lacks_nothing(run, tmp_path, capsys):
+    run("run", "train.max_minutes=0.000001")
+    run("run")
+    assert "lacks what was measured" not in capsys.readouterr().out
+    assert [line["step"] for line in read_record(tmp_path / "run") if "val/loss" in line] == [0, 3, 6]
+
+
 def test_a_directory_that_is_renamed_is_not_made_again(run, configure, tmp_path):
     """The save fails loudly; the run's files stay together."""
     trainer = Trainer(configure(*SHORT, f"run.dir={tmp_path / 'run'}"))

@@ -81,12 +81,25 @@ def _load(config: Config, parallel: Parallel, checkpoints: Checkpoints) -> tuple
         progress.branch = f"{folder.parent.parent.resolve().name}@{progress.step}"
         parallel.broadcast_rank0(lambda: _take_record(folder.parent.parent, config.run.path))
     record = config.run.path / FILE
-    last = parallel.broadcast_rank0(lambda: max((line["step"] for line in read_lines(record)), default=None))
+    last, losses = parallel.broadcast_rank0(lambda: _measured(record, progress.val_step))
+    if losses and progress.val_loss not in (None, *losses):
+        raise UserError(
+            f"{record} is of another run: val/loss after update {progress.val_step} is {losses[-1]} there and "
+            f"{progress.val_loss} in {folder}; bring this run's own record back, or choose a new run.dir"
+        )
     if last is None or last < progress.step:
-        lost = f"from update {last + 1} on" if last is not None else "from the start on"
-        notices.append(f"warning: {record} lacks what was measured {lost}, up to the checkpoint")
-        progress.val_step = None  # measure again what can be
+        progress.val_step = None  # measure again what can be: all of it after update 0
+        if progress.step:
+            lost = f"from update {last + 1} on" if last is not None else "from the start on"
+            notices.append(f"warning: {record} lacks what was measured {lost}, up to the checkpoint")
     return progress, notices + [f"going on after update {progress.step} of {config.train.steps}, from {folder}"]
+
+
+def _measured(record: Path, step: int | None) -> tuple[int | None, list[float]]:
+    """The last step of a record, and its validation losses after update ``step``, of every time that it was reached."""
+    lines = read_lines(record)
+    losses = [line["val/loss"] for line in lines if line["step"] == step and line.get("val/loss") is not None]
+    return max((line["step"] for line in lines), default=None), losses
 
 
 def find(config: Config) -> tuple[Path | None, list[str]]:
