@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+LAUNCHER = os.getppid()
+"""The process that has started this one."""
+
 
 class UserError(ValueError):
     """What the user can mend: one line that names the key or the file, its value, and the mend."""

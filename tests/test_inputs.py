@@ -132,6 +132,8 @@ INPUTS = """
     distributed/test_processes.py::test_what_a_user_s_accelerate_file_asks_for_is_left_out
 9 MASTER_PORT taken -> one line at once
     trainer/test_launch.py::test_a_port_that_another_program_holds_is_told_at_once
+9 the launcher killed while its workers start -> they end, one line
+    distributed/test_kill.py::test_a_launcher_that_goes_at_once_takes_its_workers_along
 9 -m under latin-1 -> shown
     trainer/test_sweep.py::test_a_terminal_without_unicode_shows_the_summary
 9 optim=track3/adam on another model -> told, or one line

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+import common
 from tests.runs import ROOT
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -182,6 +183,7 @@ def _run(module: ModuleType, request: dict, prepared: Any) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(fork["environment"])
+        common.LAUNCHER = os.getppid()  # a process that had not been forked would find it so
         code = module.child(request, prepared) or 0
     except BaseException:
         traceback.print_exc()

@@ -250,6 +250,15 @@ def test_with_torchrun(template, tmp_path):
     assert read_losses(parts) == read_losses(whole)
 
 
+def test_a_launcher_that_goes_at_once_takes_its_workers_along(tmp_path):
+    """They would wait for its store for minutes."""
+    with Torchrun([*COMMON, f"run.dir={tmp_path}/run"], 2, tmp_path / "said") as job:
+        wait_until(lambda: len(job.workers()) == 2)
+        time.sleep(0.5)  # python itself has begun
+        job.kill_launcher()
+        assert "error: the launcher has gone before the run began" in job.output()
+
+
 @pytest.mark.parametrize("optim", ["muon", "adamw", "shampoo", "soap"] if SOAK else ["muon", "soap"])
 def test_killed_again_and_again(template, tmp_path, optim):
     """kill -9 of one rank, of all, of the launcher, at any moment; the curve is the same to the last bit."""

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+import common
 from trainer.run.preemption import Preempted, Preemption
 
 
@@ -43,7 +44,7 @@ def test_a_lost_launcher_is_noticed(monkeypatch):
     with Preemption(1) as preemption:
         preemption.start_poll()
         assert preemption.finish_poll() == (None, False)
-        monkeypatch.setattr(os, "getppid", lambda: 1 - preemption.parent)  # another process
+        monkeypatch.setattr(os, "getppid", lambda: 1 - common.LAUNCHER)  # another process
         preemption.start_poll()
         assert preemption.finish_poll() == ("the loss of its launcher", False)
 

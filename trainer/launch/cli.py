@@ -27,6 +27,7 @@ from trainer.launch.job import run_job
 from trainer.launch.rendezvous import broadcast_rank0, check_environment, rank, report_error
 from trainer.launch.sweep import JobFailed, Sweep, in_order
 from trainer.parallel import teardown
+from trainer.run.preemption import leave_with_launcher
 
 
 def main(train: Callable[[Config], None]) -> None:
@@ -34,6 +35,7 @@ def main(train: Callable[[Config], None]) -> None:
 
     Exit code 1 and one line ``error: …`` for what the user can mend; of a sweep also if a job has not finished.
     """
+    leave_with_launcher()
     register()  # --help composes too
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a defect shows its whole trace
     if isinstance(sys.stdout, io.TextIOWrapper):

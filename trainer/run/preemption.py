@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +11,32 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+import common
+
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TIME_OVER, LAUNCHER_GONE = 1001, 1002  # beside the numbers of signals
+
+
+started = threading.Event()
+"""A :class:`Preemption` has begun to look after the launcher."""
+
+
+def launcher_is_gone() -> bool:
+    """Torchrun's agent has ended and left its workers behind."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != common.LAUNCHER
+
+
+def leave_with_launcher() -> None:
+    """Until a run has begun, end this process where its launcher is gone: it would wait for the launcher's store."""
+
+    def watch() -> None:
+        while not started.wait(1):
+            if launcher_is_gone():
+                print("error: the launcher has gone before the run began", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Preempted(Exception):
@@ -42,8 +66,8 @@ class Preemption:
         self.max_minutes, self.save_minutes, self.now = max_minutes, save_minutes, now
         self.group = dist.new_group(backend="gloo") if world_size > 1 else None
         self.started = self.saved = now()
-        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.signal = 0
+        started.set()
         # Python lets only its main thread listen to signals; a notebook's worker thread goes without.
         handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
         self.previous = {number: signal.signal(number, self._receive) for number in handled}
@@ -54,7 +78,7 @@ class Preemption:
     def start_poll(self) -> None:
         minutes = (self.now() - self.started) / 60
         reason = self.signal
-        if not reason and self.parent not in (None, os.getppid()):
+        if not reason and launcher_is_gone():
             reason = LAUNCHER_GONE
         if not reason and self.max_minutes is not None and minutes >= self.max_minutes:
             reason = TIME_OVER
