@@ -190,8 +190,8 @@ INPUTS = """
     trainer/test_weights.py::test_foreign_weights_are_refused
 15 W&B out of reach -> offline at once
     trainer/test_wandb.py::test_wandb_out_of_reach_is_offline_at_once
-15 a key that is refused -> offline
-    trainer/test_wandb.py::test_a_key_that_wandb_refuses_keeps_the_run_offline
+15 a key, a project, a run's id that are refused, WANDB_MODE=online without a key -> offline
+    trainer/test_wandb.py::test_what_wandb_refuses_keeps_the_run_offline
 15 WANDB_MODE="" or hello, a key with a line's end -> offline, read
     trainer/test_wandb.py::test_wandb_is_offline_without_a_key
 16 a hostile index -> nothing is unpickled

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
+import wandb
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,14 +134,25 @@ def test_wandb_out_of_reach_is_offline_at_once(unset, server, tmp_path):
     assert "WANDB_BASE_URL" not in os.environ, "W&B would not begin a run with that, wherever it is kept"
 
 
-def test_a_key_that_wandb_refuses_keeps_the_run_offline(unset, server, configure, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("WANDB_API_KEY", "short", "key"),
+        ("WANDB_MODE", "online", "key"),
+        ("WANDB_PROJECT", "a/b", "project"),
+        ("WANDB_RUN_ID", "a/b", "Run ID"),
+    ],
+)
+def test_what_wandb_refuses_keeps_the_run_offline(unset, server, configure, tmp_path, name, value, reason):
     """The server answers, but the run cannot be opened there."""
+    wandb.teardown()  # it keeps the environment of the test before
     unset.setenv("WANDB_BASE_URL", server)
-    unset.setenv("WANDB_API_KEY", "short")
+    unset.setenv(name, value)
     config = configure("experiment=smoke", "logger=wandb", f"run.dir={tmp_path}")
     acquire_run_dir(config)
     accelerator = Accelerator(cpu=True)
     said = start(config, processes(accelerator=accelerator), run_id(tmp_path))
     run = accelerator.get_tracker("wandb", unwrap=True)
-    assert run.offline and "wandb sync" in said and "key" in said
+    assert run.offline and "wandb sync" in said and reason in said
+    assert os.environ[name] == value
     run.finish()

@@ -4,6 +4,8 @@ import netrc
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlparse
@@ -25,7 +27,7 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
 
     Where W&B cannot be reached the run is kept on the disk, to be uploaded later.
     """
-    why, settings = "", {}
+    why, settings = "", dict[str, Any]()
     if parallel.is_main:
         import wandb
 
@@ -46,12 +48,16 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
     values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     try:
         parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
-    except Exception as error:  # whatever W&B may raise of its network, its server or the key
-        if settings.get("mode") == "offline":
-            raise
+    except Exception as error:  # whatever W&B may raise of its network, its server, the key or another variable
         why = f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
-        settings["mode"] = "offline"
-        parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
+        try:
+            with _without_environment():
+                settings |= {"mode": "offline"}
+                settings["settings"].mode = "offline"
+                parallel.accelerator.init_trackers(config.logger.project, values, {"wandb": settings})
+        except Exception:
+            parallel.accelerator.trackers = []  # half a tracker could not be closed
+            raise
     if not parallel.is_main:
         return ""
     run = parallel.accelerator.get_tracker("wandb", unwrap=True)
@@ -60,9 +66,22 @@ def start(config: Config, parallel: Parallel, run_id: str | None) -> str:
     run.define_metric("*", step_metric="step")
     run.define_metric("val/loss", step_metric="train_time_s", summary="min,last")
     if not run.offline:
-        return f"wandb {run.url}"
+        return f"wandb {run.url}" if run.url else f"wandb is off (WANDB_MODE={os.environ.get('WANDB_MODE')})"
     directory = shlex.quote(str(config.run.path))  # with a folder for every time that the run was started
     return f"wandb offline{why}, upload with: wandb sync {directory}/wandb/offline-run-*"
+
+
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """Leave W&B no variable that it could refuse again."""
+    import wandb
+
+    wandb.teardown()  # it has read them
+    ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WANDB_")}
+    try:
+        yield
+    finally:
+        os.environ.update(ours)  # another job of a sweep may succeed
 
 
 def abandon() -> None:
